@@ -1,0 +1,134 @@
+"""Attention of gathered query rows against a full cache of keys and values."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..checks import (
+    check_device,
+    check_dtype,
+    check_floats,
+    check_index,
+    check_rank,
+    check_shape,
+    check_tensors,
+)
+from ..impl import Impl, choose_impl
+from . import reference
+
+__all__ = ["gathered_attention"]
+
+_OP = "gathered_attention"
+
+
+def gathered_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    index: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+    scale: float | None = None,
+    out: Tensor | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """softmax(scale q k^T) v for M query rows against all S cached keys and values.
+
+    It is the attention of a spot step (SpotEdit, arXiv 2512.22323): queries are the prompt and
+    the active tokens only, keys and values are the whole joint sequence.
+
+    Args:
+        q: ``[B, M, H, D]`` without `index`, ``[B, S, H, D]`` with it; fp16, bf16, fp32 or fp64.
+        k, v: ``[B, S, H, D]``, of q's dtype, or both int8 with `k_scale` and `v_scale`. All of
+            their elements must be finite, those of masked keys too.
+        index: rows of the joint sequence to compute, int32 or int64, ``[M]`` or ``[B, M]``, each
+            in 0..S-1 and at most once a batch row; negative entries are padding.
+        key_mask: bool ``[B, S]``, True = attend. Where a batch row masks every key, the result
+            is 0.
+        k_scale, v_scale: fp32 ``[B, S, H]``, the values of the int8 tensors' unit steps.
+        scale: factor on the logits; default ``1 / sqrt(D)``.
+        out: receives the result in place and is returned; q's dtype and the result's shape. It may
+            be q itself.
+        impl: "auto", "triton" or "reference"; an explicit one never falls back.
+
+    Returns:
+        ``[B, M, H, D]`` without `index`. With it ``[B, S, H, D]``, where only the indexed rows
+        were read from q and written; the other rows keep `out`, or are 0 if there is no `out`.
+
+    Raises:
+        TypeError: a dtype is not of those listed.
+        ValueError: a shape or a device does not fit, scales are missing or superfluous, `impl` is
+            unknown.
+        NotImplementedError: `impl` names an implementation that does not exist yet.
+    """
+    choose_impl(_OP, impl)
+    _check_rows(q, k, v, index)
+    scales = _check_scales(q, k, v, k_scale, v_scale)
+    _check_options(q, k, key_mask, scale, out)
+    return reference.gathered_attention(q, k, v, index, key_mask, scales, scale, out)
+
+
+def _check_rows(q: Tensor, k: Tensor, v: Tensor, index: Tensor | None) -> None:
+    check_tensors(_OP, q=q, k=k, v=v)
+    check_rank(_OP, "q", q, "BMHD" if index is None else "BSHD")
+    check_rank(_OP, "k", k, "BSHD")
+    check_floats(_OP, "q", q=q)
+    b, s, h, d = k.shape
+    if s == 0:
+        raise ValueError(f"{_OP}: k must have at least one row, got {tuple(k.shape)}; fill it.")
+    check_shape(_OP, "v", v, (b, s, h, d), "BSHD", "k and v must agree")
+    if index is None:
+        fix = "q must have k's batch, heads and head dim"
+        check_shape(_OP, "q", q, (b, q.shape[1], h, d), "BMHD", fix)
+    else:
+        fix = "with index, q covers the joint sequence; pass gathered rows without index"
+        check_shape(_OP, "q", q, (b, s, h, d), "BSHD", fix)
+        check_index(_OP, "index", index, b)
+    check_device(_OP, q, k=k, v=v, index=index)
+
+
+def _check_scales(
+    q: Tensor, k: Tensor, v: Tensor, k_scale: Tensor | None, v_scale: Tensor | None
+) -> tuple[Tensor, Tensor] | None:
+    """The int8 scales, checked; None if K and V have q's dtype."""
+    if k.dtype != torch.int8:
+        fix = "convert it to q's dtype, or quantise it to int8 and pass its scale"
+        check_dtype(_OP, "k", k, (q.dtype, torch.int8), fix)
+        check_dtype(_OP, "v", v, (q.dtype,), "k and v must agree")
+        if k_scale is not None or v_scale is not None:
+            raise ValueError(
+                f"{_OP}: k_scale and v_scale belong to int8 k and v, got k of {k.dtype}; drop them."
+            )
+        return None
+    shape = tuple(k.shape[:3])
+    if k_scale is None or v_scale is None:
+        raise ValueError(
+            f"{_OP}: int8 k and v need k_scale and v_scale of shape [B, S, H] = {shape}, "
+            f"got {'no k_scale' if k_scale is None else 'no v_scale'}; pass both."
+        )
+    check_dtype(_OP, "v", v, (torch.int8,), "quantise both k and v or neither")
+    check_tensors(_OP, k_scale=k_scale, v_scale=v_scale)
+    for name, value in (("k_scale", k_scale), ("v_scale", v_scale)):
+        check_dtype(_OP, name, value, (torch.float32,), "convert it with .float()")
+        check_shape(_OP, name, value, shape, "BSH", "one scale a row and head")
+    check_device(_OP, q, k_scale=k_scale, v_scale=v_scale)
+    return k_scale, v_scale
+
+
+def _check_options(
+    q: Tensor, k: Tensor, key_mask: Tensor | None, scale: float | None, out: Tensor | None
+) -> None:
+    if key_mask is not None:
+        check_tensors(_OP, key_mask=key_mask)
+        check_dtype(_OP, "key_mask", key_mask, (torch.bool,), "True = attend; use mask.bool()")
+        check_shape(_OP, "key_mask", key_mask, tuple(k.shape[:2]), "BS", "one flag a key")
+    if scale is not None and not isinstance(scale, int | float):
+        raise TypeError(f"{_OP}: scale must be a float or None, got {type(scale).__name__}.")
+    if out is not None:
+        check_tensors(_OP, out=out)
+        check_dtype(_OP, "out", out, (q.dtype,), "allocate it with torch.empty_like(q)")
+        check_shape(_OP, "out", out, tuple(q.shape), "BMHD", "it has q's shape")
+    check_device(_OP, q, key_mask=key_mask, out=out)

@@ -1,0 +1,149 @@
+"""Blend of cached keys and values with those of the condition image (SpotFusion)."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+
+from torch import Tensor
+
+from ..checks import (
+    FLOATS,
+    check_device,
+    check_dtype,
+    check_floats,
+    check_index,
+    check_rank,
+    check_shape,
+    check_tensors,
+    compute_dtype,
+)
+from ..impl import Impl, choose_impl
+from . import reference
+
+__all__ = ["cosine_weight", "kv_blend"]
+
+_OP = "kv_blend"
+_ROUND_OFF = 1e-6  # t = 1 - sigma of an fp32 sigma may leave [0, 1] by this much
+
+
+def cosine_weight(t: float | Tensor) -> float | Tensor:
+    """cos^2(pi t / 2): 1 at t = 0, 1/2 at t = 1/2, 0 at t = 1.
+
+    SpotEdit, arXiv 2512.22323, eqs. 7-9 (there called alpha).
+
+    Args:
+        t: a float, or a tensor of any shape; in [0, 1] (a sigma, not a timestep of 0..1000). A
+            tensor's values are not checked: that would synchronise with the device.
+
+    Returns:
+        A float for a float; for a tensor a tensor of its shape, fp64 if t is, else fp32.
+
+    Raises:
+        TypeError: t is neither a number nor a floating tensor.
+        ValueError: a float t is not finite or leaves [0, 1] by more than 1e-6.
+    """
+    if isinstance(t, Tensor):
+        check_dtype("cosine_weight", "t", t, FLOATS, "convert it with .float()")
+        return (t.to(compute_dtype(t.dtype)) * (math.pi / 2)).cos().square()
+    _check_number("cosine_weight", "t", t)
+    if not -_ROUND_OFF <= t <= 1 + _ROUND_OFF:
+        raise ValueError(
+            f"cosine_weight: t must be in [0, 1], got {t}; pass sigma (or 1 - sigma), "
+            f"which is a timestep divided by 1000."
+        )
+    return math.cos(math.pi / 2 * t) ** 2
+
+
+def kv_blend(
+    k_out: Tensor,
+    v_out: Tensor,
+    k_cached: Tensor,
+    v_cached: Tensor,
+    k_ref: Tensor,
+    v_ref: Tensor,
+    index: Tensor,
+    *,
+    t: float | Tensor | None = None,
+    weight: float | Tensor | None = None,
+    impl: Impl = "auto",
+) -> None:
+    """On the indexed rows, ``out = w cached + (1 - w) ref`` for K and V, in place.
+
+    With `t`, w = cos^2(pi t / 2), the weight of SpotEdit, arXiv 2512.22323, eqs. 7-9; `weight`
+    gives w itself. Keys are blended after their rotary embedding, so `k_ref` must hold keys that
+    are rotated to the position of the row they are blended into. Arithmetic is in fp32 (fp64 for
+    fp64 data) with one rounding at the end; w = 0 and w = 1 reproduce their operand exactly.
+
+    Args:
+        k_out, v_out: ``[B, S, H, D]``, fp16, bf16, fp32 or fp64; written on the indexed rows only.
+            ``k_out is k_cached`` and ``v_out is v_cached`` are allowed.
+        k_cached, v_cached: ``[B, S, H, D]``, the values at the last step that computed the row.
+        k_ref, v_ref: ``[B, R, H, D]``, read at the same row numbers; usually R = S. A smaller R
+            is allowed if it exceeds every index, e.g. ``v_cached[:, N:]`` to read, for each
+            noise row, the condition row N rows further on. They must not overlap the rows written.
+        index: rows to blend, int32 or int64, ``[M]`` or ``[B, M]``, each in 0..S-1 and at most
+            once a batch row; negative entries are padding.
+        t: float or 0-d tensor in [0, 1]; a tensor's value is not checked.
+        weight: float or 0-d tensor, instead of `t`.
+        impl: "auto", "triton" or "reference"; an explicit one never falls back.
+
+    Raises:
+        TypeError: a dtype is not of those listed.
+        ValueError: a shape or a device does not fit, not exactly one of `t` and `weight` is given,
+            a float `t` is outside [0, 1], `weight` is not finite, `impl` is unknown.
+        NotImplementedError: `impl` names an implementation that does not exist yet.
+    """
+    choose_impl(_OP, impl)
+    tensors = {
+        "k_cached": k_cached,
+        "v_cached": v_cached,
+        "k_out": k_out,
+        "v_out": v_out,
+        "k_ref": k_ref,
+        "v_ref": v_ref,
+    }
+    _check(tensors, index)
+    w = _resolve_weight(t, weight, k_cached)
+    reference.kv_blend(k_out, v_out, k_cached, v_cached, k_ref, v_ref, index, w)
+
+
+def _check(tensors: dict[str, Tensor], index: Tensor) -> None:
+    check_tensors(_OP, **tensors)
+    check_rank(_OP, "k_cached", tensors["k_cached"], "BSHD")
+    b, s, h, d = tensors["k_cached"].shape
+    for name, tensor in tensors.items():
+        check_rank(_OP, name, tensor, "BSHD")
+        is_ref = name.endswith("ref")
+        fix = "it has k_cached's shape" + (", but for the rows" if is_ref else "")
+        check_shape(_OP, name, tensor, (b, tensor.shape[1] if is_ref else s, h, d), "BSHD", fix)
+    check_floats(_OP, "k_cached", **tensors)
+    check_index(_OP, "index", index, b)
+    check_device(_OP, tensors["k_cached"], **tensors, index=index)
+
+
+def _resolve_weight(
+    t: float | Tensor | None, weight: float | Tensor | None, k_cached: Tensor
+) -> float | Tensor:
+    """The weight on the cached value, from whichever of the two was given."""
+    value = weight if t is None else t
+    if value is None or (t is not None and weight is not None):
+        raise ValueError(
+            f"{_OP}: exactly one of t and weight must be given, got "
+            f"{'neither' if value is None else 'both'}; t computes cos^2(pi t / 2), weight gives w."
+        )
+    name = "weight" if t is None else "t"
+    if isinstance(value, Tensor):
+        check_dtype(_OP, name, value, FLOATS, "convert it with .float()")
+        check_shape(_OP, name, value, (), "", "one number serves all rows; index the tensor")
+        check_device(_OP, k_cached, **{name: value})
+        return value if t is None else cosine_weight(value)
+    _check_number(_OP, name, value)
+    return float(value if t is None else cosine_weight(value))
+
+
+def _check_number(op: str, name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{op}: {name} must be a float or a tensor, got {type(value).__name__}.")
+    if not -math.inf < value < math.inf:
+        raise ValueError(f"{op}: {name} must be finite, got {value}; check the schedule's sigmas.")

@@ -1,0 +1,35 @@
+"""Token distance from normalised features, their difference, ``interpolate`` and pooling."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..checks import compute_dtype
+
+EPS = 1e-12  # F.normalize's: a zero vector stays zero
+
+
+def token_distance(
+    x_features: tuple[Tensor, ...],
+    y_features: tuple[Tensor, ...],
+    grid: tuple[int, int],
+    patch: int,
+    shares: tuple[float, ...],
+    y_normalised: bool,
+) -> Tensor:
+    size = (grid[0] * patch, grid[1] * patch)
+    total = x_features[0].new_zeros((), dtype=torch.float32)
+    for x, y, share in zip(x_features, y_features, shares, strict=True):
+        y = y.to(compute_dtype(y.dtype)) if y_normalised else normalise(y)
+        distance = torch.linalg.vector_norm(normalise(x) - y, dim=1, keepdim=True).square()
+        if tuple(distance.shape[2:]) != size:
+            distance = F.interpolate(distance, size=size, mode="bilinear", align_corners=False)
+        total = total + share * distance
+    return F.avg_pool2d(total, patch).flatten(1).float()  # [B, rows*cols]
+
+
+def normalise(x: Tensor) -> Tensor:
+    """`x` ``[B, C, H, W]`` with unit channel vectors, at least in fp32."""
+    return F.normalize(x.to(compute_dtype(x.dtype)), dim=1, eps=EPS)

@@ -1,0 +1,132 @@
+"""`enable`, `disable` and the handle between them."""
+
+import threading
+from typing import Any
+
+from . import patch
+from .config import SpotEditConfig, resolve
+from .mask import MODES, UserMask, as_mask
+from .models.spec import spec_for
+from .report import EditReport
+from .session import Session
+
+
+class Handle:
+    """An enabled pipeline: its configuration, the report of its last call, and the way back.
+
+    As a context manager it disables the pipeline at the end of the block, or hands it back to the
+    handle that it replaced.
+
+    Attributes:
+        config: the `SpotEditConfig` in force.
+        report: `EditReport` of the last call, also of one that was cut short; None before any.
+    """
+
+    def __init__(self, pipe: Any, config: SpotEditConfig) -> None:
+        self._spec = spec_for(pipe)
+        patch.refuse(pipe)
+        self.config = config
+        self.report: EditReport | None = None
+        self._pipe = pipe
+        self._mask: UserMask | None = None
+        self._running = threading.Lock()
+        self._outer: Handle | None = patch.owner_of(pipe)
+        if self._outer is not None:
+            self._outer.disable()
+        self._install()
+
+    def _install(self) -> None:
+        self._base = patch.swap_class(self._pipe, self._call, self)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether calls of the pipeline go through this handle."""
+        return patch.owner_of(self._pipe) is self
+
+    def disable(self) -> None:
+        """Put the pipeline back as it was. Does nothing if this handle is not in force.
+
+        Raises:
+            RuntimeError: a call is running.
+        """
+        if self.enabled:
+            if self._running.locked():
+                raise RuntimeError("the pipeline is running; disable it after the call")
+            self._pipe.__class__ = self._base
+
+    def set_mask(self, mask: Any, mode: str = "intersect") -> None:
+        """Say where the picture may change, for the calls that follow.
+
+        Args:
+            mask: PIL image, or array or tensor [H, W] or [B, H, W], of the size of the source
+                picture, of the output or of the token grid; white (True, > 0.5, > 127) may change.
+                None clears it.
+            mode: `"intersect"`: only what is judged edited and lies in the mask is regenerated;
+                `"union"`: either; `"replace"`: the mask, with no judgement.
+
+        Raises:
+            TypeError, ValueError: not a mask, or an unknown mode. Its size is checked by the call.
+        """
+        if mode not in MODES:
+            raise ValueError(f"mode is {mode!r}; expected one of {', '.join(MODES)}")
+        self._mask = None if mask is None else UserMask(as_mask(mask), mode)
+
+    def _call(self, base: type, *args: Any, **kwargs: Any) -> Any:
+        pipe = self._pipe
+        if not self._running.acquire(blocking=False):
+            raise RuntimeError(
+                "this pipeline is already running; an enabled pipeline makes one call at a time"
+            )
+        try:
+            patch.refuse(pipe)
+            given, arguments = patch.bind(base, pipe, args, kwargs)
+            if (
+                self.config.match_size
+                and given.get("height") is None
+                and given.get("width") is None
+            ):
+                given |= self._spec.matched_size(pipe, arguments)
+            session = Session(pipe, self._spec, self.config, self._mask, arguments)
+            self.report = None
+            try:
+                with patch.attached(pipe, session):
+                    return base.__call__(pipe, **given)
+            finally:
+                self.report = session.report()
+        finally:
+            self._running.release()
+
+    def __enter__(self) -> "Handle":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.enabled:
+            self.disable()
+            if self._outer is not None:
+                self._outer._install()
+
+
+def enable(pipe: Any, config: SpotEditConfig | None = None, **overrides: Any) -> Handle:
+    """Make an editing pipeline regenerate only what its instruction changes.
+
+    The pipeline is used as before: `pipe(image=..., prompt=...)`. A second `enable` replaces the
+    first, whose handle becomes inert.
+
+    Args:
+        pipe: a diffusers pipeline; see `supported_pipelines()`.
+        config: defaults to `SpotEditConfig()`.
+        **overrides: fields of `SpotEditConfig`, such as `threshold=0.15`.
+
+    Raises:
+        ValueError: the pipeline is not supported, something else owns its transformer (a cache,
+            context parallelism, an IP-Adapter), or a field is out of range.
+        TypeError: an unknown field.
+    """
+    return Handle(pipe, resolve(config, overrides))
+
+
+def disable(pipe: Any) -> None:
+    """Put a pipeline back as it was before `enable`. Does nothing if it is not enabled."""
+    handle = patch.owner_of(pipe)
+    if handle is not None:
+        handle.disable()

@@ -1,0 +1,135 @@
+"""The one configuration object."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, get_args
+
+from spotedit_kernels.impl import Impl
+
+from .fusion import FUSIONS, Fusion
+from .select import JUDGES
+
+IMPLEMENTATIONS = get_args(Impl)
+
+
+def _require(ok: bool, field: str, value: object, expected: str) -> None:
+    if not ok:
+        raise ValueError(f"SpotEditConfig.{field} is {value!r}; expected {expected}")
+
+
+def _is_int(value: object, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+@dataclass(frozen=True)
+class SpotEditConfig:
+    """What `spotedit.enable` does to a pipeline. Every field has a default that fits the model.
+
+    Attributes:
+        judge: how the predicted clean image is compared with the source. `"perceptual"`: the first
+            layers of the VAE decoder, `"cosine"` or `"l2"`: the latents themselves.
+        threshold: tokens whose score is at most this are reused. A threshold belongs to its judge
+            and model; None takes the model's value for the judge (0.2 for `"perceptual"`).
+        dilation: how many tokens the active region grows on every side after a judgement; None
+            takes the model's value.
+        initial_steps: full steps at the start; None scales the published four of fifty.
+        reset_steps: 0-based indices of later full steps; None scales the published 13, 22, 31.
+        reset_every: a full step every that many steps instead; excludes `reset_steps`.
+        fusion: `"cosine"`, or a callable `sigma -> weight` (sigma 1 = noise, 0 = image) giving the
+            share of the cached value in a reused token's keys and values, 0..1.
+        condition_cache: take the condition tokens' keys and values from the last full step. False
+            computes them at every step: slower, and exact where all tokens are active.
+        match_size: where the call names no height and width, edit on the condition image's own
+            grid. Without it most photographs get another grid and nothing can be reused.
+        impl: which kernels run, `"auto"`, `"triton"` or `"reference"` (PyTorch).
+
+    Raises:
+        ValueError: a value out of range, with what was expected.
+    """
+
+    judge: str = "perceptual"
+    threshold: float | None = None
+    dilation: int | None = None
+    initial_steps: int | None = None
+    reset_steps: Sequence[int] | None = None
+    reset_every: int | None = None
+    fusion: Fusion = "cosine"
+    condition_cache: bool = True
+    match_size: bool = True
+    impl: Impl = "auto"
+
+    def __post_init__(self) -> None:
+        _require(self.judge in JUDGES, "judge", self.judge, f"one of {sorted(JUDGES)}")
+        _require(
+            self.threshold is None
+            or (
+                isinstance(self.threshold, int | float)
+                and math.isfinite(self.threshold)
+                and self.threshold >= 0
+            ),
+            "threshold",
+            self.threshold,
+            "a finite number >= 0, or None for the model's own",
+        )
+        _require(
+            self.dilation is None or _is_int(self.dilation, 0),
+            "dilation",
+            self.dilation,
+            "a number of tokens >= 0, or None for the model's own",
+        )
+        _require(
+            self.initial_steps is None or _is_int(self.initial_steps, 1),
+            "initial_steps",
+            self.initial_steps,
+            "a number of steps >= 1, or None",
+        )
+        _require(
+            self.reset_every is None or _is_int(self.reset_every, 1),
+            "reset_every",
+            self.reset_every,
+            "a number of steps >= 1, or None",
+        )
+        if self.reset_steps is not None:
+            _require(
+                isinstance(self.reset_steps, Sequence)
+                and all(_is_int(i, 0) for i in self.reset_steps),
+                "reset_steps",
+                self.reset_steps,
+                "step indices >= 0, or None",
+            )
+            object.__setattr__(self, "reset_steps", tuple(self.reset_steps))
+        _require(
+            self.reset_every is None or self.reset_steps is None,
+            "reset_every",
+            self.reset_every,
+            "None where reset_steps is given (they exclude each other)",
+        )
+        _require(
+            callable(self.fusion) or self.fusion in FUSIONS,
+            "fusion",
+            self.fusion,
+            f"one of {sorted(FUSIONS)} or a callable sigma -> weight",
+        )
+        for field in ("condition_cache", "match_size"):
+            value = getattr(self, field)
+            _require(isinstance(value, bool), field, value, "True or False")
+        _require(self.impl in IMPLEMENTATIONS, "impl", self.impl, f"one of {IMPLEMENTATIONS}")
+
+
+def resolve(config: SpotEditConfig | None, overrides: dict[str, Any]) -> SpotEditConfig:
+    """`config` or the default one, with `overrides` replaced.
+
+    Raises:
+        TypeError: `config` is something else, or an override that is no field.
+    """
+    if config is not None and not isinstance(config, SpotEditConfig):
+        raise TypeError(f"config is a {type(config).__name__}; expected a SpotEditConfig or None")
+    names = [field.name for field in fields(SpotEditConfig)]
+    unknown = sorted(set(overrides) - set(names))
+    if unknown:
+        raise TypeError(
+            f"unknown option {', '.join(unknown)}; SpotEditConfig has {', '.join(names)}"
+        )
+    current = {name: getattr(config, name) for name in names} if config is not None else {}
+    return SpotEditConfig(**{**current, **overrides})

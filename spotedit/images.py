@@ -1,0 +1,187 @@
+"""Users' pictures in and out: what a model needs, or an error that says what is wrong.
+
+Every reader returns 8-bit pixels the right way up. Every writer checks first, then writes a
+temporary file beside the target and renames it, so that a target is whole or absent.
+"""
+
+import os
+import secrets
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps
+
+MAX_PIXELS = 128 * 1024**2
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+_SAVE_OPTIONS: dict[str, dict[str, Any]] = {
+    ".jpg": {"quality": 95},
+    ".jpeg": {"quality": 95},
+    ".webp": {"lossless": True},
+}
+
+
+class ImageError(ValueError):
+    """A picture cannot be read."""
+
+
+class OutputError(ValueError):
+    """A file cannot be written where it was asked for."""
+
+
+def load_image(path: str | os.PathLike[str]) -> Image.Image:
+    """A picture as RGB, 8 bits a channel, turned as its EXIF orientation says.
+
+    Transparent parts become white. Sixteen-bit greys are scaled to 8 bits; CMYK and colours with
+    an ICC profile are converted to sRGB. Of an animation, the first frame is taken.
+
+    Raises:
+        ImageError: no such file, not a picture, damaged, more than `MAX_PIXELS` pixels (found
+            before anything is decoded), or a pixel format without a defined range.
+    """
+    return _load(Path(path), _to_rgb)
+
+
+def load_mask(path: str | os.PathLike[str]) -> Image.Image:
+    """A mask as one 8-bit channel (mode L), turned as its EXIF orientation says.
+
+    White may change, black stays. Transparent parts count as black.
+
+    Raises:
+        ImageError: as `load_image`.
+    """
+    return _load(Path(path), lambda image: _flatten(_to_8_bit(image), "black").convert("L"))
+
+
+def _load(path: Path, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    if not path.is_file():
+        kind = "a folder" if path.is_dir() else "no such file"
+        raise ImageError(f"{path}: {kind}; expected a picture file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(path)
+    except Image.DecompressionBombError:
+        raise _too_large(path, "too many pixels") from None
+    except Exception as error:  # decoders raise what they like
+        raise ImageError(
+            f"{path}: not a picture that Pillow {Image.__version__} can read "
+            f"({path.stat().st_size} bytes); convert it to PNG or JPEG"
+        ) from error
+    with opened:
+        if opened.width * opened.height > MAX_PIXELS:
+            raise _too_large(path, f"{opened.width} x {opened.height} pixels")
+        try:
+            return convert(ImageOps.exif_transpose(opened))
+        except ImageError as error:
+            raise ImageError(f"{path}: {error}") from None
+        except Exception as error:
+            raise ImageError(
+                f"{path}: the {opened.format} data is damaged or cut short ({error}); "
+                "export the picture again"
+            ) from error
+
+
+def _too_large(path: Path, size: str) -> ImageError:
+    return ImageError(f"{path}: {size}; expected at most {MAX_PIXELS}: scale it down first")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    flat = _flatten(_to_8_bit(image), "white")
+    profile = image.info.get("icc_profile")
+    if profile and flat.mode in ("RGB", "CMYK"):
+        try:
+            source = ImageCms.ImageCmsProfile(BytesIO(profile))
+            if "sRGB" not in ImageCms.getProfileDescription(source):
+                target = ImageCms.createProfile("sRGB")
+                flat = ImageCms.profileToProfile(flat, source, target, outputMode="RGB") or flat
+        except (ImageCms.PyCMSError, OSError):
+            pass  # an unreadable profile: the numbers are taken as they are
+    return flat.convert("RGB")
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """`image`, with a 16-bit grey scaled from 0..65535 to 0..255."""
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        if image.mode == "F":
+            raise ImageError("32-bit float pixels; expected 8 or 16 bits a channel: convert it")
+        return image
+    grey = np.asarray(image).astype(np.int64)
+    low, high = int(grey.min()), int(grey.max())
+    if low < 0 or high > 65535:
+        raise ImageError(f"grey values from {low} to {high}; expected 0..65535: convert it")
+    return Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+
+
+def _flatten(image: Image.Image, background: str) -> Image.Image:
+    if not image.has_transparency_data:
+        return image
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, background), layer).convert("RGB")
+
+
+def check_output(
+    path: str | os.PathLike[str],
+    force: bool = False,
+    suffixes: Sequence[str] = IMAGE_SUFFIXES,
+) -> Path:
+    """`path`, if a file with one of `suffixes` can be written there. To be called before the work.
+
+    Raises:
+        OutputError: another suffix, no such folder, a folder that cannot be written to, a folder
+            in the file's place, or an existing file without `force`.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in suffixes:
+        raise OutputError(
+            f"{path}: the suffix is {path.suffix!r}; expected one of {', '.join(suffixes)}"
+        )
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: there is no folder {path.parent}; create it first")
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder; expected the name of a file")
+    if path.exists() and not force:
+        raise OutputError(f"{path}: already exists; choose another name or force overwriting it")
+    probe = _beside(path)
+    try:
+        probe.touch(exist_ok=False)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot write to the folder {path.parent} ({error.strerror})"
+        ) from error
+    finally:
+        probe.unlink(missing_ok=True)
+    return path
+
+
+def save_image(image: Image.Image, path: str | os.PathLike[str], force: bool = False) -> None:
+    """Write a picture in the format of its suffix (one of `IMAGE_SUFFIXES`), whole or not at all.
+
+    Raises:
+        OutputError: see `check_output`.
+    """
+    path = check_output(path, force)
+    with atomic_write(path) as temporary:
+        image.save(temporary, **_SAVE_OPTIONS.get(path.suffix.lower(), {}))
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary name in `path`'s folder that becomes `path` if the block ends without exception.
+
+    The temporary file is gone afterwards, also after Ctrl-C. It has the suffix of `path`.
+    """
+    temporary = _beside(path)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")

@@ -1,0 +1,3 @@
+"""One specification per model family; see `spec.Spec` and `spec.register`."""
+
+from . import flux as flux

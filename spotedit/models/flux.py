@@ -1,0 +1,161 @@
+"""FLUX.1-Kontext."""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from .spec import Grid, Layout, Projection, Spec, register
+
+
+def layout(arguments: Mapping[str, Any]) -> Layout:
+    """Noise tokens have 0 on the first axis of `img_ids`, the condition's 1."""
+    ids = arguments["img_ids"]
+    ids = (ids[0] if ids.ndim == 3 else ids).cpu().long()  # [N + C, 3]
+    noise, condition = ids[ids[:, 0] == 0, 1:], ids[ids[:, 0] == 1, 1:]
+    rows, cols = (noise.amax(dim=0) + 1).tolist()
+    if condition.numel() == 0:
+        return Layout((rows, cols), None, "the call has no condition image")
+    if not torch.equal(noise, condition):
+        height, width = (condition.amax(dim=0) + 1).tolist()
+        return Layout(
+            (rows, cols),
+            None,
+            f"the output's token grid, {rows} x {cols}, differs from the condition image's, "
+            f"{height} x {width}; leave height and width to match_size",
+        )
+    return Layout((rows, cols), rows * cols)
+
+
+def gather(arguments: Mapping[str, Any], index: Tensor) -> dict[str, Any]:
+    ids = arguments["img_ids"]
+    return {
+        **arguments,
+        "hidden_states": arguments["hidden_states"].index_select(1, index),
+        "img_ids": ids.index_select(ids.ndim - 2, index),
+    }
+
+
+def project(attn: Any, hidden: Tensor, prompt: Tensor | None) -> Projection:
+    """Joint rows of a dual-stream block, or those of a single-stream one (`prompt` is None)."""
+
+    def heads(fused: str, separate: tuple[str, str, str], states: Tensor) -> list[Tensor]:
+        if attn.fused_projections:
+            parts = getattr(attn, fused)(states).chunk(3, dim=-1)
+        else:
+            parts = [getattr(attn, name)(states) for name in separate]
+        return [part.unflatten(-1, (-1, attn.head_dim)) for part in parts]
+
+    norms = {"q_weight": attn.norm_q.weight, "k_weight": attn.norm_k.weight}
+    norms |= {"text_q_weight": None, "text_k_weight": None, "eps": attn.norm_q.eps}
+    rows = heads("to_qkv", ("to_q", "to_k", "to_v"), hidden)
+    if prompt is not None:
+        text = heads("to_added_qkv", ("add_q_proj", "add_k_proj", "add_v_proj"), prompt)
+        rows = [torch.cat(pair, dim=1) for pair in zip(text, rows, strict=True)]
+        norms["text_q_weight"] = attn.norm_added_q.weight
+        norms["text_k_weight"] = attn.norm_added_k.weight
+    q, k, v = rows
+    return Projection(q, k, v, norms)
+
+
+def output(attn: Any, heads: Tensor, prompt: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
+    hidden = heads.flatten(2, 3)
+    if prompt is None:
+        return hidden
+    text, image = hidden[:, : prompt.shape[1]], hidden[:, prompt.shape[1] :]
+    image = attn.to_out[1](attn.to_out[0](image.contiguous()))
+    return image, attn.to_add_out(text.contiguous())
+
+
+class DecoderPrefix(nn.Module):
+    """Copies of the first layers of an `AutoencoderKL` decoder."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        decoder = vae.decoder
+        parts = [decoder.conv_in, decoder.mid_block, decoder.up_blocks[0]]
+        if getattr(vae, "post_quant_conv", None) is not None:
+            parts[0] = nn.Sequential(vae.post_quant_conv, parts[0])
+        self.layers = nn.ModuleList(copy.deepcopy(part) for part in parts)
+
+    def forward(self, latents: Tensor) -> list[Tensor]:
+        """Latents [B, C, h, w] -> feature maps [B, C_l, h_l, w_l], shallow to deep."""
+        maps = []
+        for layer in self.layers:
+            latents = layer(latents)
+            maps.append(latents)
+        return maps
+
+
+def unpack(pipe: Any, tokens: Tensor, grid: Grid) -> Tensor:
+    """Packed tokens [B, N, C*4] (channel c*4 + dy*2 + dx) -> latents [B, C, 2 rows, 2 cols]."""
+    rows, cols = grid
+    latents = tokens.unflatten(2, (-1, 2, 2)).unflatten(
+        1, (rows, cols)
+    )  # [B, rows, cols, C, dy, dx]
+    latents = latents.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+    return latents / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor
+
+
+def features(pipe: Any, y: Tensor, grid: Grid) -> Callable[[Tensor], list[Tensor]]:
+    prefix = DecoderPrefix(pipe.vae).to(y.device)
+    dtype = next(prefix.parameters()).dtype
+    return lambda tokens: prefix(unpack(pipe, tokens, grid).to(dtype))
+
+
+def matched_size(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The size that the pipeline will give the condition image, as output size.
+
+    `max_area` goes with it: the pipeline rescales height and width to that area.
+    """
+    image = arguments.get("image")
+    if image is None:
+        return {}
+    multiple = pipe.vae_scale_factor * 2
+    if isinstance(image, Tensor) and image.ndim == 4 and image.shape[1] == pipe.latent_channels:
+        height, width = (side * pipe.vae_scale_factor for side in image.shape[2:])
+    else:
+        first = image[0] if isinstance(image, list) else image
+        height, width = pipe.image_processor.get_default_height_width(first)
+        if arguments.get("_auto_resize", True):
+            # imported here so that `import spotedit` stays fast
+            from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
+
+            aspect = width / height
+            _, width, height = min(
+                (abs(aspect - w / h), w, h) for w, h in PREFERRED_KONTEXT_RESOLUTIONS
+            )
+    height, width = height // multiple * multiple, width // multiple * multiple
+    return {"height": height, "width": width, "max_area": height * width}
+
+
+def source_size(arguments: Mapping[str, Any]) -> Grid | None:
+    image = arguments.get("image")
+    if isinstance(image, list | tuple):
+        image = image[0]
+    if isinstance(image, Image):
+        return image.height, image.width
+    if isinstance(image, Tensor):  # [B, C, H, W]
+        return image.shape[-2], image.shape[-1]
+    if isinstance(image, np.ndarray):  # [B, H, W, C]
+        return image.shape[-3], image.shape[-2]
+    return None
+
+
+register(
+    Spec(
+        pipelines=("FluxKontextPipeline",),
+        layout=layout,
+        gather=gather,
+        project=project,
+        output=output,
+        features=features,
+        matched_size=matched_size,
+        source_size=source_size,
+        token_pixels=lambda pipe: pipe.vae_scale_factor * 2,
+    )
+)

@@ -1,0 +1,110 @@
+"""The only file that changes a pipeline, and the way back from every change.
+
+`enable` swaps the pipeline's class for a subclass whose `__call__` goes through the handle. The
+transformer and the scheduler are changed only while a call runs.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from .processor import SpotProcessor
+from .session import Session
+
+
+def swap_class(pipe: Any, call: Callable[..., Any], owner: object) -> type:
+    """Give `pipe` a subclass of its class whose calls are `call(base, ...)`; returns `base`."""
+    base = type(pipe)
+
+    @functools.wraps(base.__call__)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self is not pipe:  # made by a class method or a copy: not enabled
+            return base.__call__(self, *args, **kwargs)
+        return call(base, *args, **kwargs)
+
+    namespace = {
+        "__call__": __call__,
+        "__module__": base.__module__,
+        "__doc__": base.__doc__,
+        "_spotedit": owner,
+    }
+    pipe.__class__ = type(base.__name__, (base,), namespace)
+    return base
+
+
+def owner_of(pipe: object) -> Any:
+    """What `swap_class` was given for this pipeline, or None."""
+    return vars(type(pipe)).get("_spotedit")
+
+
+def bind(
+    base: type, pipe: Any, args: tuple, kwargs: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A call's arguments by name: as given, and with the pipeline's defaults."""
+    bound = inspect.signature(base.__call__).bind(pipe, *args, **kwargs)
+    given = dict(list(bound.arguments.items())[1:])
+    bound.apply_defaults()
+    return given, dict(list(bound.arguments.items())[1:])
+
+
+def refuse(pipe: Any) -> None:
+    """Raise where something else owns the transformer's forward.
+
+    Raises:
+        ValueError: a diffusers cache, context parallelism or an IP-Adapter is in use.
+    """
+    transformer = pipe.transformer
+    if getattr(transformer, "is_cache_enabled", False):
+        raise ValueError(
+            "the transformer has a cache enabled; expected none: "
+            "call pipe.transformer.disable_cache()"
+        )
+    for name, processor in transformer.attn_processors.items():
+        if isinstance(processor, SpotProcessor):
+            raise ValueError(
+                "another call is using the transformer; wait for it, or give this pipeline its own"
+            )
+        if "IPAdapter" in type(processor).__name__:
+            raise ValueError(
+                f"{name} is an IP-Adapter's; expected none: call pipe.unload_ip_adapter()"
+            )
+        if getattr(processor, "_parallel_config", None) is not None:
+            raise ValueError(
+                "the transformer runs in context parallelism; expected one device: load it without"
+            )
+
+
+@contextmanager
+def attached(pipe: Any, session: Session) -> Iterator[None]:
+    """Let `session` see the transformer's forwards and the scheduler's steps in a block."""
+    transformer, scheduler = pipe.transformer, pipe.scheduler
+    stock = transformer.attn_processors
+    with ExitStack() as undo:
+        undo.callback(lambda: transformer.set_attn_processor(dict(stock)))  # it empties the dict
+        transformer.set_attn_processor(
+            {name: SpotProcessor(p, name, session) for name, p in stock.items()}
+        )
+        for register, hook in (
+            (transformer.register_forward_pre_hook, session.before_forward),
+            (transformer.register_forward_hook, session.after_forward),
+        ):
+            undo.callback(register(hook, with_kwargs=True).remove)
+        step = scheduler.step
+
+        @functools.wraps(step)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return session.scheduler_step(step, *args, **kwargs)
+
+        undo.callback(_restore(scheduler, "step"))
+        scheduler.step = wrapper
+        yield
+
+
+def _restore(instance: object, name: str) -> Callable[[], None]:
+    """A function that puts the instance's attribute `name` back as it is now."""
+    attributes = vars(instance)
+    if name in attributes:
+        return functools.partial(attributes.__setitem__, name, attributes[name])
+    return lambda: attributes.pop(name, None) and None

@@ -1,0 +1,48 @@
+"""Which steps are full and which are spot steps."""
+
+from collections.abc import Sequence
+
+RESET_FRACTIONS = (0.26, 0.44, 0.62)
+
+
+def _nearest(x: float) -> int:
+    return int(x + 0.5)
+
+
+def plan(
+    steps: int,
+    initial_steps: int | None = None,
+    reset_steps: Sequence[int] | None = None,
+    reset_every: int | None = None,
+) -> list[str]:
+    """Kind of every denoising step, `"full"` or `"spot"`.
+
+    The published schedule (50 steps: four full ones, resets at 13, 22 and 31) scales with `steps`:
+    `max(1, round(0.08 steps))` initial steps and resets at 26, 44 and 62 per cent. Up to 12 steps
+    there is one initial step, with resets at 3 and 5; up to 6 there is no reset.
+
+    Args:
+        steps: number of steps the loop really runs.
+        initial_steps: overrides the number of full steps at the start.
+        reset_steps: overrides the indices (0-based) of later full steps.
+        reset_every: a full step every that many steps after the initial ones.
+
+    Returns:
+        `steps` names; all of them `"full"` where there is no room for a spot step. A reset on the
+        last step is dropped: nothing would use what it computes but the last step's own output,
+        and the reused tokens are replaced there.
+    """
+    if initial_steps is None:
+        initial_steps = 1 if steps <= 12 else max(1, _nearest(0.08 * steps))
+    if reset_every is not None:
+        resets = set(range(initial_steps - 1 + reset_every, steps, reset_every))
+    elif reset_steps is not None:
+        resets = set(reset_steps)
+    elif steps <= 6:
+        resets = set()
+    elif steps <= 12:
+        resets = {3, 5}
+    else:
+        resets = {_nearest(fraction * steps) for fraction in RESET_FRACTIONS}
+    resets.discard(steps - 1)
+    return ["full" if i < initial_steps or i in resets else "spot" for i in range(steps)]

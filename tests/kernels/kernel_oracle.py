@@ -1,0 +1,156 @@
+"""What the kernel tests share: fp64 oracles, the one error bound, a ban on synchronising."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+HALVES_AND_FP32 = [torch.float16, torch.bfloat16, torch.float32]
+SYNCHRONISING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "unique")
+
+
+def assert_bounded(actual, oracle, eager, dtype, what=""):
+    """|actual - oracle| <= 2 |eager - oracle| + 2 eps(dtype) max|oracle|, in the maximum norm.
+
+    `oracle` is the fp64 result, `eager` the plain composition in `dtype`.
+    """
+    assert not actual.isnan().any(), f"{what}: NaN in the result"
+    error = (actual.double() - oracle).abs().max().item()
+    eager_error = (eager.double() - oracle).abs().max().item()
+    bound = 2 * eager_error + 2 * torch.finfo(dtype).eps * oracle.abs().max().item()
+    assert error <= bound, f"{what}: error {error:.3e} exceeds the bound {bound:.3e}"
+
+
+class NoSync(TorchDispatchMode):
+    """Fails on an operation whose result or size the host would have to wait for."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in SYNCHRONISING, f"{name} synchronises with the device"
+        if name in ("index", "index_put", "index_put_"):
+            assert all(i is None or i.dtype != torch.bool for i in args[1]), f"{name} by a mask"
+        return func(*args, **(kwargs or {}))
+
+
+def entries(index, batch):
+    """The (batch row, position, row) triples of the real entries of an index."""
+    index = index.expand(batch, -1) if index.ndim == 1 else index
+    return [
+        (b, m, r) for b, rows in enumerate(index.tolist()) for m, r in enumerate(rows) if r >= 0
+    ]
+
+
+def attention_row(q, k, v, scale, keep=None):
+    """One query ``[D]`` against keys and values ``[S, D]`` of one head, in fp64."""
+    logits = [
+        scale * sum(a * b for a, b in zip(q.tolist(), row, strict=True)) for row in k.tolist()
+    ]
+    kept = [s for s in range(len(logits)) if keep is None or keep[s]]
+    if not kept:
+        return torch.zeros_like(v[0])
+    top = max(logits[s] for s in kept)
+    parts = {s: math.exp(logits[s] - top) for s in kept}
+    return sum(parts[s] * v[s] for s in kept) / sum(parts.values())
+
+
+def attention(q, k, v, scale=None, key_mask=None):
+    """fp64 attention of ``[B, M, H, D]`` against ``[B, S, H, D]``, row by row."""
+    q, k, v = q.double(), k.double(), v.double()
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    result = torch.zeros_like(q)
+    for b in range(q.shape[0]):
+        keep = None if key_mask is None else key_mask[b].tolist()
+        for h in range(q.shape[2]):
+            for m in range(q.shape[1]):
+                result[b, m, h] = attention_row(q[b, m, h], k[b, :, h], v[b, :, h], scale, keep)
+    return result
+
+
+def eager_attention(q, k, v, scale=None, key_mask=None):
+    """The plain composition in q's dtype."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    logits = torch.einsum("bmhd,bshd->bhms", q, k) * scale
+    if key_mask is not None:
+        logits = logits.masked_fill(~key_mask[:, None, None], -math.inf)
+    return torch.einsum("bhms,bshd->bmhd", logits.softmax(-1).nan_to_num(), v)
+
+
+def norm_rope_row(x, weight, eps, cos, sin, interleaved):
+    """RMSNorm and rotation of one head's row ``[D]``, element by element in fp64."""
+    x = x.double().tolist()
+    d = len(x)
+    root = math.sqrt(sum(a * a for a in x) / d + eps)
+    x = [a / root * (1.0 if weight is None else weight[i].item()) for i, a in enumerate(x)]
+    result = torch.empty(d, dtype=torch.float64)
+    for i in range(d // 2):
+        a, b = (2 * i, 2 * i + 1) if interleaved else (i, i + d // 2)
+        c, s = cos[a].item(), sin[a].item()
+        result[a] = x[a] * c - x[b] * s
+        result[b] = x[b] * c + x[a] * s
+    return result
+
+
+def norm_rope(x, weights, eps, cos, sin, interleaved):
+    """`x` ``[B, M, H, D]``; one weight a row in `weights`; cos, sin ``[B, M, D]``."""
+    result = torch.empty(x.shape, dtype=torch.float64)
+    for b in range(x.shape[0]):
+        for m in range(x.shape[1]):
+            for h in range(x.shape[2]):
+                result[b, m, h] = norm_rope_row(
+                    x[b, m, h], weights[m], eps, cos[b, m], sin[b, m], interleaved
+                )
+    return result
+
+
+def bilinear(image, height, width):
+    """Resize a 2-d list of lists, align_corners=False, without antialiasing."""
+    h, w = len(image), len(image[0])
+
+    def taps(i, size_in, size_out):
+        at = max((i + 0.5) * size_in / size_out - 0.5, 0.0)
+        low = min(int(at), size_in - 1)
+        return low, min(low + 1, size_in - 1), at - low
+
+    result = []
+    for i in range(height):
+        y0, y1, fy = taps(i, h, height)
+        row = []
+        for j in range(width):
+            x0, x1, fx = taps(j, w, width)
+            top = image[y0][x0] * (1 - fx) + image[y0][x1] * fx
+            bottom = image[y1][x0] * (1 - fx) + image[y1][x1] * fx
+            row.append(top * (1 - fy) + bottom * fy)
+        result.append(row)
+    return result
+
+
+def token_distance(x_features, y_features, grid, patch, weights):
+    """The token score of single images (maps ``[C, H, W]``), cell by cell in fp64."""
+
+    def unit(vector):
+        length = max(math.sqrt(sum(a * a for a in vector)), 1e-12)
+        return [a / length for a in vector]
+
+    rows, cols = grid
+    total = [[0.0] * (cols * patch) for _ in range(rows * patch)]
+    for x, y, w in zip(x_features, y_features, weights, strict=True):
+        x, y = x.double(), y.double()
+        cells = []
+        for i in range(x.shape[1]):
+            cells.append([])
+            for j in range(x.shape[2]):
+                a, b = unit(x[:, i, j].tolist()), unit(y[:, i, j].tolist())
+                cells[-1].append(sum((p - q) ** 2 for p, q in zip(a, b, strict=True)))
+        for i, row in enumerate(bilinear(cells, rows * patch, cols * patch)):
+            for j, value in enumerate(row):
+                total[i][j] += w * value / sum(weights)
+    scores = []
+    for i in range(rows):
+        for j in range(cols):
+            block = [
+                total[i * patch + di][j * patch + dj] for di in range(patch) for dj in range(patch)
+            ]
+            scores.append(sum(block) / len(block))
+    return torch.tensor(scores, dtype=torch.float64)

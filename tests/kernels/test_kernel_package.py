@@ -1,0 +1,51 @@
+"""The package as a whole: its names, its place, and what it imports."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import spotedit_kernels
+from spotedit_kernels.impl import choose_impl
+
+PACKAGE = Path(spotedit_kernels.__file__).parent
+OPS = ["gathered_attention", "kv_blend", "qk_norm_rope", "token_distance"]
+
+
+def test_exact_names():
+    assert sorted(spotedit_kernels.__all__) == sorted([*OPS, "cosine_weight"])
+    for name in spotedit_kernels.__all__:
+        assert callable(getattr(spotedit_kernels, name))
+        assert getattr(spotedit_kernels, name).__doc__
+
+
+def test_source_root_does_not_shadow_the_hub_package():
+    assert PACKAGE.parent.name == "kernels"
+    assert not (PACKAGE.parent / "__init__.py").exists()
+    assert not (Path(__file__).parent / "__init__.py").exists()
+    assert not [p for p in PACKAGE.rglob("*") if p.stem == "triton"]
+    assert (PACKAGE / "py.typed").exists()
+
+
+def test_imports_and_runs_with_everything_else_blocked():
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys(("spotedit", "diffusers", "transformers", "triton")))
+sys.path.insert(0, {str(PACKAGE.parent)!r})
+import torch
+from spotedit_kernels import gathered_attention
+x = torch.ones(1, 3, 1, 8)
+assert torch.equal(gathered_attention(x, x, x), x)
+assert not [m for m in sys.modules if m.startswith(("spotedit.", "diffusers.", "triton."))]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_choice_of_an_implementation():
+    assert choose_impl("op", "auto") == "reference"
+    assert choose_impl("op", "reference") == "reference"
+    assert choose_impl("op", "auto", available=("triton", "reference")) == "triton"
+    with pytest.raises(NotImplementedError, match=r"op: impl='triton' was asked for.*'reference'"):
+        choose_impl("op", "triton")
+    with pytest.raises(ValueError, match=r"op: impl must be one of .*got 'cuda'"):
+        choose_impl("op", "cuda")

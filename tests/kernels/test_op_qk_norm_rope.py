@@ -1,0 +1,260 @@
+"""qk_norm_rope against an element-wise fp64 oracle and against diffusers' own modules."""
+
+import math
+
+import pytest
+import torch
+from kernel_oracle import HALVES_AND_FP32, NoSync, assert_bounded, entries, norm_rope
+from spotedit_kernels import qk_norm_rope
+
+B, S, C, H, EPS = 2, 9, 4, 2, 1e-6
+MODES = [True, False]
+
+
+def table(rows, d, interleaved, seed):
+    angle = torch.rand(rows, d // 2, generator=torch.Generator().manual_seed(seed)) * 6.3
+    angle = angle.repeat_interleave(2, -1) if interleaved else torch.cat((angle, angle), -1)
+    return angle.cos(), angle.sin()
+
+
+class Case:
+    """Inputs of one call: M random rows, poisoned caches and k_ref, tables and weights."""
+
+    def __init__(self, dtype=torch.float32, m=S, d=24, interleaved=True, text_len=3, text=True):
+        g = torch.Generator().manual_seed(d + m)
+        self.dtype, self.m, self.interleaved, self.text_len = dtype, m, interleaved, text_len
+        self.q, self.k, self.v = (torch.randn(B, m, H, d, generator=g).to(dtype) for _ in range(3))
+        self.k_cache, self.v_cache = (self.q.new_full((B, S, H, d), math.nan) for _ in range(2))
+        self.k_ref = self.q.new_full((B, C, H, d), math.nan)
+        self.cos, self.sin = table(S, d, interleaved, 1)
+        self.cos_ref, self.sin_ref = table(C, d, interleaved, 2)
+        names = ("q_weight", "k_weight", "text_q_weight", "text_k_weight")
+        self.weights = {n: (1 + 0.3 * torch.randn(d, generator=g)).to(dtype) for n in names}
+        if not text:
+            self.weights |= {"text_q_weight": None, "text_k_weight": None}
+
+    def __call__(self, slots, call=qk_norm_rope, ref=True, **changes):
+        ref = {n: getattr(self, n) for n in ("k_ref", "cos_ref", "sin_ref")} if ref else {}
+        arguments = {"text_len": self.text_len, "eps": EPS, "interleaved": self.interleaved}
+        arguments = {"cos": self.cos, "sin": self.sin} | arguments | self.weights | ref | changes
+        return call(self.q, self.k, self.v, self.k_cache, self.v_cache, slots, **arguments)
+
+    def row_weights(self, of):
+        text, image = self.weights[f"text_{of}_weight"], self.weights[f"{of}_weight"]
+        text = image if text is None else text
+        return [text if m < self.text_len else image for m in range(self.m)]
+
+    def exact(self, of, cos, sin):
+        """Oracle and eager result of "q" or "k" with tables aligned to the rows ``[B, M, D]``."""
+        x, weights = getattr(self, of), self.row_weights(of)
+        oracle = norm_rope(x, weights, EPS, cos, sin, self.interleaved)
+        w = torch.stack([torch.ones_like(x[0, 0, 0]) if a is None else a for a in weights])
+        normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS) * w[:, None].to(x.dtype)
+        c, s = (a[:, :, None].to(x.dtype) for a in (cos, sin))
+        if self.interleaved:
+            pairs = normed.unflatten(-1, (-1, 2))
+            turned = torch.stack((-pairs[..., 1], pairs[..., 0]), -1).flatten(-2)
+        else:
+            a, b = normed.chunk(2, -1)
+            turned = torch.cat((-b, a), -1)
+        return oracle, normed * c + turned * s
+
+    def aligned(self, slots, cos, sin, start=0):
+        """Tables for each (batch row, row); rows without a slot get row 0."""
+        c, s = (torch.zeros(B, self.m, cos.shape[-1]) + t[0] for t in (cos, sin))
+        for b, m, r in entries(slots, B):
+            if r >= start:
+                c[b, m], s[b, m] = cos[r - start], sin[r - start]
+        return c, s
+
+    def check(self, result, slots):
+        """q_out on real rows, caches and k_ref on their rows, NaN everywhere else."""
+        index = torch.arange(S) if slots is None else slots
+        real = entries(index, B)
+        cos, sin = self.aligned(index, self.cos, self.sin)
+        q_oracle, q_eager = self.exact("q", cos, sin)
+        k_oracle, k_eager = self.exact("k", cos, sin)
+        r_oracle, r_eager = self.exact("k", *self.aligned(index, self.cos_ref, self.sin_ref, S - C))
+        in_cache, in_ref = set(), set()
+        for b, m, r in real:
+            assert_bounded(result[b, m], q_oracle[b, m], q_eager[b, m], self.dtype, "q")
+            assert_bounded(self.k_cache[b, r], k_oracle[b, m], k_eager[b, m], self.dtype, "k")
+            assert torch.equal(self.v_cache[b, r], self.v[b, m])
+            in_cache.add((b, r))
+            if r >= S - C:
+                j = r - (S - C)
+                assert_bounded(self.k_ref[b, j], r_oracle[b, m], r_eager[b, m], self.dtype, "k_ref")
+                in_ref.add((b, j))
+        for b in range(B):
+            for r in set(range(S)) - {x for a, x in in_cache if a == b}:
+                assert self.k_cache[b, r].isnan().all()
+                assert self.v_cache[b, r].isnan().all()
+            for j in set(range(C)) - {x for a, x in in_ref if a == b}:
+                assert self.k_ref[b, j].isnan().all()
+
+
+SLOTS = {
+    "full": None,
+    "full, as an index": list(range(S)),
+    "one": [3],
+    "padding, row 0 and the reference's first row": [-1, 0, 7, -1, 5, 2],
+    "only padding": [-1, -1],
+    "per row": [[0, 8, -1, 4], [-1, -1, 6, 1]],
+    "per row, one all padding": [[-1, -1, -1], [5, -1, 0]],
+}
+
+
+@pytest.mark.parametrize("dtype", HALVES_AND_FP32)
+@pytest.mark.parametrize("interleaved", MODES)
+@pytest.mark.parametrize("rows", SLOTS.values(), ids=SLOTS)
+def test_against_the_oracle(dtype, interleaved, rows):
+    slots = None if rows is None else torch.tensor(rows)
+    m = S if slots is None else slots.shape[-1]
+    case = Case(dtype, m, interleaved=interleaved, text_len=min(m, 2))
+    result = case(slots)
+    assert result.dtype == dtype
+    assert result.shape == case.q.shape
+    case.check(result, slots)
+
+
+@pytest.mark.parametrize("interleaved", MODES)
+@pytest.mark.parametrize("d", [2, 40])
+@pytest.mark.parametrize("text_len", [0, 1, 5])
+@pytest.mark.parametrize("text", [True, False])
+def test_head_dims_and_segments(interleaved, d, text_len, text):
+    slots = torch.tensor([6, 0, -1, 2, 8], dtype=torch.int32)
+    case = Case(m=5, d=d, interleaved=interleaved, text_len=text_len, text=text)
+    case.check(case(slots), slots)
+
+
+def test_no_rows_and_no_reference_rows():
+    case = Case(m=0, text_len=0)
+    assert case(torch.empty(0, dtype=torch.long)).shape == (B, 0, H, 24)
+    assert case.k_cache.isnan().all()
+    assert case.k_ref.isnan().all()
+    case = Case()
+    case.k_ref, case.cos_ref, case.sin_ref = case.k_ref[:, :0], case.cos_ref[:0], case.sin_ref[:0]
+    case(None)
+    assert not case.k_cache.isnan().any()
+
+
+def test_without_weights_fp64_and_fp32_weights():
+    case = Case(torch.float64)
+    case.weights = dict.fromkeys(case.weights)
+    case.cos, case.sin = case.cos.double(), case.sin.double()
+    case.check(case(None), None)
+    mixed, same = Case(torch.bfloat16), Case(torch.bfloat16)
+    mixed.weights = {n: w.float() for n, w in mixed.weights.items()}
+    result = mixed(None)
+    assert result.dtype == torch.bfloat16
+    torch.testing.assert_close(result, same(None), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("interleaved", MODES)
+def test_tables_aligned_with_the_rows(interleaved):
+    slots = torch.tensor([[5, -1, 0], [1, 8, -1]])
+    case, other = Case(m=3, interleaved=interleaved), Case(m=3, interleaved=interleaved)
+    cos, sin = case.aligned(slots, case.cos, case.sin)
+    result, want = case(slots, cos=cos, sin=sin), other(slots)
+    for b, m, _ in entries(slots, B):
+        assert torch.equal(result[b, m], want[b, m])
+    torch.testing.assert_close(case.k_cache, other.k_cache, equal_nan=True, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("interleaved", MODES)
+def test_strided_views(interleaved):
+    slots, d = torch.tensor([4, -1, 0]), 24
+    case, plain = Case(m=3, interleaved=interleaved), Case(m=3, interleaved=interleaved)
+    fused = torch.stack((case.q, case.k, case.v), 2)
+    case.q, case.k, case.v = fused.unbind(2)
+    wide = torch.full((B, S, H, 2 * d + 1), math.nan)
+    case.k_cache, case.v_cache = wide[..., :d], wide[..., d + 1 :]
+    case.k_ref = torch.full((B, S, H, d), math.nan)[:, S - C :]
+    assert torch.equal(case(slots), plain(slots))
+    for name in ("k_cache", "v_cache", "k_ref"):
+        torch.testing.assert_close(
+            getattr(case, name), getattr(plain, name), equal_nan=True, rtol=0, atol=0
+        )
+    assert wide[..., d].isnan().all()
+
+
+@pytest.mark.parametrize("interleaved", MODES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_agrees_with_the_stock_modules(dtype, interleaved):
+    """torch's RMSNorm (FLUX) bit for bit, diffusers' (Qwen) to rounding, and apply_rotary_emb."""
+    embeddings = pytest.importorskip("diffusers.models.embeddings")
+    from diffusers.models.normalization import RMSNorm
+
+    case = Case(dtype, interleaved=interleaved, text_len=0, text=False)
+    result = case(None)
+    for kind, tolerance in ((torch.nn.RMSNorm, 0.0), (RMSNorm, 4 * torch.finfo(dtype).eps)):
+        norm = kind(24, eps=EPS)
+        norm.weight.data = case.weights["q_weight"]
+        stock = embeddings.apply_rotary_emb(
+            norm(case.q),
+            (case.cos, case.sin),
+            sequence_dim=1,
+            use_real_unbind_dim=-1 if interleaved else -2,
+        )
+        exact = tolerance == 0 and dtype != torch.float32
+        torch.testing.assert_close(
+            result, stock, rtol=0, atol=0 if exact else max(tolerance, 1e-6) * 4
+        )
+
+
+def test_no_synchronisation():
+    for rows in ([0, -1, 7], [[-1, -1, -1], [0, 5, -1]]):
+        case = Case(m=3)
+        with NoSync():
+            case(torch.tensor(rows))
+    with NoSync():
+        Case()(None)
+
+
+@pytest.mark.parametrize("rows", [None, [3, -1, 0]])
+def test_compiles_as_one_graph(rows):
+    slots = None if rows is None else torch.tensor(rows)
+    m = S if rows is None else 3
+    case, plain = Case(m=m), Case(m=m)
+    compiled = torch.compile(qk_norm_rope, fullgraph=True, backend="eager")
+    assert torch.equal(case(slots, call=compiled), plain(slots))
+    torch.testing.assert_close(case.k_cache, plain.k_cache, equal_nan=True, rtol=0, atol=0)
+
+
+def test_errors_say_what_and_how():
+    case, slots = Case(m=3), torch.tensor([0, 1, -1])
+    half, odd = Case(m=3), Case(m=3)
+    half.v_cache = half.v_cache.half()
+    odd.q, odd.k, odd.v, odd.k_cache, odd.v_cache = (
+        x[..., :23] for x in (odd.q, odd.k, odd.v, odd.k_cache, odd.v_cache)
+    )
+    cases = [
+        (case, ValueError, "slots=None covers the cache in order and needs M = S = 9, got M = 3",
+         None, {}),
+        (case, ValueError, "slots must have M = 3 entries, got 2; pad it with -1", slots[:2], {}),
+        (case, TypeError, "slots must be of dtype int32, int64", slots.float(), {}),
+        (half, TypeError, "v_cache must be of dtype float32, got float16", slots, {}),
+        (odd, ValueError, "head dim D must be even", slots, {}),
+        (case, ValueError, r"text_len must be in 0..M = 3, got 4", slots, {"text_len": 4}),
+        (case, ValueError, r"cos must have .* \(9, 24\) or \[B, M, D\] = \(2, 3, 24\)", slots,
+         {"cos": case.cos[:4]}),
+        (case, ValueError, "cos and sin agree", slots,
+         {"cos": case.cos.expand(B, S, 24)[:, :3]}),
+        (case, TypeError, "cos must be of dtype float32, got float16", slots,
+         {"cos": case.cos.half()}),
+        (case, ValueError, "k_ref, cos_ref and sin_ref must be given together", slots,
+         {"cos_ref": None}),
+        (case, ValueError, r"sin_ref must have shape \[C, D\]", slots, {"sin_ref": case.sin}),
+        (case, ValueError, "k_ref holds the last C of S = 9 rows, got C = 18", slots,
+         {"k_ref": torch.zeros(B, 18, H, 24)}),
+        (case, ValueError, r"k_weight must have shape \[D\] = \(24,\), got \(12,\)", slots,
+         {"k_weight": torch.ones(12)}),
+        (case, TypeError, "q_weight must be of dtype", slots, {"q_weight": torch.ones(24).half()}),
+        (case, ValueError, "eps must be positive", slots, {"eps": 0.0}),
+        (case, ValueError, "slots must be on cpu like", slots.to("meta"), {}),
+        (case, NotImplementedError, "impl='triton' was asked for", slots, {"impl": "triton"}),
+    ]  # fmt: skip
+    for subject, error, message, rows, changes in cases:
+        with pytest.raises(error, match=message):
+            subject(rows, **changes)
+    assert case.k_cache.isnan().all()

@@ -1,0 +1,141 @@
+"""token_distance against a cell-by-cell fp64 oracle."""
+
+import math
+
+import kernel_oracle as oracle
+import pytest
+import torch
+import torch.nn.functional as F
+from kernel_oracle import HALVES_AND_FP32, NoSync, assert_bounded
+from spotedit_kernels import token_distance
+from spotedit_kernels.token_distance import normalise_features
+
+LAYERS = [(5, 6, 10), (3, 6, 10), (8, 11, 23), (4, 2, 3)]  # of the grid's size, larger, smaller
+
+
+def maps(batch=2, dtype=torch.float32, seed=0, layers=LAYERS):
+    g = torch.Generator().manual_seed(seed)
+    return [torch.randn(batch, *shape, generator=g).to(dtype) for shape in layers]
+
+
+def exact(x, y, grid, patch, weights):
+    """The oracle over a batch, y's batch of 1 repeated."""
+    rows = []
+    for b in range(x[0].shape[0]):
+        of_y = [m[b if m.shape[0] > 1 else 0] for m in y]
+        rows.append(oracle.token_distance([m[b] for m in x], of_y, grid, patch, weights))
+    return torch.stack(rows)
+
+
+def eager(x, y, grid, patch, weights):
+    """The same composition in the maps' own dtype."""
+    total = 0
+    for a, b, w in zip(x, y, weights, strict=True):
+        d = (F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1, keepdim=True)
+        d = F.interpolate(d, size=(grid[0] * patch, grid[1] * patch), mode="bilinear")
+        total = total + w / sum(weights) * d
+    return F.avg_pool2d(total, patch).flatten(1)
+
+
+@pytest.mark.parametrize("dtype", HALVES_AND_FP32)
+@pytest.mark.parametrize(
+    ("grid", "patch"), [((3, 5), 2), ((1, 1), 2), ((7, 5), 1), ((2, 13), 3), ((5, 1), 2)]
+)
+def test_against_the_oracle(dtype, grid, patch):
+    x, y = maps(dtype=dtype), maps(dtype=dtype, seed=1)
+    weights = [1.0, 0.0, 2.5, 0.5]
+    result = token_distance(x, y, grid, patch=patch, weights=weights)
+    assert result.shape == (2, grid[0] * grid[1])
+    assert result.dtype == torch.float32
+    want = exact(x, y, grid, patch, weights)
+    assert_bounded(result, want, eager(x, y, grid, patch, weights), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [*HALVES_AND_FP32, torch.float64])
+def test_one_reference_for_the_batch_normalised_once(dtype):
+    x, y = maps(batch=3, dtype=dtype), maps(batch=1, dtype=dtype, seed=1)
+    want = exact(x, y, (3, 5), 2, [1.0] * 4)
+    plain = token_distance(x, y, (3, 5))
+    units = normalise_features(y)
+    torch.testing.assert_close(plain.double(), want, rtol=0, atol=2e-6)
+    assert torch.equal(plain, token_distance(x, units, (3, 5), y_normalised=True))
+    for unit in units:
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        assert unit.dtype == wide
+        torch.testing.assert_close(unit.norm(dim=1), torch.ones_like(unit[:, 0]))
+
+
+def test_zero_vectors_and_extreme_values():
+    x, y = maps(batch=1, layers=[(4, 2, 2)]), maps(batch=1, seed=1, layers=[(4, 2, 2)])
+    x[0][..., 0, 0] = 0
+    y[0][..., 0, 1] = 0
+    x[0][..., 1, 0] = y[0][..., 1, 0] = 0
+    y[0][..., 1, 1] = -3 * x[0][..., 1, 1]
+    result = token_distance(x, y, (2, 2), patch=1)
+    torch.testing.assert_close(result, torch.tensor([[1.0, 1.0, 0.0, 4.0]]))
+    large = [torch.full((1, 8, 2, 2), 6e4, dtype=torch.float16)]
+    assert (token_distance(large, large, (2, 2), patch=1) == 0).all()
+
+
+def test_close_maps_keep_relative_accuracy():
+    x = maps(batch=1, layers=[(16, 4, 4)])
+    y = [m + 1e-4 * torch.randn(m.shape, generator=torch.Generator().manual_seed(3)) for m in x]
+    want = exact(x, y, (2, 2), 2, [1.0])
+    torch.testing.assert_close(token_distance(x, y, (2, 2)).double(), want, rtol=1e-2, atol=0)
+
+
+def test_row_major_and_scale_free():
+    x = [torch.zeros(1, 2, 4, 6)]
+    x[0][:, 0] = 1
+    y = [x[0].clone()]
+    y[0][:, :, 2:, 4:] = torch.tensor([0.0, 1.0])[:, None, None]  # the last token of a 2 x 3 grid
+    want = torch.tensor([[0, 0, 0, 0, 0, 2.0]])
+    torch.testing.assert_close(token_distance(x, y, (2, 3)), want)
+    torch.testing.assert_close(token_distance([7 * x[0]], [0.01 * y[0]], (2, 3)), want)
+
+
+def test_memory_formats():
+    x, y = maps(), maps(seed=1)
+    want = token_distance(x, y, (3, 5))
+    last = [m.to(memory_format=torch.channels_last) for m in x]
+    views = [torch.stack((m, m), -1)[..., 0] for m in y]
+    torch.testing.assert_close(token_distance(last, views, (3, 5)), want)
+
+
+def test_no_synchronisation_and_one_graph():
+    x, y = maps(), maps(batch=1, seed=1)
+    with NoSync():
+        want = token_distance(x, normalise_features(y), (3, 5), weights=(1, 1, 1, 2))
+    compiled = torch.compile(token_distance, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, y, (3, 5), weights=(1, 1, 1, 2)), want)
+
+
+def test_errors_say_what_and_how():
+    x, y = maps(), maps(seed=1)
+    cases = [
+        (TypeError, "must be a sequence of maps.*wrap a single map", (x[0], y, (3, 5)), {}),
+        (TypeError, r"x_features\[1\] must be a torch.Tensor, got int", ([x[0], 1], y, (3, 5)), {}),
+        (ValueError, "x_features must hold at least one map", ([], [], (3, 5)), {}),
+        (ValueError, "as many layers, got 4 and 3", (x, y[:3], (3, 5)), {}),
+        (ValueError, r"x_features\[0\] must have shape \[B, C", ([x[0][0]], y[:1], (3, 5)), {}),
+        (ValueError, r"y_features\[0\] must have shape .*its batch may be 1",
+         (x[:1], [y[0][:, 1:]], (3, 5)), {}),
+        (ValueError, r"x_features\[1\] must have shape .*batch of the first",
+         ([x[0], x[1][:1]], y[:2], (3, 5)), {}),
+        (TypeError, r"y_features\[1\] must be of dtype", (x, [y[0], y[1].int()], (3, 5)), {}),
+        (ValueError, "must not be empty", ([x[0][:, :0]], [y[0][:, :0]], (3, 5)), {}),
+        (ValueError, "must be on cpu like", (x[:1], [y[0].to("meta")], (3, 5)), {}),
+        (ValueError, r"grid must be \(rows, cols\)", (x, y, (0, 5)), {}),
+        (ValueError, r"grid must be \(rows, cols\)", (x, y, (15,)), {}),
+        (ValueError, "patch must be at least 1, got 0", (x, y, (3, 5)), {"patch": 0}),
+        (ValueError, "weights must be 4 non-negative", (x, y, (3, 5)), {"weights": [1, 2]}),
+        (ValueError, "weights must be 4 non-negative", (x, y, (3, 5)), {"weights": [1, -1, 1, 1]}),
+        (ValueError, "positive finite sum", (x, y, (3, 5)), {"weights": [0, 0, 0, 0]}),
+        (ValueError, "positive finite sum", (x, y, (3, 5)), {"weights": [math.nan, 1, 1, 1]}),
+        (TypeError, "weights must be a sequence of floats.*tolist", (x, y, (3, 5)),
+         {"weights": torch.ones(4)}),
+        (NotImplementedError, "impl='triton' was asked for", (x, y, (3, 5)), {"impl": "triton"}),
+    ]  # fmt: skip
+    for error, message, args, kwargs in cases:
+        with pytest.raises(error, match=message):
+            token_distance(*args, **kwargs)

@@ -1,0 +1,55 @@
+import math
+
+import pytest
+
+import spotedit
+from spotedit.config import resolve
+from spotedit.fusion import weights
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("judge", "eyes"),
+        ("threshold", -0.1),
+        ("threshold", math.nan),
+        ("threshold", "0.2"),
+        ("dilation", -1),
+        ("dilation", 1.5),
+        ("initial_steps", 0),
+        ("reset_every", 0),
+        ("reset_steps", (3, -1)),
+        ("reset_steps", 7),
+        ("fusion", "linear"),
+        ("condition_cache", 1),
+        ("match_size", None),
+        ("impl", "cuda"),
+    ],
+)
+def test_values_out_of_range_name_field_value_and_what_was_expected(field, value):
+    with pytest.raises(ValueError, match=rf"SpotEditConfig\.{field} is .*; expected"):
+        spotedit.SpotEditConfig(**{field: value})
+
+
+def test_reset_steps_and_reset_every_exclude_each_other():
+    with pytest.raises(ValueError, match="exclude"):
+        spotedit.SpotEditConfig(reset_steps=[3], reset_every=4)
+
+
+def test_overrides_apply_to_a_given_configuration():
+    config = resolve(spotedit.SpotEditConfig(threshold=0.3, dilation=2), {"dilation": 0})
+    assert (config.threshold, config.dilation) == (0.3, 0)
+    with pytest.raises(TypeError, match="unknown option treshold"):
+        resolve(None, {"treshold": 0.1})
+    with pytest.raises(TypeError, match="expected a SpotEditConfig"):
+        resolve({"threshold": 0.1}, {})
+
+
+def test_cosine_fusion_runs_from_the_cache_to_the_condition():
+    assert weights("cosine", [1.0, 0.5, 0.0]) == pytest.approx([1.0, 0.5, 0.0])
+
+
+def test_a_callable_fusion_must_return_weights():
+    assert weights(lambda sigma: sigma, [0.25]) == [0.25]
+    with pytest.raises(ValueError, match=r"fusion\(sigma=0.2500\) returned 1.5"):
+        weights(lambda sigma: 1.5, [0.25])
