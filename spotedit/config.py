@@ -33,6 +33,9 @@ class SpotEditConfig:
             and model; None takes the model's value for the judge (0.2 for `"perceptual"`).
         dilation: how many tokens the active region grows on every side after a judgement; None
             takes the model's value.
+        judge_every: spot steps from one judgement to the next; full steps before a spot step are
+            always judged. None takes the model's value. Judging less often saves the decoder's
+            first layers, and keeps tokens active that would have been dropped.
         initial_steps: full steps at the start; None scales the published four of fifty.
         reset_steps: 0-based indices of later full steps; None scales the published 13, 22, 31.
         reset_every: a full step every that many steps instead; excludes `reset_steps`.
@@ -51,6 +54,7 @@ class SpotEditConfig:
     judge: str = "perceptual"
     threshold: float | None = None
     dilation: int | None = None
+    judge_every: int | None = None
     initial_steps: int | None = None
     reset_steps: Sequence[int] | None = None
     reset_every: int | None = None
@@ -78,18 +82,10 @@ class SpotEditConfig:
             self.dilation,
             "a number of tokens >= 0, or None for the model's own",
         )
-        _require(
-            self.initial_steps is None or _is_int(self.initial_steps, 1),
-            "initial_steps",
-            self.initial_steps,
-            "a number of steps >= 1, or None",
-        )
-        _require(
-            self.reset_every is None or _is_int(self.reset_every, 1),
-            "reset_every",
-            self.reset_every,
-            "a number of steps >= 1, or None",
-        )
+        for field in ("judge_every", "initial_steps", "reset_every"):
+            value = getattr(self, field)
+            steps = value is None or _is_int(value, 1)
+            _require(steps, field, value, "a number of steps >= 1, or None")
         if self.reset_steps is not None:
             _require(
                 isinstance(self.reset_steps, Sequence)

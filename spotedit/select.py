@@ -5,7 +5,7 @@ the threshold already equals the source and is reused (SpotEdit, arXiv 2512.2232
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -128,6 +128,11 @@ def compact(rows: Tensor, computed: Tensor, finite: Tensor) -> Selection:
         raise NotFiniteError
     count, new = divmod(code, n + 1)
     return Selection(rows, order[:count], order[count:], order[count : count + new])
+
+
+def unchanged(selection: Selection) -> Selection:
+    """The selection of a step that follows without a judgement."""
+    return replace(selection, dropped=selection.dropped[:0])
 
 
 class SpotSelector:

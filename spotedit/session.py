@@ -19,7 +19,7 @@ from .mask import UserMask, token_mask
 from .models.spec import Grid, Spec
 from .report import EditReport, Mark, StepRecord
 from .schedule import plan
-from .select import JUDGES, NotFiniteError, Selection, SpotSelector
+from .select import JUDGES, NotFiniteError, Selection, SpotSelector, unchanged
 
 
 def mark(like: Tensor) -> Mark:
@@ -66,6 +66,7 @@ class Session:
         self.mask, self.arguments = mask, arguments
         own = spec.thresholds[config.judge]
         self.threshold = own if config.threshold is None else config.threshold
+        self.judge_every = spec.judge_every if config.judge_every is None else config.judge_every
         self.begun = False
         self.reason: str | None = None  # why this call is dense
         self.kinds: list[str] = []  # of the steps; empty in a dense call
@@ -76,6 +77,7 @@ class Session:
         self.records: list[StepRecord] = []
         self._selector: SpotSelector | None = None
         self._spot: Selection | None = None  # of the last judgement
+        self._judged = 0  # step of the last judgement
         self._start: Mark | None = None
 
     @property
@@ -172,17 +174,12 @@ class Session:
 
     def _select(self, output: Tensor, sample: Tensor) -> None:
         """Find the tokens of the next step, and how much of their rows has to be blended."""
-        x0 = sample.float() - self.sigmas[self.index] * output.float()
         after_full = self.kind() == "full"
-        if self._selector is None:
-            self._selector = self._make_selector()
-        try:
-            spot = self._selector(x0, None if after_full else self.spot)
-        except NotFiniteError:
-            raise ValueError(
-                f"step {self.index}: the latents are not finite; check the image and `latents`, or "
-                "use bfloat16 or float32 if the model overflows in float16"
-            ) from None
+        if after_full or self.index - self._judged == self.judge_every:
+            x0 = sample.float() - self.sigmas[self.index] * output.float()
+            spot = self._judge(x0, None if after_full else self.spot)
+        else:
+            spot = unchanged(self.spot)
         # a full step leaves every row as computed: weight 1
         held, self.weight = 1.0 if after_full else self.weight, self.weights[self.index + 1]
         if self.weight != held:
@@ -190,6 +187,18 @@ class Session:
         else:
             self.stale = spot.dropped if self.weight != 1.0 else spot.dropped[:0]
         self._spot = spot
+
+    def _judge(self, x0: Tensor, previous: Selection | None) -> Selection:
+        self._judged = self.index
+        if self._selector is None:
+            self._selector = self._make_selector()
+        try:
+            return self._selector(x0, previous)
+        except NotFiniteError:
+            raise ValueError(
+                f"step {self.index}: the latents are not finite; check the image and `latents`, or "
+                "use bfloat16 or float32 if the model overflows in float16"
+            ) from None
 
     def _replace(self, result: Any) -> Any:
         """Token replacement: reused tokens are the source, exactly."""

@@ -18,6 +18,7 @@ from spotedit.fusion import weights
         ("dilation", 1.5),
         ("initial_steps", 0),
         ("reset_every", 0),
+        ("judge_every", 0),
         ("reset_steps", (3, -1)),
         ("reset_steps", 7),
         ("fusion", "linear"),

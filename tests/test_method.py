@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import PIL.Image
 import pytest
 import torch
@@ -112,6 +113,20 @@ def test_reference_features_are_computed_once_a_call(pipe, monkeypatch):
     assert len(calls) == 6
 
 
+def test_judging_less_often(pipe, monkeypatch):
+    judged = []
+
+    def judge(y, grid, features, impl):
+        return lambda x0: judged.append(1) or torch.ones(1, 48)
+
+    monkeypatch.setitem(JUDGES, "l2", judge)
+    handle = spotedit.enable(pipe, judge="l2", initial_steps=1, reset_steps=(6,), judge_every=3)
+    pipe(**call_arguments(num_inference_steps=10))
+    # after steps 0 and 3, after the reset at 6; 9 is the last step
+    assert len(judged) == 3
+    assert {s["active"] for s in handle.report.steps} == {48}
+
+
 def test_decoder_prefix_matches_the_decoder(pipe):
     vae, latents = pipe.vae, torch.randn(1, 4, 6, 8)
     maps = flux.DecoderPrefix(vae)(latents)
@@ -220,3 +235,38 @@ def test_the_counter_sees_a_synchronisation():
         torch.ones(3).sum().item()
         torch.ones(3).nonzero()
     assert mode.count == 2
+
+
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt", "latent"])
+def test_every_output_type(pipe, output_type):
+    spotedit.enable(pipe).set_mask(CORNER, mode="replace")
+    images = pipe(**call_arguments(batch=2, output_type=output_type)).images
+    sizes = {"pil": (64, 48), "np": (48, 64, 3), "pt": (3, 48, 64), "latent": (48, 16)}
+    first = images[0]
+    assert len(images) == 2
+    assert (first.size if output_type == "pil" else tuple(first.shape)) == sizes[output_type]
+    in_tuple = pipe(**call_arguments(batch=2, output_type=output_type, return_dict=False))[0]
+    assert np.array_equal(np.asarray(in_tuple[1]), np.asarray(images[1]))
+
+
+def test_a_generator_for_each_image_and_several_images_a_prompt(pipe):
+    spotedit.enable(pipe).set_mask(CORNER, mode="replace")
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    images = pipe(**call_arguments(num_images_per_prompt=2, generator=generators)).images
+    second = pipe(**call_arguments(generator=torch.Generator().manual_seed(2))).images
+    assert torch.allclose(images[1:], second, atol=1e-4)
+    assert not torch.allclose(images[0], images[1])
+
+
+def test_a_source_given_as_latents(pipe):
+    given = call_arguments()
+    with torch.no_grad():
+        latents = pipe.vae.encode(2 * given["image"] - 1).latent_dist.mode()
+    config = pipe.vae.config
+    latents = (latents - config.shift_factor) * config.scaling_factor
+    handle = spotedit.enable(pipe)
+    handle.set_mask(CORNER, mode="replace")
+    from_pixels = pipe(**given).images
+    from_latents = pipe(**call_arguments(image=latents)).images
+    assert torch.allclose(from_pixels, from_latents, atol=1e-4)
+    assert handle.report.reason is None

@@ -1,3 +1,4 @@
 """One specification per model family; see `spec.Spec` and `spec.register`."""
 
 from . import flux as flux
+from . import tiny as tiny

@@ -146,16 +146,15 @@ def source_size(arguments: Mapping[str, Any]) -> Grid | None:
     return None
 
 
-register(
-    Spec(
-        pipelines=("FluxKontextPipeline",),
-        layout=layout,
-        gather=gather,
-        project=project,
-        output=output,
-        features=features,
-        matched_size=matched_size,
-        source_size=source_size,
-        token_pixels=lambda pipe: pipe.vae_scale_factor * 2,
-    )
+KONTEXT = Spec(
+    pipelines=("FluxKontextPipeline",),
+    layout=layout,
+    gather=gather,
+    project=project,
+    output=output,
+    features=features,
+    matched_size=matched_size,
+    source_size=source_size,
+    token_pixels=lambda pipe: pipe.vae_scale_factor * 2,
 )
+register(KONTEXT)

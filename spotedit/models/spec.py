@@ -57,6 +57,7 @@ class Spec:
         token_pixels: pipeline -> side of a token in output pixels.
         thresholds: judge -> default threshold.
         dilation: default dilation in tokens.
+        judge_every: default number of spot steps from one judgement to the next.
         interleaved: rotary pairs are (2i, 2i+1), not (i, i + D/2).
     """
 
@@ -73,6 +74,7 @@ class Spec:
         default_factory=lambda: {"perceptual": 0.2, "cosine": 0.05, "l2": 0.1}
     )
     dilation: int = 0
+    judge_every: int = 1
     interleaved: bool = True
 
 

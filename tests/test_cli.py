@@ -1,0 +1,316 @@
+"""The command line: exit codes, checks before work, files, comparison."""
+
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import PROMPT, random_kontext
+from diffusers import FluxKontextPipeline
+from PIL import Image
+
+import spotedit
+from spotedit.cli import edit, main, pipelines
+
+WIDTH, HEIGHT = 64, 48
+
+
+class PromptedKontext(FluxKontextPipeline):
+    """A random pipeline that takes the picture's own size and makes embeddings from nothing."""
+
+    def __call__(
+        self,
+        image=None,
+        prompt=None,
+        height=None,
+        width=None,
+        num_inference_steps=28,
+        generator=None,
+        max_area=1024**2,
+        _auto_resize=False,
+    ):
+        given = {
+            name: value for name, value in locals().items() if name not in ("self", "__class__")
+        }
+        return super().__call__(**given)
+
+    def encode_prompt(self, **arguments):
+        generator = torch.Generator().manual_seed(0)
+        prompt = torch.randn(1, PROMPT, 12, generator=generator)
+        pooled = torch.randn(1, 10, generator=generator)
+        return prompt, pooled, torch.zeros(PROMPT, 3)
+
+
+@pytest.fixture
+def model(monkeypatch) -> list[object]:
+    """`edit` gets a random pipeline; the list holds the ones that were loaded."""
+    loaded: list[object] = []
+
+    def load(*args):
+        pipe = random_kontext()
+        pipe.__class__ = PromptedKontext
+        loaded.append(pipe)
+        return pipe
+
+    monkeypatch.setattr(edit, "load", load)
+    return loaded
+
+
+@pytest.fixture
+def picture(tmp_path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "in.png")
+    return tmp_path / "in.png"
+
+
+@pytest.fixture
+def run(picture, tmp_path) -> Callable[..., int]:
+    """`spotedit edit in.png "add a hat" -o out.png --model x`, with more arguments."""
+
+    def command(*more: object, output: str = "out.png", model: str = "some/model") -> int:
+        given = ["edit", picture, "add a hat", "-o", tmp_path / output, "--model", model]
+        return main([str(argument) for argument in (*given, *more)])
+
+    return command
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {"in.png"}
+
+
+# -- the program
+
+
+def test_help_does_not_wait_for_pytorch():
+    program = "import sys, spotedit.cli as c; print('torch' in sys.modules); c.main(['--help'])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout.startswith("False\nusage: spotedit")
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["demo", "--scenes", "0"], ["edit"]])
+def test_usage_errors(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"spotedit {spotedit.__version__}\n"
+
+
+def test_env_names_versions_and_nothing_personal(capsys):
+    import platform
+
+    assert main(["env"]) == 0
+    out = capsys.readouterr().out
+    for name in ("python", "torch", "triton", "diffusers", "transformers", "spotedit"):
+        assert f"\n{name} " in f"\n{out}"
+    assert platform.node() not in out
+    assert "/" not in out
+
+
+# -- edit: bad input is found before a model is loaded
+
+
+def test_a_model_must_be_named(picture, tmp_path, capsys):
+    status = main(["edit", str(picture), "add a hat", "-o", str(tmp_path / "out.png")])
+    assert status == 2
+    error = capsys.readouterr().err
+    assert "tiny" in error
+    assert "FLUX.1-Kontext-dev" in error
+
+
+@pytest.mark.parametrize(
+    ("more", "output", "message"),
+    [
+        ([], "in.png", "already exists"),
+        ([], "missing/out.png", "create it first"),
+        ([], "out.docx", "expected one of .png"),
+        (["--report", "r.txt"], "out.png", "expected one of .json"),
+        (["--mask", "missing.png"], "out.png", "no such file"),
+        (["--device", "nonsense"], "out.png", "--device nonsense"),
+        (["--device", "cpu", "--offload", "model"], "out.png", "needs a GPU"),
+    ],
+)
+def test_bad_input(run, model, capsys, tmp_path, more, output, message):
+    assert run(*more, output=output) == 2
+    assert message in capsys.readouterr().err
+    assert model == []
+    assert names(tmp_path) == set()
+
+
+def test_compare_checks_its_own_files_too(run, model, capsys, tmp_path):
+    (tmp_path / "out-dense.png").touch()
+    assert run("--compare") == 2
+    assert "out-dense.png: already exists" in capsys.readouterr().err
+    assert model == []
+
+
+def test_mask_of_another_size(run, model, capsys, tmp_path):
+    Image.new("L", (WIDTH + 1, HEIGHT)).save(tmp_path / "mask.png")
+    assert run("--mask", tmp_path / "mask.png") == 2
+    assert f"{WIDTH} x {HEIGHT}" in capsys.readouterr().err
+    assert model == []
+
+
+def test_corrupt_picture(run, model, capsys, picture):
+    picture.write_bytes(picture.read_bytes()[:200])
+    assert run() == 2
+    assert "in.png" in capsys.readouterr().err
+    assert model == []
+
+
+def test_threshold_out_of_range(run, model, capsys):
+    assert run("--threshold", "-1") == 2
+    assert "threshold" in capsys.readouterr().err
+
+
+# -- edit: models
+
+
+@pytest.mark.parametrize("name", ["nowhere", "/no/such/folder", "a/b/c"])
+def test_a_model_that_is_neither_folder_nor_id(run, capsys, name):
+    assert run(model=name) == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_a_folder_without_a_pipeline(run, capsys, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    assert run(model=str(folder)) == 1
+    error = capsys.readouterr().err
+    assert "cannot be loaded" in error
+    assert "FLUX.1-Kontext-dev" in error
+
+
+def test_an_unsupported_pipeline_is_refused_before_its_weights_are_read(run, capsys, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.0"}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    assert run(model=str(folder)) == 2
+    error = capsys.readouterr().err
+    assert "StableDiffusionPipeline" in error
+    assert "FluxKontextPipeline" in error
+
+
+def test_a_saved_pipeline_is_loaded_from_its_folder(tmp_path):
+    saved = random_kontext()
+    saved.save_pretrained(tmp_path / "model")
+    loaded = pipelines.load(str(tmp_path / "model"), None, torch.device("cpu"), "none")
+    assert type(loaded).__name__ == "FluxKontextPipeline"
+    for a, b in zip(saved.vae.parameters(), loaded.vae.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+# -- edit: the work
+
+
+def test_edit_writes_the_picture_and_the_report(run, model, capsys, tmp_path):
+    assert run("--steps", 8, "--report", tmp_path / "r.json") == 0
+    assert names(tmp_path) == {"out.png", "r.json"}
+    assert Image.open(tmp_path / "out.png").size == (WIDTH, HEIGHT)
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert len(report["steps"]) == 8
+    assert report["spot_seconds"] > 0
+    assert report["dense_seconds"] is None
+    assert "8 steps" in capsys.readouterr().out
+
+
+def test_edit_is_reproducible_and_follows_the_seed(run, model, tmp_path):
+    for name, seed in (("a.png", 1), ("b.png", 1), ("c.png", 2)):
+        assert run("--steps", 4, "--seed", seed, output=name) == 0
+    a, b, c = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in "abc")
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+def test_mask_decides_where_the_picture_may_change(run, model, tmp_path):
+    mask = Image.new("L", (WIDTH, HEIGHT))
+    mask.paste(255, (0, 0, WIDTH // 2, HEIGHT))
+    mask.save(tmp_path / "mask.png")
+    more = ("--steps", 8, "--mask", tmp_path / "mask.png", "--mask-mode", "replace")
+    assert run(*more, "--report", tmp_path / "r.json") == 0
+    region = np.array(json.loads((tmp_path / "r.json").read_text())["region"], dtype=bool)
+    columns = region.shape[1]
+    assert region[:, : columns // 2].all()
+    assert not region[:, columns // 2 :].any()
+
+
+def test_compare_runs_both_ways_at_one_size(run, model, capsys, tmp_path):
+    assert run("--steps", 4, "--compare") == 0
+    assert names(tmp_path) == {"out.png", "out-dense.png", "out-compare.png"}
+    sizes = {Image.open(tmp_path / name).size for name in ("out.png", "out-dense.png")}
+    assert sizes == {(WIDTH, HEIGHT)}
+    assert "without skipping" in capsys.readouterr().out
+
+
+def test_the_dense_picture_is_the_stock_pipelines(run, model, picture, tmp_path):
+    assert run("--steps", 4, "--seed", 3, "--compare") == 0
+    stock = model[0](
+        image=Image.open(picture),
+        prompt="add a hat",
+        num_inference_steps=4,
+        height=HEIGHT,
+        width=WIDTH,
+        max_area=HEIGHT * WIDTH,
+        generator=torch.Generator().manual_seed(3),
+    ).images[0]
+    assert np.array_equal(stock, Image.open(tmp_path / "out-dense.png"))
+
+
+def test_force_overwrites(run, model, tmp_path):
+    (tmp_path / "out.png").write_text("mine")
+    assert run("--steps", 4, "--force") == 0
+    assert Image.open(tmp_path / "out.png").size == (WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(KeyboardInterrupt, 130), (torch.OutOfMemoryError, 1), (ValueError, 2)],
+)
+def test_an_edit_that_is_cut_short_writes_nothing(run, model, monkeypatch, tmp_path, error, status):
+    def stop(*args, **kwargs):
+        raise error("stop")
+
+    monkeypatch.setattr(edit, "timed", stop)
+    assert run() == status
+    assert names(tmp_path) == set()
+
+
+# -- the tiny editor
+
+
+@pytest.fixture
+def tiny_editor():
+    tiny = importlib.import_module("spotedit.tiny")
+    if not hasattr(tiny, "load"):
+        pytest.skip("no tiny editor yet")
+    return tiny
+
+
+def test_edit_with_the_tiny_editor(tiny_editor, run, picture, tmp_path, capsys):
+    Image.open(picture).resize((300, 200)).save(picture)
+    assert run("--steps", 4, model="tiny") == 0
+    width, height = Image.open(tmp_path / "out.png").size
+    assert width * height == pytest.approx(128**2, rel=0.1)
+    assert width / height == pytest.approx(1.5, rel=0.1)
+
+
+def test_demo(tiny_editor, tmp_path, capsys):
+    assert main(["demo", "--scenes", "1", "--steps", "4", "--out", str(tmp_path / "d")]) == 0
+    assert names(tmp_path / "d") == {"demo.png", "steps.png"}
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert len(rows) == 2 + 1 + 1  # two lines of header, one native scene, one large
+    assert main(["demo", "--out", str(tmp_path / "d")]) == 2
+    assert "already exists" in capsys.readouterr().err
