@@ -69,7 +69,7 @@ def _load(path: Path, convert: Callable[[Image.Image], Image.Image]) -> Image.Im
         raise _too_large(path, "too many pixels") from None
     except Exception as error:  # decoders raise what they like
         raise ImageError(
-            f"{path}: not a picture that Pillow {Image.__version__} can read "
+            f"{path}: not a picture that Pillow can read "
             f"({path.stat().st_size} bytes); convert it to PNG or JPEG"
         ) from error
     with opened:

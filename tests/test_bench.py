@@ -10,6 +10,7 @@ from conftest import call_arguments, random_kontext
 from bench import convergence, editor, edits, environment, metrics, rows, speed, timing
 
 GRID = (4, 5)
+SIZE = {"height": 48, "width": 64, "max_area": 48 * 64}
 
 
 def test_psnr_of_a_known_difference():
@@ -98,7 +99,7 @@ def test_estimates_of_a_trace_are_the_pipelines_own_clean_images():
         lambda m, a, kw, out: seen.append((kw["hidden_states"], out[0])), with_kwargs=True
     )
     with edits.traced(pipe) as (trace, extra):
-        pipe(**call_arguments(), height=48, width=64, max_area=48 * 64, **extra)
+        pipe(**call_arguments(**SIZE), **extra)
     hook.remove()
     for (hidden, velocity), sigma, estimate in zip(
         seen, trace.sigmas, trace.estimates(), strict=False
@@ -113,7 +114,7 @@ def test_timed_parts_leaves_nothing_behind():
     pipe = random_kontext()
     before = type(pipe.transformer), set(vars(pipe.vae)), timing.Session.scheduler_step
     with timing.timed_parts(pipe) as watch:
-        pipe(**call_arguments(output_type="pil"))
+        pipe(**call_arguments(**SIZE, output_type="pil"))
     assert (type(pipe.transformer), set(vars(pipe.vae)), timing.Session.scheduler_step) == before
     assert len(watch.seconds(timing.TRANSFORMER)) == 8
     assert len(watch.seconds(timing.DECODE)) == 1

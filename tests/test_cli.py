@@ -15,7 +15,7 @@ from diffusers import FluxKontextPipeline
 from PIL import Image
 
 import spotedit
-from spotedit.cli import edit, main, pipelines
+from spotedit.cli import demo, edit, main, pipelines
 
 WIDTH, HEIGHT = 64, 48
 
@@ -59,6 +59,14 @@ def model(monkeypatch) -> list[object]:
 
     monkeypatch.setattr(edit, "load", load)
     return loaded
+
+
+@pytest.fixture
+def tiny_editor():
+    tiny = importlib.import_module("spotedit.tiny")
+    if not hasattr(tiny, "load"):
+        pytest.skip("no tiny editor yet")
+    return tiny
 
 
 @pytest.fixture
@@ -204,8 +212,8 @@ def test_an_unsupported_pipeline_is_refused_before_its_weights_are_read(run, cap
     assert "FluxKontextPipeline" in error
 
 
-def test_a_saved_pipeline_is_loaded_from_its_folder(tmp_path):
-    saved = random_kontext()
+def test_a_saved_pipeline_is_loaded_from_its_folder(tiny_editor, tmp_path):
+    saved = FluxKontextPipeline(**tiny_editor.load().components)
     saved.save_pretrained(tmp_path / "model")
     loaded = pipelines.load(str(tmp_path / "model"), None, torch.device("cpu"), "none")
     assert type(loaded).__name__ == "FluxKontextPipeline"
@@ -291,14 +299,6 @@ def test_an_edit_that_is_cut_short_writes_nothing(run, model, monkeypatch, tmp_p
 # -- the tiny editor
 
 
-@pytest.fixture
-def tiny_editor():
-    tiny = importlib.import_module("spotedit.tiny")
-    if not hasattr(tiny, "load"):
-        pytest.skip("no tiny editor yet")
-    return tiny
-
-
 def test_edit_with_the_tiny_editor(tiny_editor, run, picture, tmp_path, capsys):
     Image.open(picture).resize((300, 200)).save(picture)
     assert run("--steps", 4, model="tiny") == 0
@@ -307,10 +307,37 @@ def test_edit_with_the_tiny_editor(tiny_editor, run, picture, tmp_path, capsys):
     assert width / height == pytest.approx(1.5, rel=0.1)
 
 
-def test_demo(tiny_editor, tmp_path, capsys):
-    assert main(["demo", "--scenes", "1", "--steps", "4", "--out", str(tmp_path / "d")]) == 0
+def test_demo(tiny_editor, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "_LARGE", 160)
+    assert main(["demo", "--scenes", "2", "--steps", "4", "--out", str(tmp_path / "d")]) == 0
     assert names(tmp_path / "d") == {"demo.png", "steps.png"}
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    assert len(rows) == 2 + 1 + 1  # two lines of header, one native scene, one large
+    assert len(rows) == 2 + 2 + 1 + 1  # header, scenes, their mean, the large scene
+    assert all(row.count("|") == rows[0].count("|") for row in rows)
     assert main(["demo", "--out", str(tmp_path / "d")]) == 2
     assert "already exists" in capsys.readouterr().err
+
+
+def test_psnr():
+    black, grey = np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), 51, np.uint8)
+    where = np.array([[True, False], [False, False]])
+    assert demo.psnr(black, grey, where) == pytest.approx(20 * np.log10(5))
+    assert demo.psnr(black, black, where) == float("inf")
+    assert np.isnan(demo.psnr(black, grey, ~(where | True)))
+
+
+def test_background_keeps_two_tokens_away_from_the_region():
+    region = np.zeros((7, 7), dtype=bool)
+    region[0, 0] = True
+    background = demo._background(region, (28, 28))
+    assert not background[:12, :12].any()
+    assert background[12:].all()
+    assert background[:, 12:].all()
+
+
+@pytest.mark.full
+def test_the_demo_as_users_run_it(tiny_editor, tmp_path):
+    command = [sys.executable, "-m", "spotedit.cli", "demo"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert names(tmp_path / "spotedit-demo") == {"demo.png", "steps.png"}

@@ -54,9 +54,7 @@ def test_modes_become_rgb(tmp_path, image, expected):
 
 
 def test_half_transparent_is_mixed_with_white(tmp_path):
-    red, green, blue = pixel(
-        load_image(saved(tmp_path, Image.new("RGBA", (1, 1), (0, 0, 0, 128))))
-    )
+    red, green, blue = pixel(load_image(saved(tmp_path, Image.new("RGBA", (1, 1), (0, 0, 0, 128)))))
     assert red == green == blue == 127
 
 

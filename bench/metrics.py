@@ -1,0 +1,82 @@
+"""Figures of quality, in plain numpy. Pictures are uint8 [H, W, 3], masks bool [H, W]."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+EDITED_SHARE = 0.1  # of a token's pixels: from here on the edit truly touches the token
+MARGIN = 2  # whole tokens between the regenerated region and what counts as background
+
+
+def squared_error(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
+    """Mean squared difference over the pixels `where`; nan if there are none."""
+    if not where.any():
+        return float("nan")
+    return float(np.mean((a[where].astype(np.float64) - b[where]) ** 2))
+
+
+def psnr(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB over the pixels `where`; nan if there are none."""
+    error = squared_error(a, b, where)
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def changed_share(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Share of the pixels in `mask` for every token of the grid (rows, cols), 0..1."""
+    rows, cols = grid
+    height, width = mask.shape[0] // rows, mask.shape[1] // cols
+    return mask.reshape(rows, height, cols, width).mean(axis=(1, 3))
+
+
+def background(region: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Pixels of tokens with more than `MARGIN` tokens between them and the active set.
+
+    Args:
+        region: bool [rows, cols], True = active.
+        size: (height, width) of the picture in pixels.
+    """
+    side = 2 * MARGIN + 1
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(region, MARGIN), (side, side))
+    far = Image.fromarray(~windows.any(axis=(2, 3)))
+    return np.asarray(far.resize(size[::-1], Image.Resampling.NEAREST), dtype=bool)
+
+
+def auc(scores: np.ndarray, truth: np.ndarray) -> float:
+    """Chance that a True element scores above a False one, ties counting half (Mann-Whitney U).
+
+    nan if `truth` has elements of one kind only.
+    """
+    scores, truth = np.ravel(scores), np.ravel(truth)
+    positive = int(truth.sum())
+    if not 0 < positive < truth.size:
+        return float("nan")
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]  # 1-based, ties share their mean
+    wins = ranks[truth].sum() - positive * (positive + 1) / 2
+    return float(wins / (positive * (truth.size - positive)))
+
+
+def bootstrap(
+    values: Sequence[float], resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean of `values` and its 95% interval (percentiles of the means of seeded resamples)."""
+    sample = np.asarray(values, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    means = sample[rng.integers(sample.size, size=(resamples, sample.size))].mean(axis=1)
+    low, high = np.percentile(means, (2.5, 97.5)).tolist()
+    return float(sample.mean()), low, high
+
+
+def convergence_step(distances: np.ndarray, threshold: float) -> np.ndarray:
+    """First step from which on a token stays within `threshold` of where it ends.
+
+    Args:
+        distances: [T, ...], of every step's value to the last one's.
+
+    Returns:
+        int [...], 0..T; T where even the last step lies beyond.
+    """
+    beyond = distances > threshold
+    last = len(beyond) - np.argmax(beyond[::-1], axis=0)  # 1 + the last step beyond
+    return np.where(beyond.any(axis=0), last, 0)

@@ -1,0 +1,111 @@
+"""Benchmark rows: one measured figure each, with its parameters and its target."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spotedit.images import atomic_write
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured figure.
+
+    Attributes:
+        name: what was measured.
+        value: the figure, in `unit`; nan where there was nothing to measure.
+        unit: such as "ms", "dB", "x" (a ratio of two times) or "share" (0..1).
+        low, high: ends of the interval that the table's notes name, or None.
+        samples: how many measurements stand behind the value.
+        at_least, at_most: the target, or None.
+        parameters: shapes and settings; they become the table's columns.
+    """
+
+    name: str
+    value: float
+    unit: str
+    low: float | None = None
+    high: float | None = None
+    samples: int = 1
+    at_least: float | None = None
+    at_most: float | None = None
+    parameters: Mapping[str, str | int | float] = field(default_factory=dict)
+
+    @classmethod
+    def median(
+        cls, name: str, values: Sequence[float] | np.ndarray, unit: str, **more: Any
+    ) -> "Row":
+        """Median of `values` with their 20th and 80th percentiles."""
+        low, middle, high = np.percentile(values, (20, 50, 80)).tolist()
+        return cls(name, middle, unit, low, high, len(values), **more)
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the value reaches its target; None without one."""
+        if self.at_least is None and self.at_most is None:
+            return None
+        above = self.at_least is None or self.value >= self.at_least
+        return above and (self.at_most is None or self.value <= self.at_most)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The rows as a table, with a column for every parameter that any of them has."""
+    names = list(dict.fromkeys(name for row in rows for name in row.parameters))
+    lines = [["measured", *names, "value", "unit", "n", "target"]]
+    lines.append(["---"] * len(lines[0]))
+    for row in rows:
+        parameters = [str(row.parameters.get(name, "")) for name in names]
+        lines.append([row.name, *parameters, _value(row), row.unit, str(row.samples), _target(row)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _value(row: Row) -> str:
+    if row.low is None or row.high is None:
+        return f"{row.value:.4g}"
+    return f"{row.value:.4g} [{row.low:.4g}, {row.high:.4g}]"
+
+
+def _target(row: Row) -> str:
+    if row.met is None:
+        return ""
+    bounds = ((">=", row.at_least), ("<=", row.at_most))
+    text = " ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None)
+    return f"{text}: {'met' if row.met else 'MISSED'}"
+
+
+def save(
+    name: str,
+    rows: Sequence[Row],
+    environment: Mapping[str, str],
+    notes: Sequence[str] = (),
+    folder: Path = RESULTS,
+) -> str:
+    """Write NAME.json and NAME.md into `folder`, whole or not at all; returns the markdown."""
+    folder.mkdir(parents=True, exist_ok=True)
+    listed = [f"- {key}: {value}" for key, value in environment.items()]
+    text = "\n".join([f"# {name}", "", *notes, "", markdown(rows), "", *listed, ""])
+    data = {
+        "name": name,
+        "notes": list(notes),
+        "environment": dict(environment),
+        "rows": [_finite(asdict(row) | {"met": row.met}) for row in rows],
+    }
+    for suffix, content in ((".json", json.dumps(data, indent=1) + "\n"), (".md", text)):
+        with atomic_write(folder / f"{name}{suffix}") as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    return text
+
+
+def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON knows neither nan nor infinity."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in row.items()
+    }

@@ -1,0 +1,169 @@
+"""Whole edits and transformer steps, spot against dense: ``python -m bench.speed``."""
+
+import argparse
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import spotedit
+
+from . import edits, environment, rows
+from .rows import Row
+from .timing import DECODE, ENCODE, JUDGE, SELECT, TRANSFORMER, alternate, call_seconds, timed_parts
+
+NOTES = (
+    "Spot against dense (the stock pipeline) on the tiny editor, alternated in one run (A B C C B "
+    "A); medians [20th, 80th percentile].",
+    "The active tokens are a centred rectangle. Mode `mask`: they are given "
+    '(`set_mask(mode="replace"`), nothing is judged. Mode `mask + judge`: the perceptual judge '
+    'runs as it does by default (`mode="intersect"`, threshold 0, so that the mask decides).',
+    "S/M is the ideal ratio of a dense to a spot step; its share is dense ms / spot ms / (S/M).",
+)
+MODES = ("dense", "mask", "mask + judge")
+# the targets hold on a CPU with 1024 noise and 1024 condition tokens, r = 25%, mode `mask`
+TARGET_TOKENS, TARGET_RATIO = 1024, 0.25
+WHOLE_EDIT_TARGETS = {28: 2.0, 50: 2.2}  # dense / spot, by steps
+STEP_TARGET = 0.6  # of S/M
+_WARM_UP_STEPS = 3
+Call = Callable[[int, int], dict[str, Any]]  # (size in pixels, steps) -> the pipeline's arguments
+
+
+@dataclass
+class Samples:
+    """Times in seconds of one mode at one size and ratio."""
+
+    edits: dict[int, list[float]] = field(default_factory=dict)  # by number of steps
+    forwards: dict[str, list[float]] = field(default_factory=dict)  # transformer, by kind of step
+    judgements: list[float] = field(default_factory=list)
+    parts: dict[str, list[float]] = field(default_factory=dict)  # per edit of the first step count
+    noise: int = 0  # tokens, as `active` (in a spot step) and `sequence` (all, with the prompt)
+    active: int = 0
+    sequence: int = 0
+
+
+def rectangle(grid: tuple[int, int], ratio: float) -> np.ndarray:
+    """bool [rows, cols]: a centred rectangle of about `ratio` of the tokens."""
+    mask = np.zeros(grid, dtype=bool)
+    rows, cols = (max(1, round(side * math.sqrt(ratio))) for side in grid)
+    top, left = (grid[0] - rows) // 2, (grid[1] - cols) // 2
+    mask[top : top + rows, left : left + cols] = True
+    return mask
+
+
+def measure(
+    pipe: Any, call: Call, size: int, ratio: float, steps: Sequence[int], repeats: int
+) -> dict[str, Samples]:
+    """Time every mode at one size and ratio of active tokens."""
+    token = 2 * pipe.vae_scale_factor
+    mask = rectangle((size // token, size // token), ratio)
+    samples = {mode: Samples() for mode in MODES}
+    for mode in MODES:
+        _edit(pipe, call(size, _WARM_UP_STEPS), mode, mask, Samples())
+    runs = [(count, mode) for count in steps for mode in alternate(MODES, repeats)]
+    for count, mode in tqdm(runs, desc=f"{size} px, r = {ratio:.0%}", unit="edit"):
+        _edit(pipe, call(size, count), mode, mask, samples[mode])
+    return samples
+
+
+def _edit(pipe: Any, given: dict[str, Any], mode: str, mask: np.ndarray, into: Samples) -> None:
+    handle = None
+    if mode != "dense":
+        handle = spotedit.enable(pipe, threshold=0.0)
+        handle.set_mask(mask, mode="replace" if mode == "mask" else "intersect")
+    with timed_parts(pipe) as watch:
+        _, seconds = call_seconds(lambda: pipe(**given), pipe.device)
+    steps = given["num_inference_steps"]
+    into.edits.setdefault(steps, []).append(seconds)
+    forwards = watch.seconds(TRANSFORMER)
+    into.judgements += watch.seconds(JUDGE)
+    kinds = ["dense"] * steps
+    if handle is not None and handle.report is not None:
+        kinds = [step["kind"] for step in handle.report.steps]
+        spots = [step for step in handle.report.steps if step["kind"] == "spot"]
+        into.active, into.noise = spots[0]["active"], spots[0]["total"]
+        handle.disable()
+    into.sequence = watch.sequence
+    for kind, taken in zip(kinds, forwards, strict=True):
+        into.forwards.setdefault(kind, []).append(taken)
+    if steps == next(iter(into.edits)):
+        named = {name: watch.seconds(name) for name in (TRANSFORMER, SELECT, ENCODE, DECODE)}
+        parts = {name: sum(values) for name, values in named.items()}
+        parts["rest"] = seconds - sum(parts.values())
+        for name, value in parts.items():
+            into.parts.setdefault(name, []).append(value)
+
+
+def report(samples: dict[str, Samples], size: int, targets: bool) -> Iterator[Row]:
+    """The rows of one size and ratio; `targets`: whether device and ratio are the targets' own."""
+    dense = samples["dense"]
+    for mode, taken in samples.items():
+        shape: dict[str, Any] = {"px": size, "mode": mode}
+        bound = targets and mode == "mask" and taken.noise == TARGET_TOKENS
+        if mode != "dense":
+            prompt = taken.sequence - 2 * taken.noise
+            ideal = taken.sequence / (prompt + taken.active)
+            shape |= {"r": f"{taken.active / taken.noise:.1%}"}
+            shape |= {"tokens": f"{prompt}+{taken.active} of {taken.sequence}"}
+        for kind, values in taken.forwards.items():
+            milliseconds = [1000 * value for value in values]
+            yield Row.median(f"transformer, {kind} step", milliseconds, "ms", parameters=shape)
+        if mode != "dense":
+            fast = float(np.median(taken.forwards["spot"]))
+            reached = float(np.median(dense.forwards["dense"])) / fast
+            goal = STEP_TARGET if bound else None
+            yield Row("S/M", ideal, "x", parameters=shape)
+            yield Row("transformer, dense / spot step", reached, "x", parameters=shape)
+            yield Row("share of S/M", reached / ideal, "share", at_least=goal, parameters=shape)
+            judgements = [1000 * value for value in taken.judgements]
+            yield Row.median("one judgement", judgements, "ms", parameters=shape)
+        first = next(iter(taken.edits))
+        for name, values in taken.parts.items():
+            at = shape | {"steps": first}
+            yield Row.median(f"whole edit: {name}", values, "s", parameters=at)
+        for steps, seconds in taken.edits.items():
+            at = shape | {"steps": steps}
+            yield Row.median("whole edit", seconds, "s", parameters=at)
+            if mode != "dense":
+                ratios = [d / s for d, s in zip(dense.edits[steps], seconds, strict=True)]
+                goal = WHOLE_EDIT_TARGETS.get(steps) if bound else None
+                yield Row.median(
+                    "whole edit, dense / spot", ratios, "x", at_least=goal, parameters=at
+                )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.speed", description=__doc__)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256], help="pixels")
+    parser.add_argument("--ratio", type=float, nargs="+", default=[0.25], help="active tokens")
+    parser.add_argument("--steps", type=int, nargs="+", default=[28, 50])
+    parser.add_argument("--repeats", type=int, default=1, help="of A B C C B A")
+    parser.add_argument("--threads", type=int, help="of the CPU (default: PyTorch's choice)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--out", type=Path, default=rows.RESULTS, help="folder for the rows")
+    args = parser.parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    machine = environment.describe(args.device, edits.WEIGHTS) | {"dtype": args.dtype}
+    pipe = edits.load(args.device, getattr(torch, args.dtype))
+
+    def call(size: int, steps: int) -> dict[str, Any]:
+        scene = edits.heldout(edits.FIRST_SEED, size)
+        return edits.arguments(scene, edits.FIRST_SEED, steps)
+
+    found: list[Row] = []
+    for size, ratio in product(args.sizes, args.ratio):
+        samples = measure(pipe, call, size, ratio, args.steps, args.repeats)
+        found += report(samples, size, (args.device, ratio) == ("cpu", TARGET_RATIO))
+        print(rows.save("speed", found, machine, NOTES, args.out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Stage 2: the FLUX transformer and its two text encoders, trained together by flow matching."""
+
+import math
+
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import nn
+from torch.optim import AdamW, Muon, Optimizer
+
+from .architecture import build_text_encoders, build_transformer
+from .attention import MatmulAttnProcessor
+from .loop import Batch
+
+_GATE_AT_START = 0.3
+_MEAN_LOGIT = 0.5  # logit-normal timesteps around the scheduler's shift at 256 tokens, exp(0.5)
+_UNIFORM_SHARE = 0.2
+_EDIT_WEIGHT = 8.0  # of tokens that the edit touches, beside 1 of the others
+
+
+class Editor(nn.Module):
+    """Prompt ids, noisy target and source in; velocity of the target's tokens out."""
+
+    def __init__(self, vocabulary: int, **transformer: int) -> None:
+        super().__init__()
+        self.text_encoder, self.text_encoder_2 = build_text_encoders(vocabulary)
+        self.transformer = build_transformer(**transformer)
+        start_calm(self.transformer)
+        self.transformer.set_attn_processor(MatmulAttnProcessor())
+
+    def forward(
+        self, x_t: torch.Tensor, source: torch.Tensor, t: torch.Tensor, ids: torch.Tensor
+    ) -> torch.Tensor:
+        """x_t, source [B, N, C]; t [B] in 0..1; ids [B, L]. Returns [B, N, C]."""
+        side = math.isqrt(x_t.shape[1])
+        prompt = self.text_encoder_2(ids)[0]
+        return self.transformer(
+            hidden_states=torch.cat([x_t, source], dim=1),
+            timestep=t,
+            pooled_projections=self.text_encoder(ids).pooler_output,
+            encoder_hidden_states=prompt,
+            txt_ids=torch.zeros(ids.shape[1], 3, device=ids.device),
+            img_ids=image_ids(side, side, ids.device),
+            return_dict=False,
+        )[0][:, : x_t.shape[1]]
+
+
+def image_ids(rows: int, columns: int, device: torch.device) -> torch.Tensor:
+    """Positions [2*rows*columns, 3] of noise (first axis 0), then condition tokens (1)."""
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    grid = torch.stack([torch.zeros_like(y), y, x], dim=-1).reshape(-1, 3)
+    return torch.cat([grid, grid + torch.tensor([1, 0, 0])]).float().to(device)
+
+
+@torch.no_grad()
+def start_calm(transformer: FluxTransformer2DModel) -> None:
+    """No modulation, small open gates and a zero velocity at the start of training."""
+    width = transformer.inner_dim
+    for block in transformer.transformer_blocks:
+        for norm in (block.norm1, block.norm1_context):
+            _constant_gates(norm.linear, width, (2, 5))
+    for block in transformer.single_transformer_blocks:
+        _constant_gates(block.norm.linear, width, (2,))
+    for linear in (transformer.norm_out.linear, transformer.proj_out):
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+
+
+def _constant_gates(linear: nn.Linear, width: int, gates: tuple[int, ...]) -> None:
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    for gate in gates:
+        linear.bias[gate * width : (gate + 1) * width] = _GATE_AT_START
+
+
+def build_optimizers(editor: Editor, lr: float, matrix_lr: float) -> list[Optimizer]:
+    """Muon for the blocks' matrices, AdamW for everything else."""
+    blocks = ("transformer.transformer_blocks", "transformer.single_transformer_blocks")
+    matrices, others = [], []
+    for name, parameter in editor.named_parameters():
+        in_block = name.startswith(blocks) and parameter.ndim == 2
+        (matrices if in_block else others).append(parameter)
+    return [
+        Muon(matrices, lr=matrix_lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+
+
+def sample_times(count: int, generator: torch.Generator, device: torch.device) -> torch.Tensor:
+    """Times [count] in 0..1, stratified: mostly logit-normal, `_UNIFORM_SHARE` uniform."""
+    u = torch.rand(count, generator=generator, device=device)
+    u = (torch.randperm(count, generator=generator, device=device) + u) / count
+    normal = torch.sigmoid(torch.special.ndtri(u.clamp(1e-4, 1 - 1e-4)) + _MEAN_LOGIT)
+    uniform = torch.rand(count, generator=generator, device=device) < _UNIFORM_SHARE
+    return torch.where(uniform, u, normal)
+
+
+def flow_loss(editor: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+    """Squared error of the velocity x_1 - x_0, weighted up where the edit changes the picture."""
+    target, source, changed, ids = batch
+    t = sample_times(len(target), generator, target.device)
+    noise = torch.randn(target.shape, generator=generator, device=target.device)
+    x_t = torch.lerp(target, noise, t[:, None, None])
+    with torch.autocast(target.device.type, torch.bfloat16):
+        velocity = editor(x_t, source, t, ids).float()
+    weight = 1 + (_EDIT_WEIGHT - 1) * (changed > 0)
+    error = (velocity - (noise - target)).square().mean(dim=-1)
+    return (weight * error).mean() / weight.mean()

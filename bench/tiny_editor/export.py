@@ -1,0 +1,47 @@
+"""Assemble the trained parts into one pipeline folder of safetensors, in float16."""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import torch
+
+from spotedit.tiny.pipeline import TinyKontextPipeline
+
+from .architecture import build_scheduler, build_tokenizer, build_vae
+from .editor import Editor
+
+
+def averaged_state(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """State dict of a checkpoint with the trained parameters replaced by their averages."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    return {**state["model"], **state["averaged"]}
+
+
+def export(folder: Path, out: Path, dual: int = 1, single: int = 7) -> None:
+    """Write `folder`'s checkpoints to `out` (replaced whole); print the files' sizes and hashes."""
+    tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    vae, editor = build_vae(), Editor(len(tokenizer), dual=dual, single=single)
+    vae.load_state_dict(averaged_state(folder / "vae.pt"))
+    if (folder / "editor.pt").exists():
+        editor.load_state_dict(averaged_state(folder / "editor.pt"))
+    pipe = TinyKontextPipeline(
+        scheduler=build_scheduler(),
+        vae=vae,
+        text_encoder=editor.text_encoder,
+        tokenizer=tokenizer,
+        text_encoder_2=editor.text_encoder_2,
+        tokenizer_2=tokenizer,
+        transformer=editor.transformer,
+    ).to(torch.float16)
+    temporary = out.with_name(out.name + ".part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    pipe.save_pretrained(temporary, safe_serialization=True)
+    for file in temporary.rglob("*.safetensors"):
+        file.chmod(0o644)
+    shutil.rmtree(out, ignore_errors=True)
+    temporary.rename(out)
+    for file in sorted(out.rglob("*.safetensors")):
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        print(f"{digest}  {file.relative_to(out)}  {file.stat().st_size / 2**20:.2f} MiB")

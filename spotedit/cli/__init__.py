@@ -1,0 +1,114 @@
+"""The command `spotedit`: `demo`, `edit` and `env`.
+
+This module only reads the command line. A command's own module, and with it PyTorch, is imported
+when the command runs.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+from .. import __version__
+from ..images import ImageError, OutputError
+from .errors import BadInput, Failure
+
+MODELS = "tiny (comes with the package), black-forest-labs/FLUX.1-Kontext-dev, or a folder"
+_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns 0, 1 (it failed), 2 (bad input) or 130 (interrupted)."""
+    args = _parser().parse_args(argv)
+    # it warns that torchvision is missing, which no editing pipeline here uses
+    logging.getLogger("transformers.utils.import_utils").setLevel(logging.ERROR)
+    try:
+        import_module(f"{__name__}.{args.command}").run(args)
+    except (BadInput, ImageError, OutputError) as error:
+        print(f"spotedit {args.command}: {error}", file=sys.stderr)
+        return 2
+    except Failure as error:
+        print(f"spotedit {args.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"spotedit {args.command}: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    return 0
+
+
+def _at_least(low: int) -> Callable[[str], int]:
+    def integer(text: str) -> int:
+        value = int(text)
+        if value < low:
+            raise argparse.ArgumentTypeError(f"{value} is too small; expected at least {low}")
+        return value
+
+    return integer
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="spotedit", description="Edit pictures by instruction; compute only what changes."
+    )
+    parser.add_argument("--version", action="version", version=f"spotedit {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="demo | edit | env")
+    _add_demo(commands.add_parser("demo", help="compare dense and spot editing on a small model"))
+    _add_edit(commands.add_parser("edit", help="edit a picture"))
+    commands.add_parser("env", help="print versions and devices, for bug reports")
+    return parser
+
+
+def _add_demo(demo: argparse.ArgumentParser) -> None:
+    demo.description = (
+        "Edit held-out scenes with the tiny editor, dense and spot in turn, and compare time and "
+        "quality. Needs no GPU and no network."
+    )
+    demo.add_argument(
+        "--out",
+        type=Path,
+        metavar="PATH",
+        help="folder, or .png file of the figure (default: spotedit-demo, replaced at every run)",
+    )
+    demo.add_argument("--scenes", type=_at_least(1), default=4, metavar="N", help="default: 4")
+    demo.add_argument("--steps", type=_at_least(1), default=28, metavar="T", help="default: 28")
+    demo.add_argument("--seed", type=_at_least(0), default=0, help="of the first scene; default: 0")
+    demo.add_argument("--force", action="store_true", help="overwrite the files of --out")
+
+
+def _add_edit(edit: argparse.ArgumentParser) -> None:
+    edit.add_argument("image", type=Path, metavar="IMAGE")
+    edit.add_argument("instruction", metavar="INSTRUCTION", help='as in "add a scarf to the dog"')
+    edit.add_argument("-o", "--output", type=Path, required=True, metavar="OUT")
+    edit.add_argument("--model", metavar="MODEL", help=MODELS)
+    edit.add_argument("--mask", type=Path, help="picture of IMAGE's size; white may change")
+    edit.add_argument(
+        "--mask-mode",
+        choices=("intersect", "union", "replace"),
+        default="intersect",
+        help="how the mask meets the model's own judgement (default: intersect)",
+    )
+    edit.add_argument("--threshold", type=float, help="scores up to it are reused")
+    edit.add_argument("--steps", type=_at_least(1), metavar="T", help="default: the pipeline's")
+    edit.add_argument("--guidance", type=float, metavar="G", help="default: the pipeline's")
+    edit.add_argument("--seed", type=_at_least(0), default=0, help="default: 0")
+    edit.add_argument("--device", help="such as cuda, cuda:1, mps, cpu (default: the best here)")
+    edit.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float16", "float32"),
+        help="default: float32 on a CPU, else bfloat16",
+    )
+    edit.add_argument(
+        "--offload",
+        choices=("none", "model", "group", "sequential"),
+        default="none",
+        help="keep weights in host memory: less GPU memory, more time",
+    )
+    edit.add_argument(
+        "--compare",
+        action="store_true",
+        help="also edit without skipping: OUT-dense, OUT-compare and both times",
+    )
+    edit.add_argument("--report", type=Path, metavar="R.json", help="write what was skipped")
+    edit.add_argument("--force", action="store_true", help="overwrite the output files")

@@ -1,0 +1,185 @@
+"""`spotedit demo`: dense against spot editing on scenes whose right answer is known."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+import spotedit
+
+from ..draw import plot_steps
+from ..images import check_output
+from ..report import EditReport
+from ..tiny.pipeline import NATIVE_SIZE
+from ..tiny.scenes import KINDS, Scene, make_scene
+from .figure import save_figure
+from .pipelines import choose_device, load, timed
+
+_LARGE = 2 * NATIVE_SIZE
+_ORDER = ("dense", "spot", "spot", "dense")  # a drift of the machine's speed hits both alike
+_LARGE_ORDER = ("dense", "spot")
+_WARM_UP_STEPS = 3
+_MARGIN = 2  # tokens between the regenerated region and what counts as background
+_SHOWN = 4 * NATIVE_SIZE
+_HEADER = (
+    "scene", "pixels", "dense s", "spot s", "speed-up", "r",
+    "background dB, dense", "spot", "edit dB, dense", "spot",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One scene, edited both ways from the same noise. Seconds are means over the runs."""
+
+    scene: Scene
+    dense: Image.Image
+    spot: Image.Image
+    dense_seconds: float
+    spot_seconds: float
+    report: EditReport
+
+    def figures(self) -> list[float]:
+        """Seconds dense and spot, speed-up, r, then PSNR in dB of the dense and the spot picture:
+        of the background against the source, and of the edited pixels against the truth."""
+        pictures = [np.asarray(self.dense), np.asarray(self.spot)]
+        background = _background(self.report.region, self.scene.mask.shape)
+        return [
+            self.dense_seconds,
+            self.spot_seconds,
+            self.dense_seconds / self.spot_seconds,
+            self.report.mean_ratio,
+            *(psnr(picture, self.scene.source, background) for picture in pictures),
+            *(psnr(picture, self.scene.target, self.scene.mask) for picture in pictures),
+        ]
+
+
+def psnr(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of uint8 [H, W, 3] pictures over the pixels `where`; nan if
+    there are none."""
+    if not where.any():
+        return float("nan")
+    error = np.mean((a[where].astype(np.float64) - b[where]) ** 2)
+    return float(10 * np.log10(255**2 / error)) if error else float("inf")
+
+
+def _background(region: np.ndarray | None, size: tuple[int, ...]) -> np.ndarray:
+    """bool [H, W]: pixels of tokens more than `_MARGIN` tokens away from `region`."""
+    if region is None:
+        return np.zeros(size, dtype=bool)
+    active = torch.from_numpy(region).float()[None, None]
+    near = torch.nn.functional.max_pool2d(active, 2 * _MARGIN + 1, 1, _MARGIN)[0, 0].bool()
+    far = Image.fromarray(~near.numpy())
+    return np.asarray(far.resize((size[1], size[0]), Image.Resampling.NEAREST), dtype=bool)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Edit the scenes, write the figure and the plot of the steps, print the table.
+
+    Raises:
+        OutputError: the files cannot be written (nothing is run then).
+    """
+    figure, plot = _outputs(args.out, args.force)
+    pipe = load("tiny", "float32", choose_device(None, "none"), "none")
+    pipe.set_progress_bar_config(disable=True)
+    seeds = range(args.seed, args.seed + args.scenes)
+    scenes = [make_scene(seed, kind=KINDS[i % len(KINDS)]) for i, seed in enumerate(seeds)]
+    large = make_scene(args.seed, kind=KINDS[0], size=_LARGE)
+    for scene, mask in ((scenes[0], None), (large, large.mask)):
+        _trial(pipe, scene, mask, _WARM_UP_STEPS, args.seed, _LARGE_ORDER)
+    progress = tqdm(scenes, desc=f"{NATIVE_SIZE} px, {len(_ORDER)} edits a scene", unit="scene")
+    trials = [_trial(pipe, scene, None, args.steps, args.seed, _ORDER) for scene in progress]
+    print(f"{_LARGE} px, 2 edits ...", file=sys.stderr)
+    masked = _trial(pipe, large, large.mask, args.steps, args.seed, _LARGE_ORDER)
+    save_figure(figure, [_row(trial) for trial in trials])
+    plot_steps(trials[0].report.steps, plot)
+    print(table(trials, masked))
+    print(f"\n{figure}: the pictures\n{plot}: tokens and time by step, first scene")
+
+
+def _outputs(out: Path | None, force: bool) -> tuple[Path, Path]:
+    if out is None:
+        out, force = Path("spotedit-demo"), True
+    if out.suffix:
+        paths = out, out.with_stem(f"{out.stem}-steps")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        paths = out / "demo.png", out / "steps.png"
+    for path in paths:
+        check_output(path, force, (".png",))
+    return paths
+
+
+def _trial(
+    pipe: Any,
+    scene: Scene,
+    mask: np.ndarray | None,
+    steps: int,
+    seed: int,
+    order: Sequence[str],
+) -> Trial:
+    """Edit `scene` dense and spot in `order`; with a mask, that is what spot regenerates."""
+    height, width = scene.mask.shape
+    options = {
+        "image": scene.source_image,
+        "prompt": scene.instruction,
+        "height": height,
+        "width": width,
+        "num_inference_steps": steps,
+    }
+    pictures: dict[str, Image.Image] = {}
+    seconds: dict[str, list[float]] = {"dense": [], "spot": []}
+    report: EditReport | None = None
+    for mode in order:
+        if mode == "dense":
+            pictures[mode], taken = timed(pipe, seed, options)
+        else:
+            with spotedit.enable(pipe) as handle:
+                handle.set_mask(mask, mode="replace")
+                pictures[mode], taken = timed(pipe, seed, options)
+            report = handle.report
+        seconds[mode].append(taken)
+    assert report is not None  # `order` names a spot edit
+    return Trial(
+        scene, pictures["dense"], pictures["spot"], fmean(seconds["dense"]),
+        fmean(seconds["spot"]), report,
+    )  # fmt: skip
+
+
+def _row(trial: Trial) -> tuple[str, list[Image.Image]]:
+    """A row of the figure; the pictures are enlarged so that the region's outline is fine."""
+    source, dense, spot = (
+        picture.resize((_SHOWN, _SHOWN), Image.Resampling.BICUBIC)
+        for picture in (trial.scene.source_image, trial.dense, trial.spot)
+    )
+    region = spot if trial.report.region is None else trial.report.overlay(spot)
+    return trial.scene.instruction, [source, dense, spot, region]
+
+
+def table(trials: Sequence[Trial], masked: Trial) -> str:
+    """The figures of every trial and their mean, then those of the large one, as markdown."""
+    figures = [trial.figures() for trial in trials]
+    lines: list[Sequence[str]] = [_HEADER, ["---"] * len(_HEADER)]
+    for trial, values in zip(trials, figures, strict=True):
+        lines.append([trial.scene.instruction, str(trial.dense.width), *_cells(values)])
+    if len(trials) > 1:
+        means = np.mean(figures, axis=0).tolist()
+        lines.append([f"mean of {len(trials)}", str(trials[0].dense.width), *_cells(means)])
+    instruction = f"{masked.scene.instruction} (mask given)"
+    lines.append([instruction, str(masked.dense.width), *_cells(masked.figures())])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cells(values: Sequence[float]) -> list[str]:
+    dense, spot, speedup, ratio, *decibels = values
+    return [
+        f"{dense:.2f}", f"{spot:.2f}", f"{speedup:.2f}x", f"{ratio:.0%}",
+        *("-" if np.isnan(value) else f"{value:.1f}" for value in decibels),
+    ]  # fmt: skip

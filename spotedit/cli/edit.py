@@ -1,0 +1,143 @@
+"""`spotedit edit`: one picture, one instruction."""
+
+import argparse
+import inspect
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+import spotedit
+
+from ..images import atomic_write, check_output, load_image, load_mask, save_image
+from ..report import EditReport
+from . import MODELS
+from .errors import BadInput, Failure
+from .figure import save_figure
+from .pipelines import choose_device, load, timed
+
+_WARM_UP_STEPS = 3  # one full step and two spot steps
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    spot: Path
+    dense: Path | None
+    figure: Path | None
+    report: Path | None
+
+
+def run(args: argparse.Namespace) -> None:
+    """Check all that can be checked, load the model, edit, write.
+
+    Raises:
+        BadInput, ImageError, OutputError, Failure: see `spotedit.cli.main`.
+    """
+    if args.model is None:
+        raise BadInput(f"name a model with --model: {MODELS}")
+    outputs = _outputs(args)
+    device = choose_device(args.device, args.offload)
+    image, mask = load_image(args.image), args.mask and load_mask(args.mask)
+    if mask and mask.size != image.size:
+        raise BadInput(
+            f"{args.mask} is {mask.width} x {mask.height} pixels; expected the size of "
+            f"{args.image}, {image.width} x {image.height}"
+        )
+    with _explained(device):
+        pipe = load(args.model, args.dtype, device, args.offload)
+        if args.model == "tiny":
+            image, mask = _native(pipe, image), mask and _native(pipe, mask)
+        _edit(args, pipe, image, mask, outputs)
+
+
+def _outputs(args: argparse.Namespace) -> _Outputs:
+    out: Path = args.output
+    dense = out.with_stem(f"{out.stem}-dense") if args.compare else None
+    figure = out.with_name(f"{out.stem}-compare.png") if args.compare else None
+    for path in (out, dense, figure):
+        if path:
+            check_output(path, args.force)
+    if args.report:
+        check_output(args.report, args.force, (".json",))
+    return _Outputs(out, dense, figure, args.report)
+
+
+@contextmanager
+def _explained(device: torch.device) -> Iterator[None]:
+    """Turn what a model may raise about its input or its memory into the command's errors."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise Failure(
+            f"out of memory on {device}; use --offload model, or group for the least memory"
+        ) from error
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+
+
+def _native(pipe: Any, image: Image.Image) -> Image.Image:
+    """`image` with the area that the tiny editor was trained on, in whole tokens."""
+    from ..tiny.pipeline import NATIVE_SIZE
+
+    token = 2 * pipe.vae_scale_factor
+    scale = NATIVE_SIZE / (image.width * image.height) ** 0.5
+    width, height = (max(1, round(side * scale / token)) * token for side in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _edit(
+    args: argparse.Namespace,
+    pipe: Any,
+    image: Image.Image,
+    mask: Image.Image | None,
+    outputs: _Outputs,
+) -> None:
+    options: dict[str, Any] = {"image": image, "prompt": args.instruction}
+    if args.steps is not None:
+        options["num_inference_steps"] = args.steps
+    if args.guidance is not None:
+        options["guidance_scale"] = args.guidance
+    overrides = {} if args.threshold is None else {"threshold": args.threshold}
+
+    def spot_edit(**more: Any) -> tuple[Image.Image, float, EditReport]:
+        with spotedit.enable(pipe, **overrides) as handle:
+            handle.set_mask(mask, mode=args.mask_mode)
+            picture, seconds = timed(pipe, args.seed, options | more)
+        assert handle.report is not None  # the call has returned
+        return picture, seconds, handle.report
+
+    dense, dense_seconds = None, None
+    if args.compare:
+        warm_up, _, _ = spot_edit(num_inference_steps=_WARM_UP_STEPS)
+        options |= _size(pipe, warm_up)
+        dense, dense_seconds = timed(pipe, args.seed, options)
+    spot, seconds, report = spot_edit()
+
+    save_image(spot, outputs.spot, args.force)
+    print(report.summary())
+    print(f"{outputs.spot}: {spot.width} x {spot.height} pixels, {seconds:.2f} s in all")
+    if dense is not None and dense_seconds is not None and outputs.dense and outputs.figure:
+        save_image(dense, outputs.dense, args.force)
+        region = spot if report.region is None else report.overlay(spot)
+        save_figure(outputs.figure, [(args.instruction, (image, dense, spot, region))])
+        print(
+            f"{outputs.dense}: {dense_seconds:.2f} s without skipping, "
+            f"{dense_seconds / seconds:.2f} times as long (one run each, after a warm-up)"
+        )
+    if outputs.report:
+        measured = {"spot_seconds": seconds, "dense_seconds": dense_seconds}
+        with atomic_write(outputs.report) as temporary:
+            temporary.write_text(json.dumps(report.to_dict() | measured, indent=1) + "\n")
+
+
+def _size(pipe: Any, picture: Image.Image) -> dict[str, int]:
+    """Arguments that make the stock pipeline's output as large as `picture`."""
+    size = {"height": picture.height, "width": picture.width}
+    if "max_area" in inspect.signature(type(pipe).__call__).parameters:
+        size["max_area"] = picture.height * picture.width
+    return size

@@ -1,0 +1,101 @@
+"""A pipeline to edit with: which device, where from, how it is timed."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+import spotedit
+
+from . import MODELS
+from .errors import BadInput, Failure
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def choose_device(name: str | None, offload: str) -> torch.device:
+    """The named device, or the best one there is.
+
+    Raises:
+        BadInput: no such device here, or one that nothing can be offloaded from.
+    """
+    if name is None:
+        cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+        name = "cuda" if cuda else "mps" if mps else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = str(error).splitlines()[0]
+        raise BadInput(f"--device {name}: {first}; expected one of this machine") from None
+    if offload != "none" and device.type == "cpu":
+        raise BadInput(f"--offload {offload} needs a GPU; on {device} leave it out")
+    return device
+
+
+def load(model: str, dtype: str | None, device: torch.device, offload: str) -> Any:
+    """The pipeline named on the command line, on `device` or offloaded from it.
+
+    Weights are read as safetensors only, and no code is fetched with them.
+
+    Raises:
+        BadInput: the model is of a class that `spotedit.enable` does not take.
+        Failure: it cannot be found or read.
+    """
+    kind = DTYPES[dtype or ("float32" if device.type == "cpu" else "bfloat16")]
+    if model == "tiny":
+        from .. import tiny
+
+        pipe = tiny.load(dtype=kind)
+    else:
+        pipe = _from_pretrained(model, kind)
+    if offload == "none":
+        pipe.to(device)
+    elif offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    elif offload == "group":
+        pipe.enable_group_offload(
+            onload_device=device, offload_type="leaf_level", use_stream=device.type == "cuda"
+        )
+    else:
+        pipe.enable_sequential_cpu_offload(device=device)
+    return pipe
+
+
+def _from_pretrained(model: str, dtype: torch.dtype) -> Any:
+    from diffusers import DiffusionPipeline
+
+    if not Path(model).is_dir() and (Path(model).is_absolute() or model.count("/") != 1):
+        raise BadInput(
+            f"--model {model}: no such folder, and not the id of a hub; expected {MODELS}"
+        )
+    try:
+        name = DiffusionPipeline.load_config(model)["_class_name"]
+    except Exception as error:  # what libraries raise for a missing file or network varies
+        raise _unreadable(model, error) from error
+    if name not in spotedit.supported_pipelines():
+        supported = ", ".join(spotedit.supported_pipelines())
+        raise BadInput(f"--model {model} is a {name}; expected one of {supported}")
+    try:
+        return DiffusionPipeline.from_pretrained(model, dtype=dtype, use_safetensors=True)
+    except Exception as error:
+        raise _unreadable(model, error) from error
+
+
+def _unreadable(model: str, error: Exception) -> Failure:
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return Failure(
+        f"--model {model} cannot be loaded: {first}\nExpected {MODELS}. A hub needs the network, "
+        "and for some models an accepted licence and `hf auth login`."
+    )
+
+
+def timed(pipe: Any, seed: int, options: Mapping[str, Any]) -> tuple[Image.Image, float]:
+    """One call: its first picture and its seconds, text encoding and decoding included."""
+    generator = torch.Generator().manual_seed(seed)
+    start = time.perf_counter()
+    picture = pipe(**options, generator=generator).images[0]
+    return picture, time.perf_counter() - start
