@@ -1,8 +1,9 @@
 """What the method rests on: unedited tokens are known early. ``python -m bench.convergence``."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from tqdm import tqdm
 
 from spotedit.models.spec import spec_for
 from spotedit.schedule import plan
-from spotedit.select import perceptual
+from spotedit.select import dilate, perceptual
 from spotedit.tiny.scenes import Scene
 
 from . import edits, environment, metrics, rows
 from .rows import Row
 
 THRESHOLD = 0.2  # of the perceptual distance: the judge's own default
+THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.3)
 NOTES = (
     "Dense edits of held-out scenes with the tiny editor. The score of a token is the perceptual "
     "distance of its predicted clean image to the source; truth: the edit changes at least "
@@ -38,14 +40,19 @@ class Course:
         estimates: the T predicted clean images, packed tokens [1, N, C].
         scores: [T, rows, cols], distance of each to the source.
         to_end: [T, rows, cols], distance of each to the last.
-        edited: bool [rows, cols], the truth.
+        changed: [rows, cols], share of each token's pixels that the true edit changes.
     """
 
     scene: Scene
     estimates: list[Tensor]
     scores: np.ndarray
     to_end: np.ndarray
-    edited: np.ndarray
+    changed: np.ndarray
+
+    @property
+    def edited(self) -> np.ndarray:
+        """bool [rows, cols]: tokens that the edit truly touches."""
+        return self.changed >= metrics.EDITED_SHARE
 
     @property
     def converged(self) -> np.ndarray:
@@ -67,9 +74,8 @@ def follow(pipe: Any, scene: Scene, given: dict[str, Any]) -> Course:
             judge = perceptual(reference, grid, features, "reference")
             judged = torch.cat([judge(estimate) for estimate in estimates])
             distances.append(judged.reshape(-1, *grid).float().cpu().numpy())
-    edited = metrics.changed_share(scene.mask, grid) >= metrics.EDITED_SHARE
     scores, to_end = distances
-    return Course(scene, estimates, scores, to_end, edited)
+    return Course(scene, estimates, scores, to_end, metrics.changed_share(scene.mask, grid))
 
 
 def report(courses: Sequence[Course], steps: int) -> list[Row]:
@@ -89,7 +95,25 @@ def report(courses: Sequence[Course], steps: int) -> list[Row]:
         within = float(np.mean(counts <= initial))
         name = f"{name} tokens converged at the first judgement"
         found.append(Row(name, within, "share", samples=len(counts)))
-    return found
+    return found + list(selection(courses, initial))
+
+
+def selection(courses: Sequence[Course], step: int) -> Iterator[Row]:
+    """What thresholds and dilations would select after `step` steps: recall against size."""
+    for threshold, dilation in product(THRESHOLDS, (0, 1)):
+        recalls, sizes = [], []
+        for course in courses:
+            grid = course.edited.shape
+            judged = torch.from_numpy(course.scores[step - 1] > threshold).reshape(1, -1)
+            active = dilate(judged, grid, dilation).numpy().reshape(grid)
+            if course.edited.any():
+                recalls.append(active[course.edited].mean())
+                sizes.append(active.sum() / (course.changed > 0).sum())
+        at = {"after steps": step, "threshold": threshold, "dilation": dilation}
+        mean, low, high = metrics.bootstrap(recalls)
+        name = "edited tokens selected"
+        yield Row(name, mean, "share", low, high, len(recalls), parameters=at)
+        yield Row.median("selected / touched tokens", sizes, "x", parameters=at)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

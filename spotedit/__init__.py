@@ -8,11 +8,29 @@
 An implementation of SpotEdit (arXiv 2512.22323) as a wrapper around stock diffusers pipelines.
 """
 
-from . import models  # noqa: F401, registers the families
-from .api import Handle, disable, enable
-from .config import SpotEditConfig
-from .models.spec import supported_pipelines
-from .report import EditReport
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import tiny as tiny
+    from .api import Handle, disable, enable, supported_pipelines
+    from .config import SpotEditConfig
+    from .report import EditReport
 
 __version__ = "0.1.0"
 __all__ = ["EditReport", "Handle", "SpotEditConfig", "disable", "enable", "supported_pipelines"]
+
+# imported when first used, so that `spotedit --help` does not wait for PyTorch
+_HOME = {"EditReport": "report", "SpotEditConfig": "config"}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "tiny":
+        return import_module(".tiny", __name__)
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME.get(name, 'api')}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__", "tiny"]

@@ -3,12 +3,17 @@
 import threading
 from typing import Any
 
-from . import patch
+from . import (
+    models,  # noqa: F401, registers the families
+    patch,
+)
 from .config import SpotEditConfig, resolve
 from .mask import MODES, UserMask, as_mask
-from .models.spec import spec_for
+from .models.spec import spec_for, supported_pipelines
 from .report import EditReport
 from .session import Session
+
+__all__ = ["Handle", "disable", "enable", "supported_pipelines"]
 
 
 class Handle:

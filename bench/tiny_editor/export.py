@@ -12,20 +12,25 @@ from .architecture import build_scheduler, build_tokenizer, build_vae
 from .editor import Editor
 
 
-def averaged_state(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """State dict of a checkpoint with the trained parameters replaced by their averages."""
+def trained_state(checkpoint: Path, last: bool = False) -> dict[str, torch.Tensor]:
+    """State dict of a checkpoint: averages of the trained parameters, or with `last` the latest."""
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    return {**state["model"], **state["averaged"]}
+    return state["model"] if last else {**state["model"], **state["averaged"]}
 
 
-def export(folder: Path, out: Path, dual: int = 1, single: int = 7) -> None:
-    """Write `folder`'s checkpoints to `out` (replaced whole); print the files' sizes and hashes."""
+def export(
+    folder: Path, out: Path, dual: int = 1, single: int = 7, editor_last: bool = False
+) -> None:
+    """Write `folder`'s checkpoints to `out` (replaced whole); print the files' sizes and hashes.
+
+    `editor_last` takes the editor's latest weights instead of their running average.
+    """
     tokenizer = build_tokenizer()
     torch.manual_seed(0)
     vae, editor = build_vae(), Editor(len(tokenizer), dual=dual, single=single)
-    vae.load_state_dict(averaged_state(folder / "vae.pt"))
+    vae.load_state_dict(trained_state(folder / "vae.pt"))
     if (folder / "editor.pt").exists():
-        editor.load_state_dict(averaged_state(folder / "editor.pt"))
+        editor.load_state_dict(trained_state(folder / "editor.pt", editor_last))
     pipe = TinyKontextPipeline(
         scheduler=build_scheduler(),
         vae=vae,

@@ -130,7 +130,10 @@ def main(argv: list[str] | None = None) -> None:
     out.add_argument("--out", type=Path, required=True, help="e.g. spotedit/tiny/weights")
     out.add_argument("--dual", type=int, default=1)
     out.add_argument("--single", type=int, default=7)
-    out.set_defaults(run=lambda args: export(args.folder, args.out, args.dual, args.single))
+    out.add_argument("--last", action="store_true", help="the editor's latest weights, unaveraged")
+    out.set_defaults(
+        run=lambda args: export(args.folder, args.out, args.dual, args.single, args.last)
+    )
     args = parser.parse_args(argv)
     args.run(args)
 

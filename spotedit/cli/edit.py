@@ -49,10 +49,11 @@ def run(args: argparse.Namespace) -> None:
             f"{args.image}, {image.width} x {image.height}"
         )
     with _explained(device):
+        config = spotedit.SpotEditConfig(threshold=args.threshold)
         pipe = load(args.model, args.dtype, device, args.offload)
         if args.model == "tiny":
             image, mask = _native(pipe, image), mask and _native(pipe, mask)
-        _edit(args, pipe, image, mask, outputs)
+        _edit(args, pipe, config, image, mask, outputs)
 
 
 def _outputs(args: argparse.Namespace) -> _Outputs:
@@ -93,6 +94,7 @@ def _native(pipe: Any, image: Image.Image) -> Image.Image:
 def _edit(
     args: argparse.Namespace,
     pipe: Any,
+    config: spotedit.SpotEditConfig,
     image: Image.Image,
     mask: Image.Image | None,
     outputs: _Outputs,
@@ -102,10 +104,9 @@ def _edit(
         options["num_inference_steps"] = args.steps
     if args.guidance is not None:
         options["guidance_scale"] = args.guidance
-    overrides = {} if args.threshold is None else {"threshold": args.threshold}
 
     def spot_edit(**more: Any) -> tuple[Image.Image, float, EditReport]:
-        with spotedit.enable(pipe, **overrides) as handle:
+        with spotedit.enable(pipe, config) as handle:
             handle.set_mask(mask, mode=args.mask_mode)
             picture, seconds = timed(pipe, args.seed, options | more)
         assert handle.report is not None  # the call has returned
