@@ -26,6 +26,7 @@ def draw(pipe: Any, courses: Sequence["Course"], path: Path) -> None:
     The heat map is of `Course.converged`; its outline is of `Course.edited`.
     """
     steps = len(courses[0].estimates)
+    latest = max(int(course.converged.max()) for course in courses)
     counts = sorted({max(1, round(share * steps)) for share in _SHARES} | {steps})
     titles = ["source", *(f"step {n}" for n in counts), "settled at step\n(outline: the truth)"]
     figure = Figure(
@@ -41,7 +42,7 @@ def draw(pipe: Any, courses: Sequence["Course"], path: Path) -> None:
         decoded = (edits.decode(pipe, course.estimates[n - 1], size) for n in counts)
         for cell, picture in zip(line[1:-1], (course.scene.source, *decoded), strict=True):
             cell.imshow(picture)
-        heat = line[-1].imshow(course.converged, cmap="viridis", vmin=1, vmax=steps)
+        heat = line[-1].imshow(course.converged, cmap="viridis", vmin=1, vmax=latest)
         _outline(line[-1], course.edited)
         for cell in line:
             cell.set_axis_off()

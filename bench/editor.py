@@ -38,7 +38,9 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "dilation0": {"dilation": 0},
     "dilation1": {"dilation": 1},
     "dilation2": {"dilation": 2},
+    "threshold0.05": {"threshold": 0.05},
     "threshold0.1": {"threshold": 0.1},
+    "threshold0.1-dilation1": {"threshold": 0.1, "dilation": 1},
     "threshold0.3": {"threshold": 0.3},
     "l2": {"judge": "l2"},
     "cached-condition": {"threshold": 0.0},  # every token active
