@@ -48,7 +48,7 @@ class Loop:
         batch: Callable[[int], Batch],
         folder: Path,
         *,
-        average: float = 0.998,
+        average: float = 0.99,
         warmup: int = 50,
         decay: int = 500,
         save_every: int = 100,

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from spotedit.tiny.pipeline import TinyKontextPipeline
+
 from .architecture import LATENT_CHANNELS, build_tokenizer, build_vae
 from .editor import Editor, build_optimizers, flow_loss
 from .export import export
@@ -19,6 +21,7 @@ from .vae import (
     encode_linear,
     install_components,
     picture_bank,
+    read_components,
     reconstruction_loss,
 )
 
@@ -64,9 +67,16 @@ def train_vae(args: argparse.Namespace) -> None:
 def train_editor(args: argparse.Namespace) -> None:
     """Train transformer and text encoders on cached latents: small pictures first, then native."""
     torch.manual_seed(args.seed)
-    components = torch.load(args.folder / "components.pt", weights_only=True)
     tokenizer = build_tokenizer()
-    editor = Editor(len(tokenizer), dual=args.dual, single=args.single).to(args.device)
+    editor = Editor(len(tokenizer), dual=args.dual, single=args.single)
+    if args.init:
+        start = TinyKontextPipeline.from_pretrained(args.init, local_files_only=True)
+        for name, part in editor.named_children():
+            part.load_state_dict(getattr(start, name).state_dict())
+        components = read_components(start.vae, LATENT_CHANNELS)
+    else:
+        components = torch.load(args.folder / "components.pt", weights_only=True)
+    editor.to(args.device)
     if args.compile:
         editor.transformer.compile()
 
@@ -124,6 +134,7 @@ def main(argv: list[str] | None = None) -> None:
     editor.add_argument("--dual", type=int, default=1, help="dual-stream blocks")
     editor.add_argument("--single", type=int, default=7, help="single-stream blocks")
     editor.add_argument("--compile", action="store_true", help="torch.compile the transformer")
+    editor.add_argument("--init", type=Path, help="start from a pipeline folder's weights")
     editor.add_argument("--prefetch", action=argparse.BooleanOptionalAction, default=True)
     editor.set_defaults(run=train_editor)
     out = stages.add_parser("export", parents=[common])

@@ -76,6 +76,16 @@ def install_components(vae: AutoencoderKL, filters: torch.Tensor, bias: torch.Te
     encoder.conv_out.bias[channels:] = _LOG_VARIANCE
 
 
+@torch.no_grad()
+def read_components(vae: AutoencoderKL, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Filters and bias of an installed encoder, from its answers to single pixels."""
+    impulses = torch.eye(3 * FACTOR * FACTOR).reshape(-1, 3, FACTOR, FACTOR)
+    black = torch.zeros(1, 3, FACTOR, FACTOR)
+    latents = vae.encode(torch.cat([black, impulses])).latent_dist.mode()[..., 0, 0]
+    bias, filters = latents[0], (latents[1:] - latents[0]).T
+    return filters.reshape(channels, 3, FACTOR, FACTOR).contiguous(), bias
+
+
 def encode_linear(images: torch.Tensor, filters: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """What the installed encoder computes, as one convolution: [N, 3, H, W] -> [N, C, H/4, W/4]."""
     return F.conv2d(images, filters, bias, stride=FACTOR)
