@@ -132,7 +132,12 @@ def test_splits_differ_and_training_needs_photographs():
 
 def test_encoder_is_the_linear_map_it_was_given():
     from bench.tiny_editor.architecture import LATENT_CHANNELS, build_vae
-    from bench.tiny_editor.vae import components, encode_linear, install_components
+    from bench.tiny_editor.vae import (
+        components,
+        encode_linear,
+        install_components,
+        read_components,
+    )
 
     pictures = np.stack([tiny.make_scene(seed, size=64).source for seed in range(8)]) / 127.5 - 1
     filters, bias = components(pictures, LATENT_CHANNELS)
@@ -144,6 +149,8 @@ def test_encoder_is_the_linear_map_it_was_given():
         encoded = vae.encode(images).latent_dist.mode()
     assert torch.allclose(encoded, expected, atol=2e-3)
     assert abs(float(expected.var()) - 1) < 0.2
+    again = read_components(vae, LATENT_CHANNELS)
+    assert torch.allclose(encode_linear(images, *again), expected, atol=5e-3)
 
 
 def test_matmul_attention_equals_the_stock_processor():
@@ -204,3 +211,8 @@ def test_training_resumes_exactly(photo_folder, tmp_path):
     main(["export", "--folder", str(tmp_path / "whole"), "--out", str(out), "--single", "1"])
     assert (out / "transformer" / "diffusion_pytorch_model.safetensors").exists()
     assert (tmp_path / "whole" / "vae.json").exists()
+    common = ["--photos", str(photo_folder), "--folder", str(tmp_path / "more"), "--steps", "1"]
+    small = ["--batch", "2", "--shard", "4", "--scenes", "4", "--single", "1", "--no-prefetch"]
+    sizes = ["--size", "32", "--coarse-steps", "0"]
+    main(["editor", "--init", str(out), *common, *small, *sizes])
+    assert (tmp_path / "more" / "editor.pt").exists()
