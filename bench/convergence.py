@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.convergence", description=__doc__)
     parser.add_argument("--scenes", type=int, default=32)
     parser.add_argument("--first-seed", type=int, default=edits.FIRST_SEED)
-    parser.add_argument("--shown", type=int, nargs="+", default=[0, 1, 2], help="scenes drawn")
+    parser.add_argument("--shown", type=int, nargs="+", default=[5, 6, 7], help="scenes drawn")
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--figure", type=Path, help="PNG of the scenes shown")
