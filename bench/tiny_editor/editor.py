@@ -13,7 +13,7 @@ from .loop import Batch
 
 _GATE_AT_START = 0.3
 _MEAN_LOGIT = 0.5  # logit-normal timesteps around the scheduler's shift at 256 tokens, exp(0.5)
-_UNIFORM_SHARE = 0.2
+_EARLY_SHARE, _EARLY = 0.75, 0.75  # of timesteps, uniform above _EARLY: the words decide there
 _EDIT_WEIGHT = 8.0  # of tokens that the edit touches, beside 1 of the others
 
 
@@ -86,22 +86,35 @@ def build_optimizers(editor: Editor, lr: float, matrix_lr: float) -> list[Optimi
 
 
 def sample_times(count: int, generator: torch.Generator, device: torch.device) -> torch.Tensor:
-    """Times [count] in 0..1, stratified: mostly logit-normal, `_UNIFORM_SHARE` uniform."""
+    """Times [count] in 0..1, stratified: mostly logit-normal, `_EARLY_SHARE` above `_EARLY`."""
     u = torch.rand(count, generator=generator, device=device)
     u = (torch.randperm(count, generator=generator, device=device) + u) / count
     normal = torch.sigmoid(torch.special.ndtri(u.clamp(1e-4, 1 - 1e-4)) + _MEAN_LOGIT)
-    uniform = torch.rand(count, generator=generator, device=device) < _UNIFORM_SHARE
-    return torch.where(uniform, u, normal)
+    early = torch.rand(count, generator=generator, device=device) < _EARLY_SHARE
+    return torch.where(early, _EARLY + (1 - _EARLY) * u, normal)
 
 
-def flow_loss(editor: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
-    """Squared error of the velocity x_1 - x_0, weighted up where the edit changes the picture."""
+def flow_loss(
+    editor: nn.Module, batch: Batch, generator: torch.Generator, temper: float = 0.0
+) -> torch.Tensor:
+    """Squared error of the velocity x_1 - x_0, weighted up where the edit changes the picture.
+
+    With `temper` > 0 the flow leads to a point between the truth and the editor's own first
+    guess, its estimate of the mean answer: samples spread less by that share.
+    """
     target, source, changed, ids = batch
     t = sample_times(len(target), generator, target.device)
     noise = torch.randn(target.shape, generator=generator, device=target.device)
-    x_t = torch.lerp(target, noise, t[:, None, None])
-    with torch.autocast(target.device.type, torch.bfloat16):
-        velocity = editor(x_t, source, t, ids).float()
+
+    def velocity_of(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(target.device.type, torch.bfloat16):
+            return editor(x_t, source, t, ids).float()
+
+    if temper:
+        with torch.no_grad():
+            guess = noise - velocity_of(noise, torch.ones_like(t))
+        target = torch.lerp(target, guess, temper)
+    velocity = velocity_of(torch.lerp(target, noise, t[:, None, None]), t)
     weight = 1 + (_EDIT_WEIGHT - 1) * (changed > 0)
     error = (velocity - (noise - target)).square().mean(dim=-1)
     return (weight * error).mean() / weight.mean()

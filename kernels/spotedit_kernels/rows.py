@@ -18,32 +18,36 @@ def gather_rows(source: Tensor, index: Tensor) -> Tensor:
     return source[batch, rows.long()]
 
 
-def scatter_rows(target: Tensor, index: Tensor, values: Tensor) -> None:
-    """Write `values` ``[B, M, ...]`` to the indexed rows of `target` ``[B, S, ...]``, in place.
+def scatter_rows(index: Tensor, *pairs: tuple[Tensor, Tensor]) -> None:
+    """For each pair write values ``[B, M, ...]`` to the indexed rows of a target ``[B, S, ...]``.
 
-    A static number of rows is written whatever the index holds: padding repeats the write of the
-    first real entry, same row and same value, so the order of the writes does not matter. If all
-    is padding, row 0 is rewritten with what it holds.
+    A static number of rows is written whatever the index holds: padding repeats the write of a
+    real entry, same row and same value, so the order of the writes does not matter. If all is
+    padding, that row is row 0, and what it held is put back.
     """
-    if values.numel() == 0:
+    if index.shape[-1] == 0:
         return
-    valid = index >= 0  # [M] or [B, M]
-    first = valid.int().argmax(-1, keepdim=True)  # [1] or [B, 1]
-    row = index.gather(-1, first).clamp(min=0)
-    rows = torch.where(valid, index, row).long()
-    fill = torch.where(  # [B, 1, ...]
-        _over_rows(valid.any(-1, keepdim=True), values),
-        gather_rows(values, first),
-        gather_rows(target, row),
-    )
-    values = torch.where(_over_rows(valid, values), values, fill)
-    if index.ndim == 1:
-        target.index_copy_(1, rows, values)
-    else:
-        batch = torch.arange(target.shape[0], device=target.device)[:, None]
-        target.index_put_((batch, rows), values)
+    real = index.argmax(-1, keepdim=True)  # the position of a real entry, if there is one
+    position = torch.arange(index.shape[-1], device=index.device)
+    position = torch.where(index >= 0, position, real)  # [M] or [B, M]
+    rows = index.gather(-1, position)
+    empty = rows[..., 0] < 0  # scalar or [B]
+    rows = rows.clamp(min=0).long()
+    for target, values in pairs:
+        if values.numel() == 0:
+            continue
+        values = gather_rows(values, position)
+        first = target[:, 0].clone()  # [B, ...]
+        if index.ndim == 1:
+            target.index_copy_(1, rows, values)
+        else:
+            batch = torch.arange(target.shape[0], device=target.device)[:, None]
+            target.index_put_((batch, rows), values)
+        keep = empty.reshape(-1, *[1] * (first.ndim - 1))
+        target[:, 0] = torch.where(keep, first, target[:, 0])
 
 
-def _over_rows(flags: Tensor, values: Tensor) -> Tensor:
-    """View ``[M]`` or ``[B, M]`` flags so that they broadcast over values ``[B, M, ...]``."""
-    return flags.reshape(*flags.shape, *[1] * (values.ndim - 2))
+def row_mask(index: Tensor, rows: int) -> Tensor:
+    """True on the indexed ones of `rows` rows: bool ``[rows]`` or ``[B, rows]``."""
+    mask = index.new_zeros(*index.shape[:-1], rows + 1, dtype=torch.bool)  # the last one is padding
+    return mask.scatter_(-1, torch.where(index < 0, rows, index).long(), True)[..., :rows]

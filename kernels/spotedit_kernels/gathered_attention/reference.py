@@ -28,7 +28,7 @@ def gathered_attention(
         return result if out is None else out.copy_(result)
     if out is None:
         out = q.new_zeros(q.shape)
-    scatter_rows(out, index, result)
+    scatter_rows(index, (out, result))
     return out
 
 

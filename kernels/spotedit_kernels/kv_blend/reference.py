@@ -1,4 +1,4 @@
-"""The blend of K and V rows with gather, ``lerp`` and scatter."""
+"""The blend of K and V with ``lerp`` over all rows, kept on the indexed ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..checks import compute_dtype
-from ..rows import gather_rows, scatter_rows
+from ..rows import row_mask
 
 
 def kv_blend(
@@ -19,11 +19,10 @@ def kv_blend(
     index: Tensor,
     weight: float | Tensor,
 ) -> None:
-    if index.shape[-1] == 0:
-        return
     for out, cached, ref in ((k_out, k_cached, k_ref), (v_out, v_cached, v_ref)):
         wide = compute_dtype(out.dtype)
-        ref_rows = gather_rows(ref, index).to(wide)  # [B, M, H, D]
-        cached_rows = gather_rows(cached, index).to(wide)
+        rows = min(out.shape[1], ref.shape[1])  # the index stays below both
+        out, cached, ref = (x[:, :rows] for x in (out, cached, ref))
         w = weight.to(wide) if isinstance(weight, Tensor) else weight
-        scatter_rows(out, index, torch.lerp(ref_rows, cached_rows, w).to(out.dtype))
+        blended = torch.lerp(ref.to(wide), cached.to(wide), w).to(out.dtype)
+        out.copy_(torch.where(row_mask(index, rows)[..., None, None], blended, out))

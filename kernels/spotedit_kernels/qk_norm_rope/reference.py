@@ -39,8 +39,7 @@ def qk_norm_rope(
         k_cache.copy_(k)
         v_cache.copy_(v)
     else:
-        scatter_rows(k_cache, slots, k)
-        scatter_rows(v_cache, slots, v)
+        scatter_rows(slots, (k_cache, k), (v_cache, v))
     return _rotate(_normalise(q, text_len, q_weights, eps), cos, sin, interleaved)
 
 
@@ -61,7 +60,7 @@ def _write_ref(
         return
     index = (slots - start).clamp(min=-1)
     cos_rows, sin_rows = _table_rows(cos_ref, index), _table_rows(sin_ref, index)
-    scatter_rows(k_ref, index, _rotate(k, cos_rows, sin_rows, interleaved))
+    scatter_rows(index, (k_ref, _rotate(k, cos_rows, sin_rows, interleaved)))
 
 
 def _table_rows(table: Tensor, slots: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Token distance from normalised features, their difference, ``interpolate`` and pooling."""
+"""Token distance from unit vectors, their difference, ``interpolate`` and pooling."""
 
 from __future__ import annotations
 
@@ -22,12 +22,20 @@ def token_distance(
     size = (grid[0] * patch, grid[1] * patch)
     total = x_features[0].new_zeros((), dtype=torch.float32)
     for x, y, share in zip(x_features, y_features, shares, strict=True):
-        y = y.to(compute_dtype(y.dtype)) if y_normalised else normalise(y)
-        distance = torch.linalg.vector_norm(normalise(x) - y, dim=1, keepdim=True).square()
+        distance = _squared_distance(x, y, y_normalised)[:, None]
         if tuple(distance.shape[2:]) != size:
             distance = F.interpolate(distance, size=size, mode="bilinear", align_corners=False)
         total = total + share * distance
     return F.avg_pool2d(total, patch).flatten(1).float()  # [B, rows*cols]
+
+
+def _squared_distance(x: Tensor, y: Tensor, y_normalised: bool) -> Tensor:
+    """``|x/|x| - y/|y||^2``, ``[B, H, W]``."""
+    x = x.to(compute_dtype(x.dtype))
+    y = y.to(compute_dtype(y.dtype)) if y_normalised else normalise(y)
+    length = torch.linalg.vecdot(x, x, dim=1).sqrt().clamp(min=EPS)
+    difference = x / length[:, None] - y
+    return torch.linalg.vecdot(difference, difference, dim=1)
 
 
 def normalise(x: Tensor) -> Tensor:
