@@ -4,11 +4,29 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
+from spotedit_kernels.impl import HAS_TRITON
 from torch.utils._python_dispatch import TorchDispatchMode
 
 HALVES_AND_FP32 = [torch.float16, torch.bfloat16, torch.float32]
+EACH_IMPL = pytest.mark.parametrize(
+    "impl",
+    [
+        "reference",
+        pytest.param(
+            "triton", marks=pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+        ),
+    ],
+)
 SYNCHRONISING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "unique")
+
+
+def skip_interpreted(*dtypes):
+    """Skip dtypes that the interpreter gets wrong (bf16 arithmetic) or no kernel takes (fp64)."""
+    for dtype in dtypes:
+        if dtype in (torch.bfloat16, torch.float64):
+            pytest.skip(f"no interpreted Triton kernel in {dtype}")
 
 
 def assert_bounded(actual, oracle, eager, dtype, what=""):

@@ -1,12 +1,14 @@
 """The package as a whole: its names, its place, and what it imports."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import spotedit_kernels
-from spotedit_kernels.impl import choose_impl
+import torch
+from spotedit_kernels.impl import HAS_TRITON, choose_impl
 
 PACKAGE = Path(spotedit_kernels.__file__).parent
 OPS = ["gathered_attention", "kv_blend", "qk_norm_rope", "token_distance"]
@@ -42,10 +44,28 @@ assert not [m for m in sys.modules if m.startswith(("spotedit.", "diffusers.", "
 
 
 def test_choice_of_an_implementation():
-    assert choose_impl("op", "auto") == "reference"
-    assert choose_impl("op", "reference") == "reference"
-    assert choose_impl("op", "auto", available=("triton", "reference")) == "triton"
-    with pytest.raises(NotImplementedError, match=r"op: impl='triton' was asked for.*'reference'"):
-        choose_impl("op", "triton")
+    cpu = torch.zeros(1)
+    assert choose_impl("op", "auto", cpu) == "reference"
+    assert choose_impl("op", "reference", cpu) == "reference"
+    with pytest.raises(RuntimeError, match=r"op: impl='triton' was asked for.*fp64.*'reference'"):
+        choose_impl("op", "triton", cpu.double())
     with pytest.raises(ValueError, match=r"op: impl must be one of .*got 'cuda'"):
-        choose_impl("op", "cuda")
+        choose_impl("op", "cuda", cpu)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+def test_triton_needs_a_gpu_or_its_interpreter():
+    code = """
+import torch
+import torch
+from spotedit_kernels.impl import HAS_TRITON, choose_impl
+try:
+    choose_impl("op", "triton", torch.zeros(1))
+except RuntimeError as error:
+    assert "run on a GPU and the tensors are on cpu" in str(error), error
+else:
+    raise AssertionError("not refused")
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(PACKAGE.parent), *sys.path])
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=environment)

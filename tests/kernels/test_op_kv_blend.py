@@ -4,7 +4,14 @@ import math
 
 import pytest
 import torch
-from kernel_oracle import HALVES_AND_FP32, NoSync, assert_bounded, entries
+from kernel_oracle import (
+    EACH_IMPL,
+    HALVES_AND_FP32,
+    NoSync,
+    assert_bounded,
+    entries,
+    skip_interpreted,
+)
 from spotedit_kernels import cosine_weight, kv_blend
 
 B, S, H, D = 2, 11, 3, 10
@@ -25,9 +32,12 @@ def tensors(dtype=torch.float32, rows=S, seed=0):
     return tuple(torch.randn(B, r, H, D, generator=g).to(dtype) for r in (S, S, rows, rows))
 
 
+@EACH_IMPL
 @pytest.mark.parametrize("dtype", [*HALVES_AND_FP32, torch.float64])
 @pytest.mark.parametrize("rows", INDICES.values(), ids=INDICES)
-def test_blends_the_indexed_rows_only(dtype, rows):
+def test_blends_the_indexed_rows_only(dtype, rows, impl):
+    if impl == "triton":
+        skip_interpreted(dtype)
     index, t = torch.tensor(rows, dtype=torch.long), 0.3
     real = entries(index, B)
     cached_k, cached_v, ref_k, ref_v = tensors(dtype)
@@ -38,7 +48,7 @@ def test_blends_the_indexed_rows_only(dtype, rows):
     for x in poisoned:
         x[~written] = math.nan
     k_out, v_out = torch.full_like(cached_k, 5.0), torch.full_like(cached_v, math.nan)
-    assert kv_blend(k_out, v_out, *poisoned, index, t=t) is None
+    assert kv_blend(k_out, v_out, *poisoned, index, t=t, impl=impl) is None
     assert (k_out[~written] == 5).all()
     assert v_out[~written].isnan().all()
     w = math.cos(math.pi * t / 2) ** 2
@@ -49,47 +59,54 @@ def test_blends_the_indexed_rows_only(dtype, rows):
             assert_bounded(out[written], oracle, eager, dtype)
 
 
+@EACH_IMPL
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_halves_are_rounded_once(dtype):
+def test_halves_are_rounded_once(dtype, impl):
+    if impl == "triton":
+        skip_interpreted(dtype)
     cached_k, cached_v, ref_k, ref_v = tensors(dtype)
     k_out, v_out = torch.empty_like(cached_k), torch.empty_like(cached_v)
-    kv_blend(k_out, v_out, cached_k, cached_v, ref_k, ref_v, torch.arange(S), weight=0.3)
+    kv_blend(k_out, v_out, cached_k, cached_v, ref_k, ref_v, torch.arange(S), weight=0.3, impl=impl)
     exact = 0.3 * cached_k.double() + 0.7 * ref_k.double()
     gap = (k_out.double() - exact).abs()
     assert (gap <= 0.5001 * torch.finfo(dtype).eps * exact.abs().clamp(min=1e-2)).all()
 
 
-def test_in_place_and_reference_with_its_own_row_count():
+@EACH_IMPL
+def test_in_place_and_reference_with_its_own_row_count(impl):
     k, v, _, _ = tensors()
     noise, rows = 4, torch.tensor([1, 3, -1])  # condition row = noise row + 4
     want_k, want_v = ((0.25 * x + 0.75 * x.roll(-noise, 1))[:, [1, 3]] for x in (k, v))
     others = [r for r in range(S) if r not in (1, 3)]
     kept = k.clone()
-    kv_blend(k, v, k, v, k[:, noise:], v[:, noise:], rows, weight=0.25)
+    kv_blend(k, v, k, v, k[:, noise:], v[:, noise:], rows, weight=0.25, impl=impl)
     torch.testing.assert_close(k[:, [1, 3]], want_k)
     torch.testing.assert_close(v[:, [1, 3]], want_v)
     assert torch.equal(k[:, others], kept[:, others])
 
 
-def test_strided_views():
+@EACH_IMPL
+def test_strided_views(impl):
     wide = torch.randn(B, S, 6, H, 2 * D)
     k, v, k_ref, v_ref, k_out, v_out = wide[..., ::2].unbind(2)
     want = 0.5 * k[:, [8, 0]] + 0.5 * k_ref[:, [8, 0]]
-    kv_blend(k_out, v_out, k, v, k_ref, v_ref, torch.tensor([8, -1, 0]), weight=0.5)
+    kv_blend(k_out, v_out, k, v, k_ref, v_ref, torch.tensor([8, -1, 0]), weight=0.5, impl=impl)
     torch.testing.assert_close(k_out[:, [8, 0]], want)
 
 
+@EACH_IMPL
 @pytest.mark.parametrize("wrap", [float, torch.tensor, lambda x: torch.tensor(x).double()])
 @pytest.mark.parametrize("weight", [0.0, 1.0])
-def test_end_points_are_exact(wrap, weight):
+def test_end_points_are_exact(wrap, weight, impl):
     k, v, k_ref, v_ref = tensors()
     k_out, v_out = torch.empty_like(k), torch.empty_like(v)
-    kv_blend(k_out, v_out, k, v, k_ref, v_ref, torch.arange(S), weight=wrap(weight))
+    kv_blend(k_out, v_out, k, v, k_ref, v_ref, torch.arange(S), weight=wrap(weight), impl=impl)
     assert torch.equal(k_out, k if weight else k_ref)
     assert torch.equal(v_out, v if weight else v_ref)
 
 
-def test_t_and_weight_agree_in_every_form():
+@EACH_IMPL
+def test_t_and_weight_agree_in_every_form(impl):
     k, v, k_ref, v_ref = tensors()
     results = []
     for given in (
@@ -99,7 +116,7 @@ def test_t_and_weight_agree_in_every_form():
         {"weight": cosine_weight(torch.tensor(0.4))},
     ):
         k_out, v_out = torch.zeros_like(k), torch.zeros_like(v)
-        kv_blend(k_out, v_out, k, v, k_ref, v_ref, torch.tensor([2, 5]), **given)
+        kv_blend(k_out, v_out, k, v, k_ref, v_ref, torch.tensor([2, 5]), **given, impl=impl)
         results.append(torch.stack((k_out, v_out)))
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=0, atol=1e-6)
@@ -169,7 +186,8 @@ def test_errors_say_what_and_how():
          (*good[:5], v_ref.half(), index), {"t": 0.1}),
         (TypeError, "index must be of dtype", (*good[:6], torch.ones(3, dtype=torch.bool)),
          {"t": 0.1}),
-        (NotImplementedError, "impl='triton' was asked for", good, {"t": 0.1, "impl": "triton"}),
+        (RuntimeError, "impl='triton' was asked for.*in fp64",
+         (*(x.double() for x in good[:6]), index), {"t": 0.1, "impl": "triton"}),
     ]  # fmt: skip
     for error, message, args, kwargs in cases:
         with pytest.raises(error, match=message):

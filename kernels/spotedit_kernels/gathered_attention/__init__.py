@@ -62,12 +62,12 @@ def gathered_attention(
         TypeError: a dtype is not of those listed.
         ValueError: a shape or a device does not fit, scales are missing or superfluous, `impl` is
             unknown.
-        NotImplementedError: `impl` names an implementation that does not exist yet.
+        RuntimeError: impl="triton" was asked for and cannot run here.
     """
-    choose_impl(_OP, impl)
     _check_rows(q, k, v, index)
     scales = _check_scales(q, k, v, k_scale, v_scale)
     _check_options(q, k, key_mask, scale, out)
+    choose_impl(_OP, impl, q, kernel=False)
     return reference.gathered_attention(q, k, v, index, key_mask, scales, scale, out)
 
 

@@ -18,8 +18,11 @@ from ..checks import (
     check_tensors,
     compute_dtype,
 )
-from ..impl import Impl, choose_impl
+from ..impl import HAS_TRITON, Impl, choose_impl
 from . import reference
+
+if HAS_TRITON:
+    from . import kernel
 
 __all__ = ["cosine_weight", "kv_blend"]
 
@@ -92,9 +95,8 @@ def kv_blend(
         TypeError: a dtype is not of those listed.
         ValueError: a shape or a device does not fit, not exactly one of `t` and `weight` is given,
             a float `t` is outside [0, 1], `weight` is not finite, `impl` is unknown.
-        NotImplementedError: `impl` names an implementation that does not exist yet.
+        RuntimeError: impl="triton" was asked for and cannot run here.
     """
-    choose_impl(_OP, impl)
     tensors = {
         "k_cached": k_cached,
         "v_cached": v_cached,
@@ -104,8 +106,12 @@ def kv_blend(
         "v_ref": v_ref,
     }
     _check(tensors, index)
-    w = _resolve_weight(t, weight, k_cached)
-    reference.kv_blend(k_out, v_out, k_cached, v_cached, k_ref, v_ref, index, w)
+    rows = (k_out, v_out, k_cached, v_cached, k_ref, v_ref)
+    value, is_time = _weight(t, weight, k_cached)
+    if choose_impl(_OP, impl, k_cached) == "triton":
+        kernel.kv_blend(*rows, index, value, is_time)
+    else:
+        reference.kv_blend(*rows, index, cosine_weight(value) if is_time else value)
 
 
 def _check(tensors: dict[str, Tensor], index: Tensor) -> None:
@@ -122,10 +128,10 @@ def _check(tensors: dict[str, Tensor], index: Tensor) -> None:
     check_device(_OP, tensors["k_cached"], **tensors, index=index)
 
 
-def _resolve_weight(
-    t: float | Tensor | None, weight: float | Tensor | None, k_cached: Tensor
-) -> float | Tensor:
-    """The weight on the cached value, from whichever of the two was given."""
+def _weight(
+    t: float | Tensor | None, weight: float | Tensor | None, like: Tensor
+) -> tuple[float | Tensor, bool]:
+    """The weight on the cached value, or a tensor t with True."""
     value = weight if t is None else t
     if value is None or (t is not None and weight is not None):
         raise ValueError(
@@ -136,10 +142,10 @@ def _resolve_weight(
     if isinstance(value, Tensor):
         check_dtype(_OP, name, value, FLOATS, "convert it with .float()")
         check_shape(_OP, name, value, (), "", "one number serves all rows; index the tensor")
-        check_device(_OP, k_cached, **{name: value})
-        return value if t is None else cosine_weight(value)
+        check_device(_OP, like, **{name: value})
+        return value, t is not None
     _check_number(_OP, name, value)
-    return float(value if t is None else cosine_weight(value))
+    return float(value if t is None else cosine_weight(value)), False
 
 
 def _check_number(op: str, name: str, value: float) -> None:

@@ -79,9 +79,8 @@ def qk_norm_rope(
         TypeError: a dtype is not of those listed.
         ValueError: a shape or a device does not fit, D is odd, `text_len` is not in 0..M, `eps` is
             not positive, `k_ref` comes without its tables or they without it, `impl` is unknown.
-        NotImplementedError: `impl` names an implementation that does not exist yet.
+        RuntimeError: impl="triton" was asked for and cannot run here.
     """
-    choose_impl(_OP, impl)
     _check_rows(q, k, v, k_cache, v_cache, slots, text_len)
     _check_tables(q, k_cache.shape[1], cos, sin)
     ref = _check_ref(q, k_cache.shape[1], k_ref, cos_ref, sin_ref)
@@ -97,6 +96,7 @@ def qk_norm_rope(
     check_device(_OP, q, k=k, v=v, k_cache=k_cache, v_cache=v_cache, slots=slots)
     tables = {"cos": cos, "sin": sin, "k_ref": k_ref, "cos_ref": cos_ref, "sin_ref": sin_ref}
     check_device(_OP, q, **tables, **weights)
+    choose_impl(_OP, impl, q, kernel=False)
     return reference.qk_norm_rope(
         q,
         k,

@@ -54,13 +54,13 @@ def token_distance(
         TypeError: a dtype is not of those listed, or a sequence is not one.
         ValueError: shapes, numbers of layers, devices, the grid or the weights do not fit; `impl`
             is unknown.
-        NotImplementedError: `impl` names an implementation that does not exist yet.
+        RuntimeError: impl="triton" was asked for and cannot run here.
     """
-    choose_impl(_OP, impl)
     x_features, y_features = _maps("x_features", x_features), _maps("y_features", y_features)
     _check_maps(x_features, y_features)
     rows, cols = _check_grid(grid, patch)
     shares = _shares(weights, len(x_features))
+    choose_impl(_OP, impl, x_features[0], kernel=False)
     return reference.token_distance(
         x_features, y_features, (rows, cols), patch, shares, y_normalised
     )

@@ -1,0 +1,108 @@
+"""The registered Triton ops: schema, tracing to one graph, ahead-of-time compilation."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from kernel_oracle import HAS_TRITON
+
+pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+ROOT = Path(__file__).parents[2]
+
+
+def uninterpreted(*command: str, timeout: int) -> str:
+    """Run Python in a process whose Triton kernels are compiled ones; returns its output."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), *sys.path])
+    done = subprocess.run(
+        [sys.executable, *command], env=environment, cwd=ROOT, timeout=timeout,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def op_arguments(name, device):
+    """Small arguments of a registered op."""
+
+    def rows(count):
+        return torch.randn(2, count, 3, 16, device=device)
+
+    index = torch.tensor([3, -1, 0], device=device)
+    if name == "kv_blend":
+        weight = torch.tensor(0.4, device=device)
+        return (*(rows(9) for _ in range(6)), index, weight, 0.0, True)
+    raise ValueError(name)
+
+
+OPS = ["kv_blend"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is off on a GPU machine")
+@pytest.mark.parametrize("name", OPS)
+def test_schema_tells_what_is_mutated(name):
+    op = getattr(torch.ops.spotedit, name).default
+    checks = ("test_schema", "test_autograd_registration")
+    torch.library.opcheck(op, op_arguments(name, "cpu"), test_utils=checks)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", OPS)
+def test_opcheck(name):
+    op = getattr(torch.ops.spotedit, name).default
+    torch.library.opcheck(op, op_arguments(name, "cuda"))
+
+
+def test_traces_to_one_graph_without_a_device():
+    """Dynamo and AOTAutograd see through the ops on fake CUDA tensors, down to the kernels."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import torch
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.exc import BackendCompilerFailed
+from torch._subclasses.fake_tensor import FakeTensorMode
+import spotedit_kernels
+from test_triton_ops import OPS, op_arguments
+
+graphs = []
+
+def record(graph, inputs):
+    graphs.append(graph.print_readable(print_output=False))
+    raise NotImplementedError("no device to run on")
+
+for name in OPS:
+    op = getattr(torch.ops.spotedit, name).default
+    compiled = torch.compile(op, fullgraph=True, backend=aot_autograd(fw_compiler=record))
+    with FakeTensorMode():
+        try:
+            compiled(*op_arguments(name, "cuda"))
+        except BackendCompilerFailed:
+            pass
+    assert len(graphs) == 1, len(graphs)
+    assert "triton_kernel_wrapper" in graphs.pop(), name
+"""
+    uninterpreted("-c", code, timeout=240)
+
+
+def compiled(*targets):
+    code = (
+        "import json, sys; from bench.compiled import usages, faults\n"
+        "found = [(faults(*u), u[0].name) for u in usages(sys.argv[1:])]\n"
+        "print(json.dumps(found))"
+    )
+    return json.loads(uninterpreted("-c", code, *targets, timeout=1200).splitlines()[-1])
+
+
+@pytest.mark.parametrize("targets", [
+    ("sm_90", "gfx942"),
+    pytest.param(("sm_80", "sm_89", "sm_100"), marks=pytest.mark.full),
+])  # fmt: skip
+def test_every_schedule_compiles_without_spills(targets):
+    found = compiled(*targets)
+    assert {name.split()[0] for _, name in found} == set(OPS)
+    assert not [fault for faults, _ in found for fault in faults]
