@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 import spotedit
+from spotedit import quality
 from spotedit.tiny.scenes import Scene
 
 from . import edits, environment, metrics, rows
@@ -24,7 +25,7 @@ from .timing import call_seconds
 NOTES = (
     "Held-out photographs and seeds; every method starts from the same noise. PSNR on 8-bit "
     "pictures. Edited region: the pixels that the true edit changes. Background: pixels with more "
-    f"than {metrics.MARGIN} whole tokens between them and the final active set.",
+    f"than {quality.MARGIN} whole tokens between them and the final active set.",
     "Intervals: medians with [20th, 80th percentile]; differences and recall are means with a "
     "bootstrap 95% interval. `floor`: the source through the VAE and back.",
 )
@@ -59,9 +60,9 @@ def edit(pipe: Any, scene: Scene, given: Mapping[str, Any], method: str) -> Reco
     picture, edited = np.asarray(output.images[0]), scene.mask
     record: Record = {
         "seconds": seconds,
-        "edit_db": metrics.psnr(picture, scene.target, edited),
-        "to_truth": metrics.squared_error(picture, scene.target, edited),
-        "source_to_truth": metrics.squared_error(scene.source, scene.target, edited),
+        "edit_db": quality.psnr(picture, scene.target, edited),
+        "to_truth": quality.squared_error(picture, scene.target, edited),
+        "source_to_truth": quality.squared_error(scene.source, scene.target, edited),
     }
     if handle is not None and handle.report is not None and handle.report.region is not None:
         region = handle.report.region
@@ -87,11 +88,11 @@ def _selection(region: np.ndarray, scene: Scene) -> Record:
 
 
 def _background(pipe: Any, picture: np.ndarray, region: np.ndarray, scene: Scene) -> Record:
-    where = metrics.background(region, scene.mask.shape)
+    where = quality.background(region, scene.mask.shape)
     floor = edits.round_trip(pipe, scene.source)
     return {
-        "background_db": metrics.psnr(picture, scene.source, where),
-        "floor_db": metrics.psnr(floor, scene.source, where),
+        "background_db": quality.psnr(picture, scene.source, where),
+        "floor_db": quality.psnr(floor, scene.source, where),
     }
 
 
@@ -129,7 +130,7 @@ def collect(
         scene = scenes(seed)
         if method == "floor":
             trip, everywhere = edits.round_trip(pipe, scene.source), np.ones_like(scene.mask)
-            found: Record = {"floor_db": metrics.psnr(trip, scene.source, everywhere)}
+            found: Record = {"floor_db": quality.psnr(trip, scene.source, everywhere)}
         else:
             found = edit(pipe, scene, edits.arguments(scene, seed, steps), method)
         store.add({"method": method, "seed": seed, "kind": scene.kind, **found})

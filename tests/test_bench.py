@@ -8,6 +8,7 @@ import torch
 from conftest import call_arguments, random_kontext
 
 from bench import convergence, editor, edits, environment, metrics, rows, speed, timing
+from spotedit import quality
 
 GRID = (4, 5)
 SIZE = {"height": 48, "width": 64, "max_area": 48 * 64}
@@ -17,9 +18,9 @@ def test_psnr_of_a_known_difference():
     a = np.full((4, 4, 3), 100, dtype=np.uint8)
     b, where = a.copy(), np.zeros((4, 4), dtype=bool)
     b[0], where[:2] = 110, True
-    assert metrics.psnr(a, b, where) == pytest.approx(10 * np.log10(255**2 / 50))
-    assert metrics.psnr(a, b, ~where) == float("inf")
-    assert np.isnan(metrics.psnr(a, b, np.zeros_like(where)))
+    assert quality.psnr(a, b, where) == pytest.approx(10 * np.log10(255**2 / 50))
+    assert quality.psnr(a, b, ~where) == float("inf")
+    assert np.isnan(quality.psnr(a, b, np.zeros_like(where)))
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def test_bootstrap_is_seeded_and_has_the_width_of_the_standard_error():
 def test_background_keeps_whole_tokens_between():
     region = np.zeros((8, 9), dtype=bool)
     region[4, 4] = True
-    far = metrics.background(region, (16, 18))
+    far = quality.background(region, (16, 18))
     expected = np.ones((8, 9), dtype=bool)
     expected[2:7, 2:7] = False
     assert np.array_equal(far, expected.repeat(2, axis=0).repeat(2, axis=1))

@@ -311,23 +311,6 @@ def test_demo(tiny_editor, tmp_path, capsys, monkeypatch):
     assert "already exists" in capsys.readouterr().err
 
 
-def test_psnr():
-    black, grey = np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), 51, np.uint8)
-    where = np.array([[True, False], [False, False]])
-    assert demo.psnr(black, grey, where) == pytest.approx(20 * np.log10(5))
-    assert demo.psnr(black, black, where) == float("inf")
-    assert np.isnan(demo.psnr(black, grey, ~(where | True)))
-
-
-def test_background_keeps_two_tokens_away_from_the_region():
-    region = np.zeros((7, 7), dtype=bool)
-    region[0, 0] = True
-    background = demo._background(region, (28, 28))
-    assert not background[:12, :12].any()
-    assert background[12:].all()
-    assert background[:, 12:].all()
-
-
 @pytest.mark.full
 def test_the_demo_as_users_run_it(tiny_editor, tmp_path):
     command = [sys.executable, "-m", "spotedit.cli", "demo"]

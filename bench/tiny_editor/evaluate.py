@@ -14,22 +14,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from scipy.ndimage import binary_dilation
 from tqdm import tqdm
 
 from spotedit import tiny
+from spotedit.quality import background, psnr, squared_error
 from spotedit.tiny.scenes import photo_crop
 
+from ..metrics import changed_share
 from .loop import write_atomically
 
 TOKEN = 8  # pixels
 _TARGET_DB = {"recolour": 18, "remove": 16, "replace": 18, "add": 18}
-
-
-def psnr(error: np.ndarray) -> float:
-    """dB of 8-bit differences; capped at 99 where they vanish."""
-    mse = float(np.square(error.astype(np.float64)).mean())
-    return 99.0 if mse == 0 else min(99.0, 10 * float(np.log10(255**2 / mse)))
 
 
 @torch.no_grad()
@@ -48,15 +43,14 @@ def vae_rows(pipe: tiny.TinyKontextPipeline, crops: int) -> list[float]:
     for photo in tiny.heldout_photos():
         for _ in range(crops):
             crop = np.clip(np.rint(photo_crop(rng, photo, size)), 0, 255).astype(np.uint8)
-            values.append(psnr(round_trip(pipe, crop).astype(int) - crop))
+            values.append(psnr(round_trip(pipe, crop), crop, np.ones(size, dtype=bool)))
     return values
 
 
 def edit_row(pipe: tiny.TinyKontextPipeline, seed: int, steps: int) -> dict[str, float | str]:
     """Edit scene `seed` and compare with its truth, inside and outside the true mask.
 
-    `background` is at least one token away from the mask; `floor` is the autoencoder's own error
-    there.
+    `floor` is the autoencoder's own error in the background of the tokens that the edit touches.
     """
     scene = tiny.make_scene(seed, kind=tiny.KINDS[seed % len(tiny.KINDS)])
     image = pipe(
@@ -65,19 +59,19 @@ def edit_row(pipe: tiny.TinyKontextPipeline, seed: int, steps: int) -> dict[str,
         num_inference_steps=steps,
         generator=torch.Generator().manual_seed(seed),
     ).images[0]
-    result, source, target = np.asarray(image, int), scene.source.astype(int), scene.target
-    background = ~binary_dilation(scene.mask, iterations=TOKEN)
-    to_truth = float(np.square(result - target)[scene.mask].mean())
-    to_source = float(np.square(source - target)[scene.mask].mean())
-    floor = round_trip(pipe, scene.source).astype(int) - source
+    result, edited = np.asarray(image), scene.mask
+    rows = edited.shape[0] // TOKEN
+    touched = changed_share(edited, (rows, rows)) > 0
+    far = background(touched, edited.shape)
     return {
         "seed": seed,
         "kind": scene.kind,
         "instruction": scene.instruction,
-        "edit_psnr": psnr((result - target)[scene.mask]),
-        "error_ratio": to_truth / to_source,
-        "background_psnr": psnr((result - source)[background]),
-        "background_floor": psnr(floor[background]),
+        "edit_psnr": psnr(result, scene.target, edited),
+        "error_ratio": squared_error(result, scene.target, edited)
+        / squared_error(scene.source, scene.target, edited),
+        "background_psnr": psnr(result, scene.source, far),
+        "background_floor": psnr(round_trip(pipe, scene.source), scene.source, far),
     }
 
 

@@ -9,7 +9,6 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -17,6 +16,7 @@ import spotedit
 
 from ..draw import plot_steps
 from ..images import check_output
+from ..quality import background, psnr
 from ..report import EditReport
 from ..tiny.pipeline import NATIVE_SIZE
 from ..tiny.scenes import KINDS, Scene, make_scene
@@ -27,7 +27,6 @@ _LARGE = 2 * NATIVE_SIZE
 _ORDER = ("dense", "spot", "spot", "dense")  # a drift of the machine's speed hits both alike
 _LARGE_ORDER = ("dense", "spot")
 _WARM_UP_STEPS = 3
-_MARGIN = 2  # tokens between the regenerated region and what counts as background
 _SHOWN = 4 * NATIVE_SIZE
 _HEADER = (
     "scene", "pixels", "dense s", "spot s", "speed-up", "r",
@@ -50,34 +49,17 @@ class Trial:
         """Seconds dense and spot, speed-up, r, then PSNR in dB of the dense and the spot picture:
         of the background against the source, and of the edited pixels against the truth."""
         pictures = [np.asarray(self.dense), np.asarray(self.spot)]
-        background = _background(self.report.region, self.scene.mask.shape)
+        height, width = self.scene.mask.shape
+        region = np.ones((1, 1), bool) if self.report.region is None else self.report.region
+        far = background(region, (height, width))
         return [
             self.dense_seconds,
             self.spot_seconds,
             self.dense_seconds / self.spot_seconds,
             self.report.mean_ratio,
-            *(psnr(picture, self.scene.source, background) for picture in pictures),
+            *(psnr(picture, self.scene.source, far) for picture in pictures),
             *(psnr(picture, self.scene.target, self.scene.mask) for picture in pictures),
         ]
-
-
-def psnr(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of uint8 [H, W, 3] pictures over the pixels `where`; nan if
-    there are none."""
-    if not where.any():
-        return float("nan")
-    error = np.mean((a[where].astype(np.float64) - b[where]) ** 2)
-    return float(10 * np.log10(255**2 / error)) if error else float("inf")
-
-
-def _background(region: np.ndarray | None, size: tuple[int, ...]) -> np.ndarray:
-    """bool [H, W]: pixels of tokens more than `_MARGIN` tokens away from `region`."""
-    if region is None:
-        return np.zeros(size, dtype=bool)
-    active = torch.from_numpy(region).float()[None, None]
-    near = torch.nn.functional.max_pool2d(active, 2 * _MARGIN + 1, 1, _MARGIN)[0, 0].bool()
-    far = Image.fromarray(~near.numpy())
-    return np.asarray(far.resize((size[1], size[0]), Image.Resampling.NEAREST), dtype=bool)
 
 
 def run(args: argparse.Namespace) -> None:

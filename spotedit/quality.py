@@ -1,0 +1,35 @@
+"""How close two pictures are, and where an edit should not show. Pictures are uint8 [H, W, 3]."""
+
+import numpy as np
+from PIL import Image
+
+MARGIN = 2  # whole tokens between the regenerated region and what counts as background
+
+
+def squared_error(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
+    """Mean squared difference over the pixels `where`, bool [H, W]; nan if there are none."""
+    if not where.any():
+        return float("nan")
+    return float(np.mean((a[where].astype(np.float64) - b[where]) ** 2))
+
+
+def psnr(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB over the pixels `where`; nan if there are none."""
+    error = squared_error(a, b, where)
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def background(region: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Pixels of tokens with more than `MARGIN` tokens between them and the active set.
+
+    Args:
+        region: bool [rows, cols], True = active.
+        size: (height, width) of the picture in pixels.
+
+    Returns:
+        bool [height, width].
+    """
+    side = 2 * MARGIN + 1
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(region, MARGIN), (side, side))
+    far = Image.fromarray(~windows.any(axis=(2, 3)))
+    return np.asarray(far.resize(size[::-1], Image.Resampling.NEAREST), dtype=bool)
