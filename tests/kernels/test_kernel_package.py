@@ -43,6 +43,19 @@ assert not [m for m in sys.modules if m.startswith(("spotedit.", "diffusers.", "
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+def test_a_foreign_model_in_an_environment_without_diffusers():
+    example = PACKAGE.parent / "examples" / "small_dit.py"
+    code = f"""
+import runpy, sys
+sys.modules.update(dict.fromkeys(("spotedit", "diffusers", "transformers")))
+sys.path.insert(0, {str(PACKAGE.parent)!r})
+runpy.run_path({str(example)!r}, run_name="__main__")
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=True, timeout=120, capture_output=True, text=True)
+    assert done.stdout.count("largest difference to the unpatched model") == 2
+
+
 def test_choice_of_an_implementation():
     cpu = torch.zeros(1)
     assert choose_impl("op", "auto", cpu) == "reference"
