@@ -52,6 +52,21 @@ def _store_pairs(
 
 
 @triton.jit
+def _load_table(p_x, m_x, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """A table's values for both members of the pairs: [P, BLOCK_D / 2]."""
+    first, second = _load_pairs(p_x, 1, m_x, HEAD_DIM, BLOCK_D, INTERLEAVED)
+    if not INTERLEAVED:
+        second = first  # the same angle; unused members of an interleaved load make it strided
+    return first, second
+
+
+@triton.jit
+def _rotate(first, second, cos, sin):
+    """Turn the pairs by the angles of both members, unrounded."""
+    return first * cos[0] - second * sin[0], second * cos[1] + first * sin[1]
+
+
+@triton.jit
 def _normalise(
     first, second, p_weight, p_text_weight, is_text, eps, DTYPE: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, INTERLEAVED: tl.constexpr,
@@ -59,7 +74,8 @@ def _normalise(
     """RMSNorm of the pairs [P, BLOCK_D / 2], rounded to DTYPE; no text weight: p_weight's."""
     scale = tl.rsqrt(tl.sum(first * first + second * second, 1) / HEAD_DIM + eps)[:, None]
     w_first, w_second = 1.0, 1.0
-    o_w = tl.zeros(is_text.shape, tl.int32)  # a row a pair: a single one goes through shared memory
+    # a row for each of [P]: a single one for the tile would pass through shared memory
+    o_w = tl.zeros(is_text.shape, tl.int32)
     if p_weight is not None:
         w_first, w_second = _load_pairs(p_weight + o_w, 1, True, HEAD_DIM, BLOCK_D, INTERLEAVED)
     if p_text_weight is not None:
@@ -97,7 +113,7 @@ def _qk_norm_rope(
     m_entry, m_row, is_text = m_entry[:, None], m_row[:, None], entry < text_len
     d = tl.arange(0, BLOCK_D)[None, :]
 
-    # none of the three waits for the slots
+    # masked by m_entry: none of the three waits for the slots
     p_q += batch * q_b + entry * q_s + head * q_h
     p_k += batch * k_b + entry * k_s + head * k_h
     p_v += batch * v_b + entry * v_s + head * v_h
@@ -108,15 +124,17 @@ def _qk_norm_rope(
     at = entry if ALIGNED else row
     p_cos += batch * cos_b + at * cos_s
     p_sin += batch * sin_b + at * sin_s
-    cos, _ = _load_pairs(p_cos, 1, m_row, HEAD_DIM, BLOCK_D, INTERLEAVED)
-    sin, _ = _load_pairs(p_sin, 1, m_row, HEAD_DIM, BLOCK_D, INTERLEAVED)
+    cos = _load_table(p_cos, m_row, HEAD_DIM, BLOCK_D, INTERLEAVED)
+    sin = _load_table(p_sin, m_row, HEAD_DIM, BLOCK_D, INTERLEAVED)
+
+    tl.debug_barrier()  # all loads in flight: ptxas would move those of k and v below q's norm
 
     q_first, q_second = _normalise(
         q_first, q_second, p_q_weight, p_text_q_weight, is_text, eps,
         DTYPE, HEAD_DIM, BLOCK_D, INTERLEAVED,
     )  # fmt: skip
     p_q_out += ((batch * n_entries + entry) * heads + head) * HEAD_DIM
-    first, second = q_first * cos - q_second * sin, q_second * cos + q_first * sin
+    first, second = _rotate(q_first, q_second, cos, sin)
     _store_pairs(p_q_out, 1, m_entry, first, second, HEAD_DIM, BLOCK_D, INTERLEAVED)
 
     k_first, k_second = _normalise(
@@ -124,7 +142,7 @@ def _qk_norm_rope(
         DTYPE, HEAD_DIM, BLOCK_D, INTERLEAVED,
     )  # fmt: skip
     p_k_cache += batch * k_cache_b + row * k_cache_s + head * k_cache_h
-    first, second = k_first * cos - k_second * sin, k_second * cos + k_first * sin
+    first, second = _rotate(k_first, k_second, cos, sin)
     _store_pairs(p_k_cache, k_cache_d, m_row, first, second, HEAD_DIM, BLOCK_D, INTERLEAVED)
 
     p_v_cache += batch * v_cache_b + row * v_cache_s + head * v_cache_h
@@ -134,10 +152,10 @@ def _qk_norm_rope(
         at = row - (n_rows - n_ref)
         m_ref = m_row & (at >= 0)
         at = tl.where(m_ref, at, 0)
-        cos, _ = _load_pairs(p_cos_ref + at * cos_ref_s, 1, m_ref, HEAD_DIM, BLOCK_D, INTERLEAVED)
-        sin, _ = _load_pairs(p_sin_ref + at * sin_ref_s, 1, m_ref, HEAD_DIM, BLOCK_D, INTERLEAVED)
+        cos = _load_table(p_cos_ref + at * cos_ref_s, m_ref, HEAD_DIM, BLOCK_D, INTERLEAVED)
+        sin = _load_table(p_sin_ref + at * sin_ref_s, m_ref, HEAD_DIM, BLOCK_D, INTERLEAVED)
         p_k_ref += batch * k_ref_b + at * k_ref_s + head * k_ref_h
-        first, second = k_first * cos - k_second * sin, k_second * cos + k_first * sin
+        first, second = _rotate(k_first, k_second, cos, sin)
         _store_pairs(p_k_ref, k_ref_d, m_ref, first, second, HEAD_DIM, BLOCK_D, INTERLEAVED)
 
 
