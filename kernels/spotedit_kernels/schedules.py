@@ -35,5 +35,6 @@ class Schedule:
 def schedules(target: str) -> list[Schedule]:
     """What `target`, one of `TARGETS`, runs at the shapes of the models known."""
     from .kv_blend import kernel as kv_blend
+    from .qk_norm_rope import kernel as qk_norm_rope
 
-    return [*kv_blend.schedules(target)]
+    return [*kv_blend.schedules(target), *qk_norm_rope.schedules(target)]

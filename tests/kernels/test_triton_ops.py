@@ -36,10 +36,16 @@ def op_arguments(name, device):
     if name == "kv_blend":
         weight = torch.tensor(0.4, device=device)
         return (*(rows(9) for _ in range(6)), index, weight, 0.0, True)
+    if name == "qk_norm_rope":
+        q, k, v = (rows(3) for _ in range(3))
+        cos, sin, cos_ref, sin_ref = (torch.rand(n, 16, device=device) for n in (9, 9, 4, 4))
+        weights = (torch.rand(16, device=device) for _ in range(4))
+        return (q, k, v, rows(9), rows(9), rows(4), index, cos, sin, cos_ref, sin_ref, *weights,
+                1, 1e-6, True)  # fmt: skip
     raise ValueError(name)
 
 
-OPS = ["kv_blend"]
+OPS = ["kv_blend", "qk_norm_rope"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is off on a GPU machine")

@@ -14,8 +14,11 @@ from ..checks import (
     check_shape,
     check_tensors,
 )
-from ..impl import Impl, choose_impl
+from ..impl import HAS_TRITON, Impl, choose_impl
 from . import reference
+
+if HAS_TRITON:
+    from . import kernel
 
 __all__ = ["qk_norm_rope"]
 
@@ -96,8 +99,8 @@ def qk_norm_rope(
     check_device(_OP, q, k=k, v=v, k_cache=k_cache, v_cache=v_cache, slots=slots)
     tables = {"cos": cos, "sin": sin, "k_ref": k_ref, "cos_ref": cos_ref, "sin_ref": sin_ref}
     check_device(_OP, q, **tables, **weights)
-    choose_impl(_OP, impl, q, kernel=False)
-    return reference.qk_norm_rope(
+    run = kernel if choose_impl(_OP, impl, q) == "triton" else reference
+    return run.qk_norm_rope(
         q,
         k,
         v,
