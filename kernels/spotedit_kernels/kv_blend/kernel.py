@@ -34,7 +34,7 @@ def _cosine_weight(t):
     return cosine * cosine
 
 
-@triton.jit(do_not_specialize=["n_entries", "n_rows"])
+@triton.jit(do_not_specialize=["n_entries", "n_rows", "index_b"])
 def _kv_blend(
     p_k_out, p_v_out, p_k_cached, p_v_cached, p_k_ref, p_v_ref, p_index, p_weight,
     weight, n_entries, n_rows, heads,
