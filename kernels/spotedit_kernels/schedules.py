@@ -35,5 +35,6 @@ class Schedule:
 def schedules(target: str) -> list[Schedule]:
     """What `target`, one of `TARGETS`, runs at the shapes of the models known."""
     from .kv_blend import kernel as kv_blend
+    from .token_distance import kernel as token_distance
 
-    return [*kv_blend.schedules(target)]
+    return [*kv_blend.schedules(target), *token_distance.schedules(target)]

@@ -36,10 +36,13 @@ def op_arguments(name, device):
     if name == "kv_blend":
         weight = torch.tensor(0.4, device=device)
         return (*(rows(9) for _ in range(6)), index, weight, 0.0, True)
+    if name == "token_distance":
+        x, y = ([torch.randn(b, *s, device=device) for s in ((4, 6, 5), (3, 3, 7))] for b in (2, 1))
+        return x, y, 3, 2, 2, [0.5, 0.5], False
     raise ValueError(name)
 
 
-OPS = ["kv_blend"]
+OPS = ["kv_blend", "token_distance"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is off on a GPU machine")
