@@ -35,6 +35,11 @@ class Schedule:
 def schedules(target: str) -> list[Schedule]:
     """What `target`, one of `TARGETS`, runs at the shapes of the models known."""
     from .kv_blend import kernel as kv_blend
+    from .select_tokens import kernel as select_tokens
     from .token_distance import kernel as token_distance
 
-    return [*kv_blend.schedules(target), *token_distance.schedules(target)]
+    return [
+        *kv_blend.schedules(target),
+        *select_tokens.schedules(target),
+        *token_distance.schedules(target),
+    ]

@@ -39,10 +39,14 @@ def op_arguments(name, device):
     if name == "token_distance":
         x, y = ([torch.randn(b, *s, device=device) for s in ((4, 6, 5), (3, 3, 7))] for b in (2, 1))
         return x, y, 3, 2, 2, [0.5, 0.5], False
+    if name == "select_tokens":
+        flags = torch.zeros(2, 15, dtype=torch.bool, device=device)
+        scores = torch.randn(2, 15, device=device)
+        return scores, flags, flags, 3, 5, None, 1, "union", 8
     raise ValueError(name)
 
 
-OPS = ["kv_blend", "token_distance"]
+OPS = ["kv_blend", "token_distance", "select_tokens"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is off on a GPU machine")
