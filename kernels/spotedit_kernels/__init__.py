@@ -1,14 +1,15 @@
 """Kernels of spatially selective image editing, usable on their own.
 
-Four operations on tensors in diffusers' layout ``[B, S, H, D]`` (batch, rows of the joint sequence,
+Five operations on tensors in diffusers' layout ``[B, S, H, D]`` (batch, rows of the joint sequence,
 heads, head dim), where the joint sequence is ``[prompt, noise, condition]``. Each takes
-``impl="auto" | "triton" | "reference"``; an explicit choice never falls back to another. At present
-only the PyTorch references exist.
+``impl="auto" | "triton" | "reference"``; an explicit choice never falls back to another.
+``gathered_attention`` and ``qk_norm_rope`` have PyTorch references only at present.
 """
 
 from .gathered_attention import gathered_attention
 from .kv_blend import cosine_weight, kv_blend
 from .qk_norm_rope import qk_norm_rope
+from .select_tokens import select_tokens
 from .token_distance import token_distance
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "gathered_attention",
     "kv_blend",
     "qk_norm_rope",
+    "select_tokens",
     "token_distance",
 ]

@@ -11,7 +11,7 @@ import torch
 from spotedit_kernels.impl import HAS_TRITON, choose_impl
 
 PACKAGE = Path(spotedit_kernels.__file__).parent
-OPS = ["gathered_attention", "kv_blend", "qk_norm_rope", "token_distance"]
+OPS = ["gathered_attention", "kv_blend", "qk_norm_rope", "select_tokens", "token_distance"]
 
 
 def test_exact_names():

@@ -1,16 +1,17 @@
 """token_distance against a cell-by-cell fp64 oracle."""
 
 import math
+from importlib.util import find_spec
 
 import kernel_oracle as oracle
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_oracle import HALVES_AND_FP32, NoSync, assert_bounded
+from kernel_oracle import EACH_IMPL, HALVES_AND_FP32, NoSync, assert_bounded, skip_interpreted
 from spotedit_kernels import token_distance
 from spotedit_kernels.token_distance import normalise_features
 
-LAYERS = [(5, 6, 10), (3, 6, 10), (8, 11, 23), (4, 2, 3)]  # of the grid's size, larger, smaller
+LAYERS = [(5, 6, 10), (3, 6, 10), (37, 11, 23), (4, 2, 3)]  # of the grid's size, larger, smaller
 
 
 def maps(batch=2, dtype=torch.float32, seed=0, layers=LAYERS):
@@ -37,69 +38,122 @@ def eager(x, y, grid, patch, weights):
     return F.avg_pool2d(total, patch).flatten(1)
 
 
+@EACH_IMPL
 @pytest.mark.parametrize("dtype", HALVES_AND_FP32)
 @pytest.mark.parametrize(
-    ("grid", "patch"), [((3, 5), 2), ((1, 1), 2), ((7, 5), 1), ((2, 13), 3), ((5, 1), 2)]
+    ("grid", "patch"), [((3, 5), 2), ((1, 1), 2), ((13, 11), 1), ((2, 13), 3), ((5, 1), 2)]
 )
-def test_against_the_oracle(dtype, grid, patch):
+def test_against_the_oracle(dtype, grid, patch, impl):
+    if impl == "triton":
+        skip_interpreted(dtype)
     x, y = maps(dtype=dtype), maps(dtype=dtype, seed=1)
     weights = [1.0, 0.0, 2.5, 0.5]
-    result = token_distance(x, y, grid, patch=patch, weights=weights)
+    result = token_distance(x, y, grid, patch=patch, weights=weights, impl=impl)
     assert result.shape == (2, grid[0] * grid[1])
     assert result.dtype == torch.float32
     want = exact(x, y, grid, patch, weights)
     assert_bounded(result, want, eager(x, y, grid, patch, weights), torch.float32)
 
 
+@EACH_IMPL
 @pytest.mark.parametrize("dtype", [*HALVES_AND_FP32, torch.float64])
-def test_one_reference_for_the_batch_normalised_once(dtype):
+def test_one_reference_for_the_batch_normalised_once(dtype, impl):
+    if impl == "triton":
+        skip_interpreted(dtype)
     x, y = maps(batch=3, dtype=dtype), maps(batch=1, dtype=dtype, seed=1)
     want = exact(x, y, (3, 5), 2, [1.0] * 4)
-    plain = token_distance(x, y, (3, 5))
+    plain = token_distance(x, y, (3, 5), impl=impl)
     units = normalise_features(y)
     torch.testing.assert_close(plain.double(), want, rtol=0, atol=2e-6)
-    assert torch.equal(plain, token_distance(x, units, (3, 5), y_normalised=True))
+    prepared = token_distance(x, units, (3, 5), y_normalised=True, impl=impl)
+    torch.testing.assert_close(prepared, plain, rtol=0, atol=0 if impl == "reference" else 1e-6)
     for unit in units:
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         assert unit.dtype == wide
         torch.testing.assert_close(unit.norm(dim=1), torch.ones_like(unit[:, 0]))
 
 
-def test_zero_vectors_and_extreme_values():
+@EACH_IMPL
+@pytest.mark.parametrize("dtypes", [(torch.float16, torch.float32), (torch.float32, torch.float16)])
+def test_dtypes_of_x_and_y_may_differ(dtypes, impl):
+    x, y = (maps(dtype=d, seed=s, layers=LAYERS[:1]) for s, d in enumerate(dtypes))
+    want = exact(x, y, (3, 5), 2, [1.0])
+    result = token_distance(x, y, (3, 5), impl=impl)
+    torch.testing.assert_close(result.double(), want, rtol=0, atol=2e-6)
+
+
+@EACH_IMPL
+def test_zero_vectors_and_extreme_values(impl):
     x, y = maps(batch=1, layers=[(4, 2, 2)]), maps(batch=1, seed=1, layers=[(4, 2, 2)])
     x[0][..., 0, 0] = 0
     y[0][..., 0, 1] = 0
     x[0][..., 1, 0] = y[0][..., 1, 0] = 0
     y[0][..., 1, 1] = -3 * x[0][..., 1, 1]
-    result = token_distance(x, y, (2, 2), patch=1)
+    result = token_distance(x, y, (2, 2), patch=1, impl=impl)
     torch.testing.assert_close(result, torch.tensor([[1.0, 1.0, 0.0, 4.0]]))
     large = [torch.full((1, 8, 2, 2), 6e4, dtype=torch.float16)]
-    assert (token_distance(large, large, (2, 2), patch=1) == 0).all()
+    assert (token_distance(large, large, (2, 2), patch=1, impl=impl) == 0).all()
 
 
-def test_close_maps_keep_relative_accuracy():
+@EACH_IMPL
+def test_a_nan_stays_in_its_token(impl):
+    x, y = maps(batch=1, layers=[(4, 4, 6)]), maps(batch=1, seed=1, layers=[(4, 4, 6)])
+    x[0][0, 2, 1, 3] = math.nan  # a cell of the second token of a 2 x 3 grid
+    result = token_distance(x, y, (2, 3), impl=impl)
+    assert result.isnan().tolist() == [[False, True, False, False, False, False]]
+
+
+@EACH_IMPL
+def test_close_maps_keep_relative_accuracy(impl):
     x = maps(batch=1, layers=[(16, 4, 4)])
     y = [m + 1e-4 * torch.randn(m.shape, generator=torch.Generator().manual_seed(3)) for m in x]
     want = exact(x, y, (2, 2), 2, [1.0])
-    torch.testing.assert_close(token_distance(x, y, (2, 2)).double(), want, rtol=1e-2, atol=0)
+    result = token_distance(x, y, (2, 2), impl=impl)
+    torch.testing.assert_close(result.double(), want, rtol=1e-2, atol=0)
 
 
-def test_row_major_and_scale_free():
+@EACH_IMPL
+def test_row_major_and_scale_free(impl):
     x = [torch.zeros(1, 2, 4, 6)]
     x[0][:, 0] = 1
     y = [x[0].clone()]
     y[0][:, :, 2:, 4:] = torch.tensor([0.0, 1.0])[:, None, None]  # the last token of a 2 x 3 grid
     want = torch.tensor([[0, 0, 0, 0, 0, 2.0]])
-    torch.testing.assert_close(token_distance(x, y, (2, 3)), want)
-    torch.testing.assert_close(token_distance([7 * x[0]], [0.01 * y[0]], (2, 3)), want)
+    torch.testing.assert_close(token_distance(x, y, (2, 3), impl=impl), want)
+    scaled = token_distance([7 * x[0]], [0.01 * y[0]], (2, 3), impl=impl)
+    torch.testing.assert_close(scaled, want)
 
 
-def test_memory_formats():
+@EACH_IMPL
+def test_memory_formats(impl):
     x, y = maps(), maps(seed=1)
     want = token_distance(x, y, (3, 5))
     last = [m.to(memory_format=torch.channels_last) for m in x]
     views = [torch.stack((m, m), -1)[..., 0] for m in y]
-    torch.testing.assert_close(token_distance(last, views, (3, 5)), want)
+    crops = [F.pad(m, (1, 2, 3, 1), value=math.nan)[..., 3:-1, 1:-2] for m in x]
+    for other in (last, crops):
+        torch.testing.assert_close(token_distance(other, views, (3, 5), impl=impl), want)
+
+
+@pytest.mark.skipif(find_spec("lpips") is None, reason="lpips is not installed")
+@EACH_IMPL
+def test_equals_lpips_without_learned_weights(impl):
+    import lpips
+
+    x, y = maps(), maps(seed=1)
+    maps_of_layers = []
+    for a, b in zip(x, y, strict=True):
+        difference = lpips.normalize_tensor(a) - lpips.normalize_tensor(b)
+        squared = difference.square().sum(1, keepdim=True)
+        maps_of_layers.append(lpips.upsample(squared, out_HW=(6, 10)))
+    mean = torch.stack(maps_of_layers).mean(0)
+    tokens = [
+        lpips.spatial_average(mean[..., 2 * i : 2 * i + 2, 2 * j : 2 * j + 2], keepdim=False)
+        for i in range(3)
+        for j in range(5)
+    ]
+    want = torch.stack(tokens, -1).flatten(1)  # [B, 15]
+    torch.testing.assert_close(token_distance(x, y, (3, 5), impl=impl), want, rtol=0, atol=2e-6)
 
 
 def test_no_synchronisation_and_one_graph():
@@ -134,7 +188,8 @@ def test_errors_say_what_and_how():
         (ValueError, "positive finite sum", (x, y, (3, 5)), {"weights": [math.nan, 1, 1, 1]}),
         (TypeError, "weights must be a sequence of floats.*tolist", (x, y, (3, 5)),
          {"weights": torch.ones(4)}),
-        (RuntimeError, "impl='triton' was asked for", (x, y, (3, 5)), {"impl": "triton"}),
+        (RuntimeError, "impl='triton' was asked for.*in fp64",
+         (x, [*y[:3], y[3].double()], (3, 5)), {"impl": "triton"}),
     ]  # fmt: skip
     for error, message, args, kwargs in cases:
         with pytest.raises(error, match=message):

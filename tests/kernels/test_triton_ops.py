@@ -42,10 +42,17 @@ def op_arguments(name, device):
         weights = (torch.rand(16, device=device) for _ in range(4))
         return (q, k, v, rows(9), rows(9), rows(4), index, cos, sin, cos_ref, sin_ref, *weights,
                 1, 1e-6, True)  # fmt: skip
+    if name == "token_distance":
+        x, y = ([torch.randn(b, *s, device=device) for s in ((4, 6, 5), (3, 3, 7))] for b in (2, 1))
+        return x, y, 3, 2, 2, [0.5, 0.5], False
+    if name == "select_tokens":
+        flags = torch.zeros(2, 15, dtype=torch.bool, device=device)
+        scores = torch.randn(2, 15, device=device)
+        return scores, flags, flags, 3, 5, None, 1, "union", 8
     raise ValueError(name)
 
 
-OPS = ["kv_blend", "qk_norm_rope"]
+OPS = ["kv_blend", "qk_norm_rope", "select_tokens", "token_distance"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is off on a GPU machine")

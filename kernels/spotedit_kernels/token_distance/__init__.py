@@ -6,11 +6,15 @@ import math
 from collections.abc import Sequence
 from numbers import Real
 
+import torch
 from torch import Tensor
 
 from ..checks import FLOATS, check_device, check_dtype, check_rank, check_shape, check_tensors
-from ..impl import Impl, choose_impl
+from ..impl import HAS_TRITON, Impl, choose_impl
 from . import reference
+
+if HAS_TRITON:
+    from . import kernel
 
 __all__ = ["normalise_features", "token_distance"]
 
@@ -45,7 +49,8 @@ def token_distance(
         patch: latent cells a token along each side.
         weights: one non-negative number a layer; default: all equal.
         y_normalised: y's channel vectors have unit length already (`normalise_features`).
-        impl: "auto", "triton" or "reference"; an explicit one never falls back.
+        impl: "auto", "triton" or "reference"; an explicit one never falls back. fp64 maps, x's or
+            y's, need the reference.
 
     Returns:
         fp32 ``[B, rows*cols]``, row-major over the grid.
@@ -60,10 +65,10 @@ def token_distance(
     _check_maps(x_features, y_features)
     rows, cols = _check_grid(grid, patch)
     shares = _shares(weights, len(x_features))
-    choose_impl(_OP, impl, x_features[0], kernel=False)
-    return reference.token_distance(
-        x_features, y_features, (rows, cols), patch, shares, y_normalised
-    )
+    widest = (x for x in (*x_features, *y_features) if x.dtype == torch.float64)
+    chosen = choose_impl(_OP, impl, next(widest, x_features[0]))
+    compute = kernel.token_distance if chosen == "triton" else reference.token_distance
+    return compute(x_features, y_features, (rows, cols), patch, shares, y_normalised)
 
 
 def normalise_features(features: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -1,0 +1,265 @@
+"""select_tokens against a token-by-token oracle."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from kernel_oracle import EACH_IMPL, NoSync
+from spotedit_kernels import select_tokens
+
+from spotedit.select import active_set
+
+GRID = (4, 6)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Uninitialised memory is True, or the largest integer, or NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def two_means(scores):
+    """(cut, separate) of a list of scores, in fp64."""
+    finite = [s for s in scores if math.isfinite(s)]
+    if not finite:
+        return 0.0, False
+    cut, width = sum(finite) / len(finite), 0.0
+    for _ in range(16):
+        low, high = [s for s in finite if s <= cut], [s for s in finite if s > cut]
+        if not low or not high:
+            return cut, False
+        means = sum(low) / len(low), sum(high) / len(high)
+        cut, width = sum(means) / 2, (means[1] - means[0]) / 4
+    low, high = (sum(s <= cut for s in finite), sum(s > cut for s in finite))
+    near = sum(abs(s - cut) <= width for s in finite)
+    return cut, min(low, high) > 0 and 3 * near <= min(low, high)
+
+
+def exact(scores, grid, threshold=None, previous=None, dilation=0, mask=None, mode="intersect"):
+    """The active set as lists of bool."""
+    rows, cols = grid
+    result = []
+    for b, image in enumerate(scores.tolist()):
+        cut, separate = two_means(image) if threshold is None else (threshold, True)
+        judged = {
+            divmod(i, cols)
+            for i, s in enumerate(image)
+            if (s > cut or not separate or not math.isfinite(s))
+            and (previous is None or previous[b, i].item())
+        }
+        active = [
+            any(
+                (r + dr, c + dc) in judged
+                for dr, dc in itertools.product(range(-dilation, dilation + 1), repeat=2)
+            )
+            for r in range(rows)
+            for c in range(cols)
+        ]
+        if mask is not None:
+            allowed = mask[b].tolist()
+            combine = {
+                "replace": lambda a, m: m,
+                "union": lambda a, m: a or m,
+                "intersect": lambda a, m: a and m,
+            }[mode]
+            active = [combine(a, m) for a, m in zip(active, allowed, strict=True)]
+        result.append(active)
+    return result
+
+
+def check(scores, grid, pad_to=1, impl="reference", **settings):
+    """Compare with the oracle; returns the active set."""
+    n = grid[0] * grid[1]
+    active, index, count = select_tokens(scores, grid, pad_to=pad_to, impl=impl, **settings)
+    want = exact(scores, grid, **settings)
+    assert active.dtype == torch.bool
+    assert active.tolist() == want
+    tokens = [i for i in range(n) if any(image[i] for image in want)]
+    length = math.ceil(n / pad_to) * pad_to
+    assert index.dtype == count.dtype == torch.int32
+    assert index.tolist() == tokens + [-1] * (length - len(tokens))
+    assert count.shape == ()
+    assert count.item() == len(tokens)
+    return active
+
+
+def draw(grid, batch=2, seed=0, kind=torch.rand):
+    return kind(batch, grid[0] * grid[1], generator=torch.Generator().manual_seed(seed))
+
+
+def two_groups(grid, batch=2, seed=0):
+    """Scores around 0.05, a third of them around 0.7."""
+    changed = draw(grid, batch, seed) < 0.3
+    changed[:, :2] = torch.tensor([True, False])
+    noise = 0.1 * draw(grid, batch, seed + 1)
+    return noise + 0.65 * changed
+
+
+@EACH_IMPL
+@pytest.mark.parametrize(
+    ("grid", "pad_to"), [((1, 1), 1), ((1, 1), 16), ((7, 1), 7), ((1, 300), 128), ((11, 13), 64)]
+)
+def test_threshold_and_padding(grid, pad_to, impl):
+    check(draw(grid), grid, pad_to, impl, threshold=0.7)
+    check(two_groups(grid) if grid != (1, 1) else draw(grid), grid, pad_to, impl)
+
+
+@EACH_IMPL
+def test_more_tokens_than_a_block(impl):
+    grid = (47, 53)
+    check(draw(grid, 1), grid, 128, impl, threshold=0.97, dilation=1)
+    active = check(two_groups(grid, 1), grid, impl=impl)
+    assert 0.2 < active.float().mean() < 0.4
+
+
+@EACH_IMPL
+@pytest.mark.parametrize("dilation", [0, 1, 2])
+def test_dilation_reaches_a_square_and_no_further(dilation, impl):
+    scores = torch.zeros(2, 24)
+    scores[0, 5] = scores[1, 13] = 1  # the right border, the middle
+    check(scores, GRID, impl=impl, threshold=0.5, dilation=dilation)
+
+
+@EACH_IMPL
+def test_dilation_beyond_the_grid(impl):
+    assert check(torch.eye(1, 6), (2, 3), impl=impl, threshold=0.5, dilation=20).all()
+
+
+@EACH_IMPL
+@pytest.mark.parametrize("mode", ["replace", "union", "intersect"])
+def test_previous_and_mask(mode, impl):
+    previous, mask = draw(GRID, seed=1) < 0.7, draw(GRID, seed=2) < 0.5
+    settings = {"threshold": 0.8, "dilation": 1, "mode": mode, "impl": impl}
+    check(draw(GRID), GRID, 16, previous=previous, mask=mask, **settings)
+    check(draw(GRID), GRID, 16, mask=mask, **settings)
+    check(draw(GRID), GRID, 16, previous=previous, **settings)
+
+
+@EACH_IMPL
+def test_a_mask_is_copied_never_returned(impl):
+    mask = draw(GRID) < 0.5
+    active, _, _ = select_tokens(draw(GRID), GRID, mask=mask, mode="replace", impl=impl)
+    assert active.data_ptr() != mask.data_ptr()
+    assert torch.equal(active, mask)
+
+
+@EACH_IMPL
+def test_none_and_all(impl):
+    assert not check(draw(GRID), GRID, 16, impl, threshold=1.0).any()
+    assert check(draw(GRID), GRID, 16, impl, threshold=-1).all()
+    nothing = torch.zeros(2, 24, dtype=torch.bool)
+    assert not check(draw(GRID), GRID, 16, impl, threshold=-1.0, previous=nothing).any()
+
+
+@EACH_IMPL
+def test_what_is_not_finite_is_active(impl):
+    scores = two_groups(GRID)
+    scores[0, 3], scores[0, 7], scores[1, 11] = math.nan, -math.inf, math.inf
+    for threshold in (0.5, math.inf, None):
+        active = check(scores, GRID, impl=impl, threshold=threshold)
+        assert active[0, 3] & active[0, 7] & active[1, 11]
+    assert check(torch.full((1, 24), math.nan), GRID, impl=impl).all()
+
+
+@EACH_IMPL
+def test_the_cut_is_each_images_own_and_guarded(impl):
+    scores = torch.cat(
+        [
+            two_groups(GRID, 1),
+            100 * two_groups(GRID, 1, seed=5),
+            torch.linspace(0, 1, 24)[None],  # no gap
+            torch.full((1, 24), 0.3),  # one value
+        ]
+    )
+    active = check(scores, GRID, impl=impl)
+    assert torch.equal(active[0], scores[0] > 0.4)
+    assert torch.equal(active[1], scores[1] > 40)
+    assert active[2:].all()
+
+
+@EACH_IMPL
+def test_the_cut_finds_a_few_tokens_and_no_cluster_in_noise(impl):
+    few = 0.05 * draw(GRID, 1)
+    few[0, 9] = 0.4
+    assert check(few, GRID, impl=impl).sum() == 1
+    grid = (20, 20)
+    one = draw(grid, 1, kind=torch.randn)
+    for scores in (one, one.exp(), one.square(), draw(grid, 1)):
+        assert check(scores, grid, impl=impl).all()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@EACH_IMPL
+def test_scores_with_an_infinite_sum_are_not_cut(impl):
+    scores = torch.full((1, 24), 3e38)
+    scores[0, ::2] = 1e38
+    assert select_tokens(scores, GRID, impl=impl)[0].all()
+
+
+@EACH_IMPL
+def test_strided_views(impl):
+    wide = torch.stack((draw(GRID), draw(GRID, seed=1)), -1)
+    previous = (draw(GRID, 1, seed=2) < 0.7).expand(2, -1)
+    mask = (draw((6, 4), seed=3) < 0.5).unflatten(1, (6, 4)).mT.flatten(1)
+    for scores in (wide[..., 1], wide.mT.flatten(0, 1)[::2], wide[..., 0].T.contiguous().T):
+        check(scores, GRID, impl=impl, threshold=0.6, previous=previous, mask=mask)
+
+
+@EACH_IMPL
+def test_agrees_with_the_wrappers_active_set(impl):
+    for seed in range(4):
+        g = {"previous": draw(GRID, seed=seed + 10) < 0.6, "mask": draw(GRID, seed=seed + 20) < 0.4}
+        given = {name: flag for i, (name, flag) in enumerate(g.items()) if seed >> i & 1}
+        for mode in ("replace", "union", "intersect"):
+            settings = {**given, "dilation": seed % 3, "mode": mode}
+            want = active_set(draw(GRID, seed=seed), 0.6, GRID, **settings)
+            active, index, count = select_tokens(
+                draw(GRID, seed=seed), GRID, threshold=0.6, impl=impl, **settings
+            )
+            assert torch.equal(active, want)
+            assert torch.equal(index[:count].long(), want.any(0).nonzero().flatten())
+
+
+def test_no_synchronisation_and_one_graph():
+    scores, flags = two_groups(GRID), draw(GRID, seed=1) < 0.6
+    compiled = torch.compile(select_tokens, fullgraph=True, backend="eager")
+    for threshold in (None, 0.5):
+        settings = {"threshold": threshold, "previous": flags, "dilation": 1, "mask": flags}
+        with NoSync():
+            want = select_tokens(scores, GRID, pad_to=16, **settings)
+        for a, b in zip(compiled(scores, GRID, pad_to=16, **settings), want, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_errors_say_what_and_how():
+    scores, flags = draw(GRID), draw(GRID) < 0.5
+    cases = [
+        (TypeError, "scores must be a torch.Tensor, got list", ([0.1], GRID), {}),
+        (ValueError, r"scores must have shape \[B, N\]", (scores[0], GRID), {}),
+        (TypeError, r"scores must be of dtype float32, got float16; .*\.float\(\)",
+         (scores.half(), GRID), {}),
+        (ValueError, r"grid must be \(rows, cols\) with rows \* cols = N = 24, got \(4, 5\)",
+         (scores, (4, 5)), {}),
+        (ValueError, "grid must be", (scores, (-4, -6)), {}),
+        (ValueError, "scores must hold an image", (scores[:0], GRID), {}),
+        (TypeError, "previous must be of dtype bool, got float32", (scores, GRID),
+         {"previous": scores}),
+        (ValueError, r"mask must have shape .*got \(1, 24\); expand it", (scores, GRID),
+         {"mask": flags[:1]}),
+        (ValueError, "mask must be on cpu like", (scores, GRID), {"mask": flags.to("meta")}),
+        (ValueError, "mode must be one of .*got 'xor'", (scores, GRID), {"mode": "xor"}),
+        (TypeError, "threshold must be a float or None, got Tensor", (scores, GRID),
+         {"threshold": torch.tensor(0.5)}),
+        (ValueError, "threshold must be a number, got nan", (scores, GRID),
+         {"threshold": math.nan}),
+        (ValueError, "dilation must be at least 0, got -1", (scores, GRID), {"dilation": -1}),
+        (TypeError, "dilation must be an int, got float", (scores, GRID), {"dilation": 1.0}),
+        (ValueError, "pad_to must be at least 1, got 0", (scores, GRID), {"pad_to": 0}),
+        (ValueError, "impl must be one of", (scores, GRID), {"impl": "cuda"}),
+    ]  # fmt: skip
+    for error, message, args, kwargs in cases:
+        with pytest.raises(error, match=message):
+            select_tokens(*args, **kwargs)
