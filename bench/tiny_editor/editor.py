@@ -13,7 +13,7 @@ from .loop import Batch
 
 _GATE_AT_START = 0.3
 _MEAN_LOGIT = 0.5  # logit-normal timesteps around the scheduler's shift at 256 tokens, exp(0.5)
-_EARLY_SHARE, _EARLY = 0.75, 0.75  # of timesteps, uniform above _EARLY: the words decide there
+_EARLY = 0.75  # times above it are early: there the words decide, not the noisy picture
 _EDIT_WEIGHT = 8.0  # of tokens that the edit touches, beside 1 of the others
 
 
@@ -85,17 +85,25 @@ def build_optimizers(editor: Editor, lr: float, matrix_lr: float) -> list[Optimi
     ]
 
 
-def sample_times(count: int, generator: torch.Generator, device: torch.device) -> torch.Tensor:
-    """Times [count] in 0..1, stratified: mostly logit-normal, `_EARLY_SHARE` above `_EARLY`."""
+def sample_times(
+    count: int, generator: torch.Generator, device: torch.device, early: float
+) -> torch.Tensor:
+    """Times [count] in 0..1, stratified: a share `early` uniform above `_EARLY`, the others
+    logit-normal."""
     u = torch.rand(count, generator=generator, device=device)
     u = (torch.randperm(count, generator=generator, device=device) + u) / count
     normal = torch.sigmoid(torch.special.ndtri(u.clamp(1e-4, 1 - 1e-4)) + _MEAN_LOGIT)
-    early = torch.rand(count, generator=generator, device=device) < _EARLY_SHARE
-    return torch.where(early, _EARLY + (1 - _EARLY) * u, normal)
+    is_early = torch.rand(count, generator=generator, device=device) < early
+    return torch.where(is_early, _EARLY + (1 - _EARLY) * u, normal)
 
 
 def flow_loss(
-    editor: nn.Module, batch: Batch, generator: torch.Generator, temper: float = 0.0
+    editor: nn.Module,
+    batch: Batch,
+    generator: torch.Generator,
+    *,
+    early: float = 0.5,
+    temper: float = 0.0,
 ) -> torch.Tensor:
     """Squared error of the velocity x_1 - x_0, weighted up where the edit changes the picture.
 
@@ -103,7 +111,7 @@ def flow_loss(
     guess, its estimate of the mean answer: samples spread less by that share.
     """
     target, source, changed, ids = batch
-    t = sample_times(len(target), generator, target.device)
+    t = sample_times(len(target), generator, target.device, early)
     noise = torch.randn(target.shape, generator=generator, device=target.device)
 
     def velocity_of(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

@@ -96,7 +96,7 @@ def train_editor(args: argparse.Namespace) -> None:
 
     loop = Loop(
         "editor", editor, build_optimizers(editor, args.lr, args.matrix_lr),
-        partial(flow_loss, editor, temper=args.temper), batch, args.folder,
+        partial(flow_loss, editor, early=args.early, temper=args.temper), batch, args.folder,
         seed=args.seed, decay=args.decay, save_every=args.save_every,
     )  # fmt: skip
     loop.resume()
@@ -134,6 +134,7 @@ def main(argv: list[str] | None = None) -> None:
     editor.add_argument("--coarse-steps", type=int, default=2000)
     editor.add_argument("--dual", type=int, default=1, help="dual-stream blocks")
     editor.add_argument("--single", type=int, default=7, help="single-stream blocks")
+    editor.add_argument("--early", type=float, default=0.5, help="share of times above 0.75")
     editor.add_argument("--temper", type=float, default=0.0, help="share of the mean answer, 0..1")
     editor.add_argument("--compile", action="store_true", help="torch.compile the transformer")
     editor.add_argument("--init", type=Path, help="start from a pipeline folder's weights")
