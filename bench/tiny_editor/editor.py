@@ -107,22 +107,29 @@ def flow_loss(
 ) -> torch.Tensor:
     """Squared error of the velocity x_1 - x_0, weighted up where the edit changes the picture.
 
-    With `temper` > 0 the flow leads to a point between the truth and the editor's own first
-    guess, its estimate of the mean answer: samples spread less by that share.
+    With `temper` > 0 a share `early` of the batch is at time 1 exactly, where the best velocity
+    leads to the mean answer. The flow of the others ends between the truth and the editor's own
+    answer at time 1, nearer to that by `temper`: samples differ from the mean by that share less.
     """
     target, source, changed, ids = batch
-    t = sample_times(len(target), generator, target.device, early)
-    noise = torch.randn(target.shape, generator=generator, device=target.device)
-
-    def velocity_of(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(target.device.type, torch.bfloat16):
-            return editor(x_t, source, t, ids).float()
-
-    if temper:
+    count, device = len(target), target.device
+    noise = torch.randn(target.shape, generator=generator, device=device)
+    if not temper:
+        t = sample_times(count, generator, device, early)
+    else:
+        first = round(early * count)
+        rest = sample_times(count - first, generator, device, early / 2)
+        t = torch.cat([torch.ones(first, device=device), rest])
         with torch.no_grad():
-            guess = noise - velocity_of(noise, torch.ones_like(t))
-        target = torch.lerp(target, guess, temper)
-    velocity = velocity_of(torch.lerp(target, noise, t[:, None, None]), t)
+            starts = noise[first:]
+            velocity = _velocity(editor, starts, source[first:], torch.ones_like(rest), ids[first:])
+        target = torch.cat([target[:first], torch.lerp(target[first:], starts - velocity, temper)])
+    velocity = _velocity(editor, torch.lerp(target, noise, t[:, None, None]), source, t, ids)
     weight = 1 + (_EDIT_WEIGHT - 1) * (changed > 0)
     error = (velocity - (noise - target)).square().mean(dim=-1)
     return (weight * error).mean() / weight.mean()
+
+
+def _velocity(editor: nn.Module, x_t: torch.Tensor, *arguments: torch.Tensor) -> torch.Tensor:
+    with torch.autocast(x_t.device.type, torch.bfloat16):
+        return editor(x_t, *arguments).float()
