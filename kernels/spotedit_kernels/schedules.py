@@ -34,6 +34,7 @@ class Schedule:
 
 def schedules(target: str) -> list[Schedule]:
     """What `target`, one of `TARGETS`, runs at the shapes of the models known."""
+    from .gathered_attention import kernel as gathered_attention
     from .kv_blend import kernel as kv_blend
 
-    return [*kv_blend.schedules(target)]
+    return [*kv_blend.schedules(target), *gathered_attention.schedules(target)]
