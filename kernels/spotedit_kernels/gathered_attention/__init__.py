@@ -16,6 +16,7 @@ from ..checks import (
 )
 from ..impl import HAS_TRITON, Impl, choose_impl
 from . import reference
+from .plan import MAX_HEAD_DIM
 
 if HAS_TRITON:
     from . import kernel
@@ -85,11 +86,11 @@ def _choose(impl: Impl, q: Tensor, plain: bool) -> str:
     chosen = choose_impl(_OP, impl, q)
     if chosen == "reference":
         return chosen
-    if q.shape[-1] > kernel.MAX_HEAD_DIM:
+    if q.shape[-1] > MAX_HEAD_DIM:
         if impl == "auto":
             return "reference"
         raise RuntimeError(
-            f"{_OP}: impl='triton' takes head dims up to {kernel.MAX_HEAD_DIM}, "
+            f"{_OP}: impl='triton' takes head dims up to {MAX_HEAD_DIM}, "
             f"got {q.shape[-1]}; pass impl='auto' or impl='reference'."
         )
     if impl == "auto" and plain and q.dtype != torch.float32 and torch.version.hip is None:

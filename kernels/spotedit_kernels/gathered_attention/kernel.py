@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cache
-from typing import NamedTuple
 
 import torch
 import triton
@@ -14,59 +12,22 @@ from torch.library import triton_op, wrap_triton
 
 from ..primitives import checked_row
 from ..schedules import Schedule
+from .plan import DESCRIPTOR_TILES, choose_splits, choose_tile, device_target
 
 try:
     from triton.tools.tensor_descriptor import TensorDescriptor
 except ImportError:  # before Triton 3.4
     TensorDescriptor = None
 
-MAX_HEAD_DIM = 512
-
-
-class Tile(NamedTuple):
-    """Queries and keys a program handles at a time, and its launch options."""
-
-    m: int
-    n: int
-    warps: int
-    stages: int
-
-
-# By the head dim padded to a power of two, at least 64. No spills, within shared memory; not timed.
-TILES = {
-    "sm_80": {64: Tile(128, 64, 8, 3), 128: Tile(128, 32, 8, 3), 256: Tile(64, 32, 8, 3),
-              512: Tile(32, 32, 8, 2)},
-    "sm_89": {64: Tile(128, 64, 8, 3), 128: Tile(128, 32, 8, 3), 256: Tile(64, 32, 8, 2),
-              512: Tile(32, 32, 8, 1)},
-    "sm_90": {64: Tile(128, 64, 8, 3), 128: Tile(128, 64, 8, 3), 256: Tile(128, 32, 8, 2),
-              512: Tile(64, 16, 8, 2)},
-    "sm_100": {64: Tile(128, 64, 8, 3), 128: Tile(128, 64, 8, 3), 256: Tile(64, 64, 8, 2),
-               512: Tile(64, 16, 8, 2)},
-    "gfx942": {64: Tile(128, 32, 8, 1), 128: Tile(128, 32, 8, 1), 256: Tile(64, 16, 8, 1),
-               512: Tile(32, 16, 4, 1)},
-}  # fmt: skip
-FP32_TILES = {64: Tile(64, 32, 8, 1), 128: Tile(32, 32, 8, 1), 256: Tile(32, 16, 8, 1),
-              512: Tile(16, 16, 8, 1)}  # fmt: skip
-DESCRIPTOR_TILES = {  # q, k and v read by tensor descriptors, which leaves registers free
-    "sm_90": {64: Tile(128, 128, 8, 2), 128: Tile(128, 128, 8, 2), 256: Tile(128, 64, 8, 2),
-              512: Tile(64, 32, 8, 2)},
-    "sm_100": {64: Tile(128, 128, 8, 2), 128: Tile(128, 128, 8, 2), 256: Tile(128, 64, 8, 2),
-               512: Tile(64, 32, 8, 2)},
-}  # fmt: skip
 REDUCE_ROWS, REDUCE_WARPS = 16, 4
-
-SPLITS = (2, 3, 4, 6, 8)
-SPLIT_COST = 0.05  # of one more split, in passes over the keys: its partial sums' traffic
-MIN_IDLE = 0.15  # share of the multiprocessors that a plain grid leaves idle before it is split
-MIN_KEYS = 1024  # a split
 
 
 @triton.jit
 def _rows(p_x, o_x, batch, first, column, row, d, mask, x_s, x_d, BLOCK_N: tl.constexpr,
           BLOCK_D: tl.constexpr, DESCRIPTORS: tl.constexpr):  # fmt: skip
-    """[N, D]: `row`, counted from `o_x`, of a head, or by descriptor as many from `first` on.
+    """[N, D] of one head: rows `row` after the offset o_x, or, by descriptor, `first` and on.
 
-    0 outside the mask or the tensor.
+    It is 0 outside the mask; by descriptor, outside the tensor.
     """
     if DESCRIPTORS:
         b_x = p_x.load([batch, first, column]).reshape([BLOCK_N, BLOCK_D])
@@ -92,8 +53,8 @@ def _attend(
     pair, split = tl.program_id(0) // tiles, tl.program_id(1)
     batch, head = pair // heads, pair % heads
     b, h = batch.to(tl.int64), head.to(tl.int64)
-    first = tl.program_id(0) % tiles * BLOCK_M
-    position = first + tl.arange(0, BLOCK_M)  # [M]
+    start = tl.program_id(0) % tiles * BLOCK_M
+    position = start + tl.arange(0, BLOCK_M)  # [M]
     m_row = position < n_queries
     if INDEX:
         row, m_row = checked_row(p_index + b * index_b, position, m_row, n_keys)
@@ -102,7 +63,7 @@ def _attend(
     d = tl.arange(0, BLOCK_D)
     m_d = (d < HEAD_DIM)[None, :]
     m_q = m_row[:, None] & m_d
-    b_q = _rows(p_q, b * q_b + h * q_h, batch, first, head * HEAD_DIM, row, d, m_q, q_s, q_d,
+    b_q = _rows(p_q, b * q_b + h * q_h, batch, start, head * HEAD_DIM, row, d, m_q, q_s, q_d,
                 BLOCK_M, BLOCK_D, DESCRIPTORS)  # fmt: skip
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     top = tl.full([BLOCK_M], -float("inf"), tl.float32)  # of the scaled logits, base 2
@@ -187,45 +148,13 @@ def _reduce(
     tl.store(p_out + o_out, acc.to(p_out.dtype.element_ty), mask=m_out)
 
 
-@cache
-def _device(device: torch.device) -> tuple[str, int]:
-    """The row of `TILES` for a device, and its number of multiprocessors."""
-    if not torch.cuda.is_available():  # interpreted, or traced without a device
-        return "sm_90", 132
-    properties = torch.cuda.get_device_properties(device)
-    if torch.version.hip is not None:
-        target = "gfx942"
-    else:
-        known = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100", (10, 3): "sm_100"}
-        target = known.get((properties.major, properties.minor), "sm_89")  # the least memory
-    return target, properties.multi_processor_count
-
-
-def choose_tile(target: str, dtype: torch.dtype, head_dim: int, descriptors: bool) -> Tile:
-    table = DESCRIPTOR_TILES[target] if descriptors else TILES[target]
-    table = FP32_TILES if dtype == torch.float32 else table
-    return table[max(64, triton.next_power_of_2(head_dim))]
-
-
-def choose_splits(tiles: int, keys: int, multiprocessors: int) -> int:
-    """Into how many parts to split the keys, for a grid of so many tiles without a split."""
-    waves = -(-tiles // multiprocessors)
-    if tiles >= (1 - MIN_IDLE) * waves * multiprocessors:
-        return 1
-    passes = {1: float(waves)}  # over the keys, a multiprocessor
-    for n in SPLITS:
-        if keys >= n * MIN_KEYS:
-            passes[n] = -(-tiles * n // multiprocessors) / n + SPLIT_COST * n
-    return min(passes, key=passes.__getitem__)
-
-
 def _describe(x: Tensor, rows: int) -> TensorDescriptor | None:
     """Blocks of `rows` rows of one head; None if the hardware cannot read them by descriptor."""
     b, s, h, d = x.shape
     x_b, x_s, x_h, x_d = x.stride()
     if type(x) is not Tensor or d != triton.next_power_of_2(d) or d < 16 or (x_h, x_d) != (d, 1):
         return None  # while it is being traced, a tensor is of another type
-    if any(n * x.element_size() % 16 for n in (x_b, x_s)) or x.data_ptr() % 16:
+    if any(n == 0 or n * x.element_size() % 16 for n in (x_b, x_s)) or x.data_ptr() % 16:
         return None
     return TensorDescriptor(x, [b, s, h * d], [x_b, x_s, 1], [1, rows, d])
 
@@ -242,11 +171,12 @@ def _launch(
     splits: int,
     out: Tensor,
 ) -> None:
-    b, s, h, d = k.shape
+    b, s, h, _ = k.shape
+    d = int(k.shape[3])  # not symbolic: a constant of the kernels
     m = q.shape[1] if index is None else index.shape[-1]
     if m == 0 or q.numel() == 0:
         return
-    target, multiprocessors = _device(q.device)
+    target, multiprocessors = device_target(q.device)
     tile = choose_tile(target, q.dtype, d, False)
     rows: tuple = (q, k, v)
     plain = index is None and key_mask is None and k_scale is None and q.dtype != torch.float32
@@ -314,6 +244,7 @@ def _op_out(
     splits: int,
     out: Tensor,
 ) -> None:
+    """A second op, because a registered one may not return the tensor that it was given."""
     _launch(q, k, v, index, key_mask, k_scale, v_scale, scale, splits, out)
 
 
