@@ -1,8 +1,8 @@
 """Tiles by architecture and head dim, and the number of parts of the keys. Nothing is timed yet.
 
-The tiles for half precision are the largest tried that fit the shared memory and spill no registers,
-neither at head dims up to 128 nor on compact queries; above 128, with an index, a split, an int8
-cache or a mask spills up to 216 bytes. In fp32 up to 16 bytes spill, and 360 on gfx942 at 512.
+The tiles for half precision fit the shared memory and spill no registers, neither at head dims up
+to 128 nor on compact queries; above 128, with an index, a split, an int8 cache or a mask spills up
+to 216 bytes. In fp32 up to 16 bytes spill, and 360 on gfx942 at 512.
 """
 
 from __future__ import annotations
