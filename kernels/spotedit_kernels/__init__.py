@@ -3,7 +3,7 @@
 Five operations on tensors in diffusers' layout ``[B, S, H, D]`` (batch, rows of the joint sequence,
 heads, head dim), where the joint sequence is ``[prompt, noise, condition]``. Each takes
 ``impl="auto" | "triton" | "reference"``; an explicit choice never falls back to another.
-``gathered_attention`` and ``qk_norm_rope`` have PyTorch references only at present.
+"auto" takes the Triton kernels on a GPU and the PyTorch references elsewhere.
 """
 
 from .gathered_attention import gathered_attention

@@ -5,15 +5,24 @@ import math
 import pytest
 import torch
 from kernel_oracle import (
+    EACH_IMPL,
     HALVES_AND_FP32,
+    HAS_TRITON,
     NoSync,
     assert_bounded,
     attention,
     eager_attention,
     entries,
+    skip_interpreted,
 )
 from spotedit_kernels import gathered_attention
+from spotedit_kernels.gathered_attention import plan, reference
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+if HAS_TRITON:
+    from spotedit_kernels.gathered_attention import kernel
+
+NEEDS_TRITON = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 B, S, H, D = 2, 13, 2, 24
 
 
@@ -22,16 +31,37 @@ def qkv(dtype=torch.float32, m=S, s=S, d=D, seed=0):
     return tuple(torch.randn(B, rows, H, d, generator=g).to(dtype) for rows in (m, s, s))
 
 
+@EACH_IMPL
 @pytest.mark.parametrize("dtype", HALVES_AND_FP32)
 @pytest.mark.parametrize(
-    ("m", "s", "d"), [(1, 1, 24), (1, 17, 40), (7, 13, 24), (13, 13, 64), (5, 29, 6)]
-)
-def test_compact_queries(dtype, m, s, d):
+    ("m", "s", "d"),
+    [(1, 1, 24), (1, 17, 40), (7, 13, 24), (13, 13, 64), (5, 29, 6), (17, 37, 16), (1, 41, 80),
+     (2, 67, 128), (2, 19, 512)],
+)  # fmt: skip
+def test_compact_queries(dtype, m, s, d, impl):
+    if impl == "triton":
+        skip_interpreted(dtype)
     q, k, v = qkv(dtype, m, s, d)
-    result = gathered_attention(q, k, v)
+    result = gathered_attention(q, k, v, impl=impl)
     assert result.shape == q.shape
     assert result.dtype == dtype
     assert_bounded(result, attention(q, k, v), eager_attention(q, k, v), dtype)
+
+
+@EACH_IMPL
+@pytest.mark.parametrize("scale", [0.5, 1, -0.3, 0.0])
+def test_scale(scale, impl):
+    q, k, v = qkv(m=3)
+    result = gathered_attention(q, k, v, scale=scale, impl=impl)
+    oracle = attention(q, k, v, scale=scale)
+    assert_bounded(result, oracle, eager_attention(q, k, v, scale=scale), torch.float32)
+
+
+@EACH_IMPL
+def test_no_queries(impl):
+    q, k, v = qkv(m=0)
+    assert gathered_attention(q, k, v, impl=impl).shape == q.shape
+    assert gathered_attention(q, k, v, out=q, impl=impl) is q
 
 
 def test_fp64_and_scale():
@@ -54,10 +84,13 @@ INDICES = {
 }
 
 
+@EACH_IMPL
 @pytest.mark.parametrize("dtype", HALVES_AND_FP32)
 @pytest.mark.parametrize("rows", INDICES.values(), ids=INDICES)
 @pytest.mark.parametrize("integer", [torch.int32, torch.int64])
-def test_index_reads_and_writes_only_its_rows(dtype, rows, integer):
+def test_index_reads_and_writes_only_its_rows(dtype, rows, integer, impl):
+    if impl == "triton":
+        skip_interpreted(dtype)
     q, k, v = qkv(dtype)
     index = torch.tensor(rows, dtype=integer)
     real = entries(index, B)
@@ -65,8 +98,8 @@ def test_index_reads_and_writes_only_its_rows(dtype, rows, integer):
     for b, _, r in real:
         poisoned[b, r] = q[b, r]
     out = torch.full_like(q, math.nan)
-    assert gathered_attention(poisoned, k, v, index=index, out=out) is out
-    fresh = gathered_attention(poisoned, k, v, index=index)
+    assert gathered_attention(poisoned, k, v, index=index, out=out, impl=impl) is out
+    fresh = gathered_attention(poisoned, k, v, index=index, impl=impl)
     written = torch.zeros(B, S, dtype=torch.bool)
     for b, _, r in real:
         written[b, r] = True
@@ -78,34 +111,41 @@ def test_index_reads_and_writes_only_its_rows(dtype, rows, integer):
             assert_bounded(result[written], oracle[written], eager[written], dtype)
 
 
-def test_strided_views_and_out_in_place_of_q():
+@EACH_IMPL
+def test_strided_views_and_out_in_place_of_q(impl):
     fused = torch.randn(B, S, 3, H, 2 * D)
     q, k, v = fused[..., ::2].unbind(2)
     index = torch.tensor([2, -1, 9])
     oracle = attention(q, k, v)
     kept = q.clone()
-    assert gathered_attention(q, k, v, index=index, out=q) is q
+    assert gathered_attention(q, k, v, index=index, out=q, impl=impl) is q
     eager = eager_attention(kept, k, v)
     assert_bounded(q[:, [2, 9]], oracle[:, [2, 9]], eager[:, [2, 9]], torch.float32)
     others = [r for r in range(S) if r not in (2, 9)]
     assert torch.equal(q[:, others], kept[:, others])
 
 
-def test_out_without_index():
+@EACH_IMPL
+def test_out_without_index(impl):
     q, k, v = qkv(m=4)
     out = torch.full_like(q, math.nan)
-    assert gathered_attention(q, k, v, out=out) is out
-    assert torch.equal(out, gathered_attention(q, k, v))
+    assert gathered_attention(q, k, v, out=out, impl=impl) is out
+    assert torch.equal(out, gathered_attention(q, k, v, impl=impl))
+    want = out.clone()
+    assert torch.equal(gathered_attention(q, k, v, out=q, impl=impl), want)
 
 
+@EACH_IMPL
 @pytest.mark.parametrize("dtype", HALVES_AND_FP32)
-def test_key_mask(dtype):
+def test_key_mask(dtype, impl):
+    if impl == "triton":
+        skip_interpreted(dtype)
     q, k, v = qkv(dtype, m=5)
     mask = torch.rand(B, S, generator=torch.Generator().manual_seed(1)) > 0.4
     oracle, eager = attention(q, k, v, key_mask=mask), eager_attention(q, k, v, key_mask=mask)
-    assert_bounded(gathered_attention(q, k, v, key_mask=mask), oracle, eager, dtype)
+    assert_bounded(gathered_attention(q, k, v, key_mask=mask, impl=impl), oracle, eager, dtype)
     mask[1] = False
-    result = gathered_attention(q, k, v, key_mask=mask)
+    result = gathered_attention(q, k, v, key_mask=mask, impl=impl)
     assert (result[1] == 0).all()
     assert_bounded(result[:1], oracle[:1], eager[:1], dtype)
 
@@ -120,33 +160,152 @@ def test_fully_masked_rows_do_not_rely_on_the_backend(monkeypatch):
         result[1] = math.nan
         return result
 
-    want = gathered_attention(q, k, v, key_mask=mask)
+    want = gathered_attention(q, k, v, key_mask=mask, impl="reference")
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", poisoned)
-    assert torch.equal(gathered_attention(q, k, v, key_mask=mask), want)
+    assert torch.equal(gathered_attention(q, k, v, key_mask=mask, impl="reference"), want)
 
 
-def test_key_mask_with_index():
+@EACH_IMPL
+def test_key_mask_with_index(impl):
     q, k, v = qkv()
     mask = torch.ones(B, S, dtype=torch.bool)
     mask[0, ::2], mask[1] = False, False
     out = torch.full_like(q, 7.0)
-    gathered_attention(q, k, v, index=torch.tensor([-1, 0, 6]), key_mask=mask, out=out)
+    index = torch.tensor([-1, 0, 6])
+    gathered_attention(q, k, v, index=index, key_mask=mask, out=out, impl=impl)
     oracle, eager = attention(q, k, v, key_mask=mask), eager_attention(q, k, v, key_mask=mask)
     assert_bounded(out[:, [0, 6]], oracle[:, [0, 6]], eager[:, [0, 6]], torch.float32)
     assert (out[1, [0, 6]] == 0).all()
     assert (out[:, 1:6] == 7).all()
 
 
-@pytest.mark.parametrize("dtype", HALVES_AND_FP32)
-def test_int8_cache(dtype):
-    q, _, _ = qkv(dtype, m=5)
+def int8_cache(s=S):
+    """int8 k and v, their scales, and what they stand for in fp64."""
     g = torch.Generator().manual_seed(2)
-    k, v = (torch.randint(-127, 128, (B, S, H, D), generator=g).to(torch.int8) for _ in range(2))
-    k_scale, v_scale = (torch.rand(B, S, H, generator=g) / 64 for _ in range(2))
-    wide_k, wide_v = k.double() * k_scale[..., None], v.double() * v_scale[..., None]
-    result = gathered_attention(q, k, v, k_scale=k_scale, v_scale=v_scale)
-    eager = eager_attention(q, wide_k.to(dtype), wide_v.to(dtype))
-    assert_bounded(result, attention(q, wide_k, wide_v), eager, dtype)
+    k, v = (torch.randint(-127, 128, (B, s, H, D), generator=g).to(torch.int8) for _ in range(2))
+    k_scale, v_scale = (torch.rand(B, s, H, generator=g) / 64 for _ in range(2))
+    wide = (k.double() * k_scale[..., None], v.double() * v_scale[..., None])
+    return k, v, {"k_scale": k_scale, "v_scale": v_scale}, wide
+
+
+@EACH_IMPL
+@pytest.mark.parametrize("dtype", HALVES_AND_FP32)
+def test_int8_cache(dtype, impl):
+    if impl == "triton":
+        skip_interpreted(dtype)
+    q, _, _ = qkv(dtype, m=5)
+    k, v, scales, wide = int8_cache()
+    eager = eager_attention(q, *(x.to(dtype) for x in wide))
+    for factor in (1, 2.0**-10):  # products of fp16 would be lost below 6e-8
+        scaled = {"k_scale": scales["k_scale"], "v_scale": scales["v_scale"] * factor}
+        result = gathered_attention(q, k, v, **scaled, impl=impl)
+        assert_bounded(result.double() / factor, attention(q, *wide), eager, dtype)
+
+
+OPTIONS = ("plain", "index", "index and mask", "int8")
+
+
+@NEEDS_TRITON
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("splits", [2, 4])
+def test_split_keys(dtype, option, splits, monkeypatch):
+    """Of three parts, the mask leaves one of batch row 0 and all of batch row 1 without keys."""
+    s = 131  # prime; five tiles of keys in fp32, three in fp16
+    q, k, v = qkv(dtype, s if "index" in option else 3, s)
+    index = torch.tensor([7, -1, 130, 0]) if "index" in option else None
+    rows = [7, 130, 0] if "index" in option else [0, 1, 2]
+    mask, scales = None, None
+    if "mask" in option:
+        mask = torch.rand(B, s, generator=torch.Generator().manual_seed(1)) > 0.4
+        mask[0, :64], mask[1] = False, False
+    wide = (k, v)
+    if option == "int8":
+        k, v, scales, wide = int8_cache(s)
+        scales = (scales["k_scale"], scales["v_scale"])
+    oracle = attention(q[:, rows], *wide, key_mask=mask)
+    eager = eager_attention(q[:, rows], *(x.to(dtype) for x in wide), key_mask=mask)
+    launches = []
+    monkeypatch.setattr(kernel, "wrap_triton", lambda x: launches.append(x.__name__) or x)
+    out = torch.full_like(q, math.nan)
+    result = kernel.gathered_attention(q, k, v, index, mask, scales, None, out, splits)
+    assert launches == ["_attend", "_reduce"]
+    assert_bounded(result[:, rows], oracle, eager, dtype)
+    assert result[:, [r for r in range(q.shape[1]) if r not in rows]].isnan().all()
+
+
+def test_splits_only_where_multiprocessors_would_idle():
+    split = plan.choose_splits
+    assert split(132, 8704, 132) == 1  # one full wave
+    assert split(1320 + 120, 8704, 132) == 1  # the last of many waves is nearly full
+    assert split(24, 500, 132) == 1  # too few keys
+    assert split(24, 8704, 132) > 1
+    assert split(6 * 24, 8704, 132) > 1  # M = 717 of 24 heads: 1.1 waves take as long as 2
+    assert split(24, 2048, 132) == 2  # no more than the keys allow
+
+
+@NEEDS_TRITON
+@pytest.mark.parametrize("d", [24, 64])
+def test_descriptors_pointers_and_what_lies_beyond_the_keys(d, monkeypatch):
+    """A device is taken for sm_90 here: with a head dim of 64, q, k and v come by descriptor."""
+    q, _, _ = qkv(torch.float16, 5, d=d)
+    storage = torch.full((2, B, 150, H, d), math.nan, dtype=torch.float16)
+    storage[:, :, :131] = torch.randn(2, B, 131, H, d)
+    k, v = storage[:, :, :131]
+    described = []
+    describe = kernel._describe
+    monkeypatch.setattr(
+        kernel, "_describe", lambda *args: described.append(describe(*args)) or described[-1]
+    )
+    results = [gathered_attention(q, k, v, impl="triton")]
+    assert (None in described) == (d == 24)
+    monkeypatch.setattr(kernel, "TensorDescriptor", None)
+    results.append(gathered_attention(q, k, v, impl="triton"))
+    assert len(described) == 3
+    for result in results:
+        assert_bounded(result, attention(q, k, v), eager_attention(q, k, v), torch.float16)
+
+
+@NEEDS_TRITON
+def test_out_of_range_entries_and_masked_values_are_not_read():
+    q, k, v = qkv()
+    index = torch.tensor([S, 4, -(2**40), 2**40, 0])
+    mask = torch.ones(B, S, dtype=torch.bool)
+    mask[0, 3], mask[1, ::2] = False, False
+    oracle, eager = attention(q, k, v, key_mask=mask), eager_attention(q, k, v, key_mask=mask)
+    k[~mask], v[~mask] = math.nan, math.inf
+    out = torch.full_like(q, 7.0)
+    gathered_attention(q, k, v, index=index, key_mask=mask, out=out, impl="triton")
+    assert_bounded(out[:, [0, 4]], oracle[:, [0, 4]], eager[:, [0, 4]], torch.float32)
+    assert (out[:, [r for r in range(S) if r not in (0, 4)]] == 7).all()
+
+
+@NEEDS_TRITON
+@pytest.mark.parametrize(
+    ("capability", "head_dim", "options", "want"),
+    [((9, 0), 128, {}, "reference"), ((10, 0), 128, {}, "reference"), ((8, 9), 128, {}, "kernel"),
+     ((9, 0), 128, {"index": (3,)}, "kernel"), ((9, 0), 128, {"key_mask": (B, S)}, "kernel"),
+     ((9, 0), 128, {"k_scale": (B, S, H), "v_scale": (B, S, H)}, "kernel"),
+     ((8, 0), 640, {"index": (3,)}, "reference")],
+)  # fmt: skip
+def test_what_auto_takes_on_a_gpu(capability, head_dim, options, want, monkeypatch):
+    dtypes = {"index": torch.int64, "key_mask": torch.bool}
+    taken = []
+    for name, module in (("kernel", kernel), ("reference", reference)):
+        monkeypatch.setattr(module, "gathered_attention", lambda *_, name=name: taken.append(name))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    with FakeTensorMode():
+        q = torch.empty(B, S, H, head_dim, dtype=torch.bfloat16, device="cuda")
+        k = q.to(torch.int8) if "k_scale" in options else q
+        given = {
+            name: torch.empty(shape, dtype=dtypes.get(name, torch.float32), device="cuda")
+            for name, shape in options.items()
+        }
+        gathered_attention(q, k, k, **given)
+        assert taken == [want]
+        if head_dim > plan.MAX_HEAD_DIM:
+            with pytest.raises(RuntimeError, match="head dims up to 512, got 640; pass impl="):
+                gathered_attention(q, k, k, **given, impl="triton")
 
 
 def test_no_synchronisation():
@@ -194,8 +353,8 @@ def test_errors_say_what_and_how():
         (ValueError, "out must have shape", (q, k, v), {"out": q[:, 1:]}),
         (ValueError, "must be on cpu like .* got meta.*move it", (q, k.to("meta"), v), {}),
         (ValueError, "impl must be one of", (q, k, v), {"impl": "cuda"}),
-        (RuntimeError, "impl='triton' was asked for.*pass impl='auto'", (q, k, v),
-         {"impl": "triton"}),
+        (RuntimeError, "impl='triton' was asked for.*pass impl='auto'",
+         (q.double(), k.double(), v.double()), {"impl": "triton"}),
     ]  # fmt: skip
     for error, message, args, kwargs in cases:
         with pytest.raises(error, match=message):

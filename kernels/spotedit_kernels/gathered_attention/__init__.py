@@ -14,8 +14,12 @@ from ..checks import (
     check_shape,
     check_tensors,
 )
-from ..impl import Impl, choose_impl
+from ..impl import HAS_TRITON, Impl, choose_impl
 from . import reference
+from .plan import MAX_HEAD_DIM
+
+if HAS_TRITON:
+    from . import kernel
 
 __all__ = ["gathered_attention"]
 
@@ -67,8 +71,31 @@ def gathered_attention(
     _check_rows(q, k, v, index)
     scales = _check_scales(q, k, v, k_scale, v_scale)
     _check_options(q, k, key_mask, scale, out)
-    choose_impl(_OP, impl, q, kernel=False)
-    return reference.gathered_attention(q, k, v, index, key_mask, scales, scale, out)
+    plain = index is None and key_mask is None and scales is None
+    chosen = reference if _choose(impl, q, plain) == "reference" else kernel
+    return chosen.gathered_attention(q, k, v, index, key_mask, scales, scale, out)
+
+
+def _choose(impl: Impl, q: Tensor, plain: bool) -> str:
+    """The implementation; `plain`: compact queries, no mask, keys and values of q's dtype.
+
+    On a GPU "auto" leaves two cases to the reference: head dims above the kernel's, and plain
+    attention in half precision on Hopper and Blackwell, where cuDNN and FlashAttention serve
+    `scaled_dot_product_attention` and nothing has been measured against them.
+    """
+    chosen = choose_impl(_OP, impl, q)
+    if chosen == "reference":
+        return chosen
+    if q.shape[-1] > MAX_HEAD_DIM:
+        if impl == "auto":
+            return "reference"
+        raise RuntimeError(
+            f"{_OP}: impl='triton' takes head dims up to {MAX_HEAD_DIM}, "
+            f"got {q.shape[-1]}; pass impl='auto' or impl='reference'."
+        )
+    if impl == "auto" and plain and q.dtype != torch.float32 and torch.version.hip is None:
+        return "reference" if torch.cuda.get_device_capability(q.device)[0] in (9, 10) else chosen
+    return chosen
 
 
 def _check_rows(q: Tensor, k: Tensor, v: Tensor, index: Tensor | None) -> None:

@@ -86,7 +86,8 @@ def _op(
     weight: float,
     is_time: bool,
 ) -> None:
-    b, s, h, d = k_out.shape
+    b, s, h, _ = k_out.shape
+    d = int(k_out.shape[3])  # static under torch.compile
     block_d = triton.next_power_of_2(d)
     block_p = max(1, TILE // block_d)
     m = index.shape[-1]
