@@ -6,12 +6,14 @@ import pytest
 import torch
 from conftest import call_arguments, random_kontext
 from naive import naive_edit
+from spotedit_kernels.impl import HAS_TRITON
 
 import spotedit
 from spotedit.fusion import weights
 from spotedit.select import JUDGES
 
 EVERYTHING = torch.ones(48, 64)
+HALF = torch.arange(64).expand(48, 64) < 32
 CFG = {
     "true_cfg_scale": 2.5,
     "negative_prompt_embeds": torch.ones(1, 5, 12),
@@ -37,6 +39,24 @@ def test_all_tokens_active_equals_stock(pipe, extra):
     spot = pipe(**call_arguments(**extra)).images
     assert [s["kind"] for s in handle.report.steps].count("spot") >= 4
     assert relative(spot, dense) <= 1e-4
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+def test_the_triton_kernels_equal_stock_and_the_references(pipe):
+    """On a CPU the kernels run in Triton's interpreter."""
+    dense = pipe(**call_arguments(**stock_size())).images
+    handle = spotedit.enable(pipe, condition_cache=False, impl="triton")
+    handle.set_mask(EVERYTHING, mode="replace")
+    assert relative(pipe(**call_arguments()).images, dense) <= 1e-4
+    pictures = []
+    for impl in ("reference", "triton"):
+        handle = spotedit.enable(pipe, impl=impl, reset_every=3)
+        handle.set_mask(HALF)
+        pictures.append(pipe(**call_arguments()).images)
+        assert 0 < handle.report.mean_ratio < 1
+    assert relative(pictures[1], pictures[0]) <= 1e-4
+    handle.disable()
+    assert torch.equal(pipe(**call_arguments(**stock_size())).images, dense)
 
 
 def test_all_tokens_active_equals_stock_in_bfloat16():

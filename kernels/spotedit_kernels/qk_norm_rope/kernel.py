@@ -180,7 +180,8 @@ def _op(
     eps: float,
     interleaved: bool,
 ) -> Tensor:
-    b, m, h, d = q.shape
+    b, m, h, _ = q.shape
+    d = int(q.shape[3])  # static under torch.compile
     q_out = torch.empty_like(q, memory_format=torch.contiguous_format)
     block_d = triton.next_power_of_2(d)
     block_p = max(1, TILE // block_d)
