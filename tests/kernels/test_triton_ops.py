@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernel_oracle import HAS_TRITON
+from kernel_oracle import HALVES_AND_FP32, HAS_TRITON
+from spotedit_kernels import (
+    gathered_attention,
+    kv_blend,
+    qk_norm_rope,
+    select_tokens,
+    token_distance,
+)
 
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 ROOT = Path(__file__).parents[2]
@@ -66,7 +73,50 @@ OPS = [
 ]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is off on a GPU machine")
+def results(impl, dtype, device):
+    """Every op once, on the same random tensors, by one implementation."""
+    g = torch.Generator().manual_seed(0)
+
+    def rows(count, heads=3, dim=64):
+        return torch.randn(2, count, heads, dim, generator=g).to(device, dtype)
+
+    q, k, v, keys, values, k_ref, v_ref = (rows(n) for n in (40, 40, 40, 150, 150, 150, 150))
+    slots = torch.randperm(150, generator=g)[:40].to(device)
+    angle = torch.rand(150, 32, generator=g).repeat_interleave(2, -1).to(device)
+    q = qk_norm_rope(
+        q, k, v, keys, values, slots, angle.cos(), angle.sin(), text_len=7, q_weight=None,
+        k_weight=None, text_q_weight=None, text_k_weight=None, eps=1e-6, interleaved=True,
+        impl=impl,
+    )  # fmt: skip
+    others = torch.arange(0, 150, 3, device=device)
+    kv_blend(keys, values, keys, values, k_ref, v_ref, others, t=0.3, impl=impl)
+    maps = [torch.randn(2, 48, 13, 17, generator=g).to(device, dtype) for _ in range(2)]
+    scores = token_distance(maps[:1], maps[1:], (6, 9), impl=impl)
+    noise = torch.rand(2, 54, generator=g).to(device)
+    selected = select_tokens(noise, (6, 9), threshold=0.8, dilation=1, pad_to=16, impl=impl)
+    attended = gathered_attention(q, keys, values, impl=impl)
+    part = gathered_attention(rows(150), keys, values, index=others, impl=impl)
+    return (q, keys, values, scores, attended, part), selected
+
+
+@pytest.mark.parametrize(("device", "dtype"), [
+    ("cpu", torch.float32),
+    *(pytest.param("cuda", dtype, marks=pytest.mark.gpu) for dtype in HALVES_AND_FP32),
+])  # fmt: skip
+def test_kernels_agree_with_the_references(device, dtype):
+    found, selected = results("triton", dtype, device)
+    plain, expected = results("reference", dtype, device)
+    exact, _ = results("reference", torch.float64, "cpu")
+    for actual, eager, oracle in zip(found, plain, exact, strict=True):
+        # the fp64 run starts from unrounded inputs
+        eager_error = (eager.double().cpu() - oracle).abs().max()
+        error = (actual.double().cpu() - oracle).abs().max()
+        bound = 2 * eager_error + 2 * torch.finfo(dtype).eps * oracle.abs().max()
+        assert error <= bound, (error, bound)
+    for actual, wanted in zip(selected, expected, strict=True):
+        assert torch.equal(actual, wanted)
+
+
 @pytest.mark.parametrize("name", OPS)
 def test_schema_tells_what_is_mutated(name):
     op = getattr(torch.ops.spotedit, name).default
