@@ -1,4 +1,4 @@
-"""The four kernels at a model's real shapes: ``python -m bench.ops``."""
+"""The kernels at a model's real shapes: ``python -m bench.ops``."""
 
 import argparse
 import sys
@@ -11,7 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from spotedit_kernels import gathered_attention, kv_blend, qk_norm_rope, token_distance
+from spotedit_kernels import (
+    gathered_attention,
+    kv_blend,
+    qk_norm_rope,
+    select_tokens,
+    token_distance,
+)
 from spotedit_kernels.impl import Impl
 
 from . import environment, rows
@@ -85,6 +91,7 @@ def cases(shape: Shape, ratio: float, device: str, dtype: torch.dtype) -> dict[s
     latent = tuple(2 * side for side in shape.grid)
     sizes = (latent, latent, tuple(2 * side for side in latent))
     x, y = ([random(1, shape.channels, *size) for size in sizes] for _ in range(2))
+    scores = random(1, noise, dtype=torch.float32)
     row, feature = heads * dim * k.element_size(), 2 * x[0].element_size() * shape.channels
     return {
         "gathered_attention": Case(
@@ -97,6 +104,13 @@ def cases(shape: Shape, ratio: float, device: str, dtype: torch.dtype) -> dict[s
         "token_distance": Case(
             lambda impl: token_distance(x, y, shape.grid, y_normalised=True, impl=impl),
             float(feature * sum(h * w for h, w in sizes)),
+            "copy",
+        ),
+        "select_tokens": Case(
+            lambda impl: select_tokens(
+                scores, shape.grid, threshold=0.0, dilation=1, pad_to=64, impl=impl
+            ),
+            9.0 * noise,  # fp32 scores in; flags and an int32 index out
             "copy",
         ),
     }
