@@ -13,26 +13,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from spotedit import tiny
 from spotedit.quality import background, psnr, squared_error
 from spotedit.tiny.scenes import photo_crop
 
+from ..edits import round_trip
 from ..metrics import changed_share
 from .loop import write_atomically
 
 TOKEN = 8  # pixels
 _TARGET_DB = {"recolour": 18, "remove": 16, "replace": 18, "add": 18}
-
-
-@torch.no_grad()
-def round_trip(pipe: tiny.TinyKontextPipeline, picture: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3] through the autoencoder and back."""
-    pixels = pipe.image_processor.preprocess(Image.fromarray(picture)).to(pipe.device, pipe.dtype)
-    decoded = pipe.vae.decode(pipe.vae.encode(pixels).latent_dist.mode()).sample
-    return np.asarray(pipe.image_processor.postprocess(decoded, output_type="pil")[0])
 
 
 def vae_rows(pipe: tiny.TinyKontextPipeline, crops: int) -> list[float]:

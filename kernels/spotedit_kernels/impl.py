@@ -18,10 +18,8 @@ else:
     INTERPRETED = False
 
 
-def choose_impl(op: str, impl: str, like: Tensor, *, kernel: bool = True) -> str:
+def choose_impl(op: str, impl: str, like: Tensor) -> str:
     """Resolve `impl` to "triton" or "reference" for tensors such as `like`.
-
-    `kernel`: the op has a Triton kernel.
 
     "auto" takes the Triton kernel where it runs on a GPU, and the reference elsewhere.
 
@@ -33,7 +31,7 @@ def choose_impl(op: str, impl: str, like: Tensor, *, kernel: bool = True) -> str
         raise ValueError(f"{op}: impl must be one of {IMPLS}, got {impl!r}.")
     if impl == "reference":
         return impl
-    obstacle = _obstacle(like) if kernel else "this op has no Triton kernel yet"
+    obstacle = _obstacle(like)
     if impl == "auto":
         return "triton" if obstacle is None and like.device.type == "cuda" else "reference"
     if obstacle is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernel_oracle import HALVES_AND_FP32, HAS_TRITON
+from kernel_oracle import HALVES_AND_FP32, HAS_TRITON, assert_bounded
 from spotedit_kernels import (
     gathered_attention,
     kv_blend,
@@ -73,12 +73,12 @@ OPS = [
 ]
 
 
-def results(impl, dtype, device):
-    """Every op once, on the same random tensors, by one implementation."""
+def results(impl, given, dtype, device):
+    """Every op once in `dtype`, on random tensors rounded to the dtype `given`."""
     g = torch.Generator().manual_seed(0)
 
     def rows(count, heads=3, dim=64):
-        return torch.randn(2, count, heads, dim, generator=g).to(device, dtype)
+        return torch.randn(2, count, heads, dim, generator=g).to(given).to(device, dtype)
 
     q, k, v, keys, values, k_ref, v_ref = (rows(n) for n in (40, 40, 40, 150, 150, 150, 150))
     slots = torch.randperm(150, generator=g)[:40].to(device)
@@ -90,7 +90,7 @@ def results(impl, dtype, device):
     )  # fmt: skip
     others = torch.arange(0, 150, 3, device=device)
     kv_blend(keys, values, keys, values, k_ref, v_ref, others, t=0.3, impl=impl)
-    maps = [torch.randn(2, 48, 13, 17, generator=g).to(device, dtype) for _ in range(2)]
+    maps = [torch.randn(2, 48, 13, 17, generator=g).to(given).to(device, dtype) for _ in range(2)]
     scores = token_distance(maps[:1], maps[1:], (6, 9), impl=impl)
     noise = torch.rand(2, 54, generator=g).to(device)
     selected = select_tokens(noise, (6, 9), threshold=0.8, dilation=1, pad_to=16, impl=impl)
@@ -104,15 +104,11 @@ def results(impl, dtype, device):
     *(pytest.param("cuda", dtype, marks=pytest.mark.gpu) for dtype in HALVES_AND_FP32),
 ])  # fmt: skip
 def test_kernels_agree_with_the_references(device, dtype):
-    found, selected = results("triton", dtype, device)
-    plain, expected = results("reference", dtype, device)
-    exact, _ = results("reference", torch.float64, "cpu")
+    found, selected = results("triton", dtype, dtype, device)
+    plain, expected = results("reference", dtype, dtype, device)
+    exact, _ = results("reference", dtype, torch.float64, "cpu")
     for actual, eager, oracle in zip(found, plain, exact, strict=True):
-        # the fp64 run starts from unrounded inputs
-        eager_error = (eager.double().cpu() - oracle).abs().max()
-        error = (actual.double().cpu() - oracle).abs().max()
-        bound = 2 * eager_error + 2 * torch.finfo(dtype).eps * oracle.abs().max()
-        assert error <= bound, (error, bound)
+        assert_bounded(actual.cpu(), oracle.double(), eager.cpu(), dtype)
     for actual, wanted in zip(selected, expected, strict=True):
         assert torch.equal(actual, wanted)
 
