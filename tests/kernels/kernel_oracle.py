@@ -10,23 +10,23 @@ from spotedit_kernels.impl import HAS_TRITON
 from torch.utils._python_dispatch import TorchDispatchMode
 
 HALVES_AND_FP32 = [torch.float16, torch.bfloat16, torch.float32]
-EACH_IMPL = pytest.mark.parametrize(
-    "impl",
-    [
-        "reference",
-        pytest.param(
-            "triton", marks=pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
-        ),
-    ],
+TRITON = pytest.param(
+    "triton", marks=pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 )
+EACH_IMPL = pytest.mark.parametrize("impl", ["reference", TRITON])
 SYNCHRONISING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "unique")
 
 
-def skip_interpreted(*dtypes):
-    """Skip dtypes that the interpreter gets wrong (bf16 arithmetic) or no kernel takes (fp64)."""
-    for dtype in dtypes:
-        if dtype in (torch.bfloat16, torch.float64):
-            pytest.skip(f"no interpreted Triton kernel in {dtype}")
+def each_impl_in(dtypes):
+    """Parametrise by implementation and dtype: Triton's interpreter is wrong in bf16, and no
+    kernel takes fp64; `test_triton_ops` has bf16 on a GPU."""
+    pairs = [("reference", dtype) for dtype in dtypes]
+    pairs += [
+        pytest.param("triton", dtype, marks=TRITON.marks)
+        for dtype in dtypes
+        if dtype in (torch.float16, torch.float32)
+    ]
+    return pytest.mark.parametrize(("impl", "dtype"), pairs)
 
 
 def assert_bounded(actual, oracle, eager, dtype, what=""):

@@ -11,9 +11,9 @@ from kernel_oracle import (
     NoSync,
     assert_bounded,
     attention,
+    each_impl_in,
     eager_attention,
     entries,
-    skip_interpreted,
 )
 from spotedit_kernels import gathered_attention
 from spotedit_kernels.gathered_attention import plan, reference
@@ -31,16 +31,13 @@ def qkv(dtype=torch.float32, m=S, s=S, d=D, seed=0):
     return tuple(torch.randn(B, rows, H, d, generator=g).to(dtype) for rows in (m, s, s))
 
 
-@EACH_IMPL
-@pytest.mark.parametrize("dtype", HALVES_AND_FP32)
+@each_impl_in(HALVES_AND_FP32)
 @pytest.mark.parametrize(
     ("m", "s", "d"),
     [(1, 1, 24), (1, 17, 40), (7, 13, 24), (13, 13, 64), (5, 29, 6), (17, 37, 16), (1, 41, 80),
      (2, 67, 128), (2, 19, 512)],
 )  # fmt: skip
 def test_compact_queries(dtype, m, s, d, impl):
-    if impl == "triton":
-        skip_interpreted(dtype)
     q, k, v = qkv(dtype, m, s, d)
     result = gathered_attention(q, k, v, impl=impl)
     assert result.shape == q.shape
@@ -84,13 +81,10 @@ INDICES = {
 }
 
 
-@EACH_IMPL
-@pytest.mark.parametrize("dtype", HALVES_AND_FP32)
+@each_impl_in(HALVES_AND_FP32)
 @pytest.mark.parametrize("rows", INDICES.values(), ids=INDICES)
 @pytest.mark.parametrize("integer", [torch.int32, torch.int64])
 def test_index_reads_and_writes_only_its_rows(dtype, rows, integer, impl):
-    if impl == "triton":
-        skip_interpreted(dtype)
     q, k, v = qkv(dtype)
     index = torch.tensor(rows, dtype=integer)
     real = entries(index, B)
@@ -135,11 +129,8 @@ def test_out_without_index(impl):
     assert torch.equal(gathered_attention(q, k, v, out=q, impl=impl), want)
 
 
-@EACH_IMPL
-@pytest.mark.parametrize("dtype", HALVES_AND_FP32)
+@each_impl_in(HALVES_AND_FP32)
 def test_key_mask(dtype, impl):
-    if impl == "triton":
-        skip_interpreted(dtype)
     q, k, v = qkv(dtype, m=5)
     mask = torch.rand(B, S, generator=torch.Generator().manual_seed(1)) > 0.4
     oracle, eager = attention(q, k, v, key_mask=mask), eager_attention(q, k, v, key_mask=mask)
@@ -188,11 +179,8 @@ def int8_cache(s=S):
     return k, v, {"k_scale": k_scale, "v_scale": v_scale}, wide
 
 
-@EACH_IMPL
-@pytest.mark.parametrize("dtype", HALVES_AND_FP32)
+@each_impl_in(HALVES_AND_FP32)
 def test_int8_cache(dtype, impl):
-    if impl == "triton":
-        skip_interpreted(dtype)
     q, _, _ = qkv(dtype, m=5)
     k, v, scales, wide = int8_cache()
     eager = eager_attention(q, *(x.to(dtype) for x in wide))

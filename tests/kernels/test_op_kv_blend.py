@@ -9,8 +9,8 @@ from kernel_oracle import (
     HALVES_AND_FP32,
     NoSync,
     assert_bounded,
+    each_impl_in,
     entries,
-    skip_interpreted,
 )
 from spotedit_kernels import cosine_weight, kv_blend
 
@@ -32,12 +32,9 @@ def tensors(dtype=torch.float32, rows=S, seed=0):
     return tuple(torch.randn(B, r, H, D, generator=g).to(dtype) for r in (S, S, rows, rows))
 
 
-@EACH_IMPL
-@pytest.mark.parametrize("dtype", [*HALVES_AND_FP32, torch.float64])
+@each_impl_in([*HALVES_AND_FP32, torch.float64])
 @pytest.mark.parametrize("rows", INDICES.values(), ids=INDICES)
 def test_blends_the_indexed_rows_only(dtype, rows, impl):
-    if impl == "triton":
-        skip_interpreted(dtype)
     index, t = torch.tensor(rows, dtype=torch.long), 0.3
     real = entries(index, B)
     cached_k, cached_v, ref_k, ref_v = tensors(dtype)
@@ -59,11 +56,8 @@ def test_blends_the_indexed_rows_only(dtype, rows, impl):
             assert_bounded(out[written], oracle, eager, dtype)
 
 
-@EACH_IMPL
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@each_impl_in([torch.float16, torch.bfloat16])
 def test_halves_are_rounded_once(dtype, impl):
-    if impl == "triton":
-        skip_interpreted(dtype)
     cached_k, cached_v, ref_k, ref_v = tensors(dtype)
     k_out, v_out = torch.empty_like(cached_k), torch.empty_like(cached_v)
     kv_blend(k_out, v_out, cached_k, cached_v, ref_k, ref_v, torch.arange(S), weight=0.3, impl=impl)

@@ -10,9 +10,9 @@ from kernel_oracle import (
     HAS_TRITON,
     NoSync,
     assert_bounded,
+    each_impl_in,
     entries,
     norm_rope,
-    skip_interpreted,
 )
 from spotedit_kernels import qk_norm_rope
 
@@ -113,13 +113,10 @@ SLOTS = {
 }
 
 
-@EACH_IMPL
-@pytest.mark.parametrize("dtype", HALVES_AND_FP32)
+@each_impl_in(HALVES_AND_FP32)
 @pytest.mark.parametrize("interleaved", MODES)
 @pytest.mark.parametrize("rows", SLOTS.values(), ids=SLOTS)
 def test_against_the_oracle(dtype, interleaved, rows, impl):
-    if impl == "triton":
-        skip_interpreted(dtype)
     slots = None if rows is None else torch.tensor(rows)
     m = S if slots is None else slots.shape[-1]
     case = Case(dtype, m, interleaved=interleaved, text_len=min(m, 2))
@@ -179,11 +176,8 @@ def test_missing_weights(missing, impl):
     case.check(case(None, impl=impl), None)
 
 
-@EACH_IMPL
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@each_impl_in([torch.float16, torch.bfloat16])
 def test_fp32_weights(dtype, impl):
-    if impl == "triton":
-        skip_interpreted(dtype)
     mixed, same = Case(dtype), Case(dtype)
     mixed.weights = {n: w.float() for n, w in mixed.weights.items()}
     result = mixed(None, impl=impl)
@@ -254,13 +248,10 @@ def test_no_dimension_contiguous(interleaved, impl):
     case.check(case(loosen(slots), impl=impl), slots)
 
 
-@EACH_IMPL
+@each_impl_in([torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("interleaved", MODES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_agrees_with_the_stock_modules(dtype, interleaved, impl):
     """torch's RMSNorm (FLUX) bit for bit, diffusers' (Qwen) to rounding, and apply_rotary_emb."""
-    if impl == "triton":
-        skip_interpreted(dtype)
     embeddings = pytest.importorskip("diffusers.models.embeddings")
     from diffusers.models.normalization import RMSNorm
 

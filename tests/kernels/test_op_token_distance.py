@@ -7,7 +7,7 @@ import kernel_oracle as oracle
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_oracle import EACH_IMPL, HALVES_AND_FP32, NoSync, assert_bounded, skip_interpreted
+from kernel_oracle import EACH_IMPL, HALVES_AND_FP32, NoSync, assert_bounded, each_impl_in
 from spotedit_kernels import token_distance
 from spotedit_kernels.token_distance import normalise_features
 
@@ -38,14 +38,11 @@ def eager(x, y, grid, patch, weights):
     return F.avg_pool2d(total, patch).flatten(1)
 
 
-@EACH_IMPL
-@pytest.mark.parametrize("dtype", HALVES_AND_FP32)
+@each_impl_in(HALVES_AND_FP32)
 @pytest.mark.parametrize(
     ("grid", "patch"), [((3, 5), 2), ((1, 1), 2), ((13, 11), 1), ((2, 13), 3), ((5, 1), 2)]
 )
 def test_against_the_oracle(dtype, grid, patch, impl):
-    if impl == "triton":
-        skip_interpreted(dtype)
     x, y = maps(dtype=dtype), maps(dtype=dtype, seed=1)
     weights = [1.0, 0.0, 2.5, 0.5]
     result = token_distance(x, y, grid, patch=patch, weights=weights, impl=impl)
@@ -55,11 +52,8 @@ def test_against_the_oracle(dtype, grid, patch, impl):
     assert_bounded(result, want, eager(x, y, grid, patch, weights), torch.float32)
 
 
-@EACH_IMPL
-@pytest.mark.parametrize("dtype", [*HALVES_AND_FP32, torch.float64])
+@each_impl_in([*HALVES_AND_FP32, torch.float64])
 def test_one_reference_for_the_batch_normalised_once(dtype, impl):
-    if impl == "triton":
-        skip_interpreted(dtype)
     x, y = maps(batch=3, dtype=dtype), maps(batch=1, dtype=dtype, seed=1)
     want = exact(x, y, (3, 5), 2, [1.0] * 4)
     plain = token_distance(x, y, (3, 5), impl=impl)
