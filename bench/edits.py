@@ -1,5 +1,6 @@
 """Edits with the tiny editor, and what can be seen of them from outside."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 import spotedit.tiny
-from spotedit.models.flux import layout
+from spotedit.models.flux import grids
 from spotedit.tiny.scenes import KINDS, Scene, make_scene
 
 FIRST_SEED = 0  # of the scenes reported; settings are to be chosen on others
@@ -87,9 +88,8 @@ def traced(pipe: Any) -> Iterator[tuple[Trace, dict[str, Any]]]:
     trace = Trace()
 
     def before(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-        hidden, place = kwargs["hidden_states"], layout(kwargs)
         if not trace.states:
-            noise = place.grid[0] * place.grid[1]
+            hidden, noise = kwargs["hidden_states"], math.prod(grids(kwargs)[0])
             trace.source = hidden[:, noise : 2 * noise]
             trace.states.append(hidden[:, :noise])
             trace.sigmas = pipe.scheduler.sigmas.tolist()

@@ -45,6 +45,8 @@ class SpotEditConfig:
             share of the cached value in a reused token's keys and values, 0..1.
         condition_cache: take the condition tokens' keys and values from the last full step. False
             computes them at every step: slower, and exact where all tokens are active.
+        reference: which of the call's condition images is the source, 0 or more; `"auto"`: one on
+            the output's grid, the one that the pipeline takes the output's size from.
         match_size: where the call names no height and width, edit on the condition image's own
             grid. Without it most photographs get another grid and nothing can be reused.
         impl: which kernels run, `"auto"`, `"triton"` or `"reference"` (PyTorch).
@@ -62,6 +64,7 @@ class SpotEditConfig:
     reset_every: int | None = None
     fusion: Fusion = "cosine"
     condition_cache: bool = True
+    reference: int | Literal["auto"] = "auto"
     match_size: bool = True
     impl: Impl = "auto"
 
@@ -109,6 +112,12 @@ class SpotEditConfig:
             "fusion",
             self.fusion,
             f"one of {sorted(FUSIONS)} or a callable sigma -> weight",
+        )
+        _require(
+            self.reference == "auto" or _is_int(self.reference, 0),
+            "reference",
+            self.reference,
+            "the number of a condition image, 0 or more, or 'auto'",
         )
         for field in ("condition_cache", "match_size"):
             value = getattr(self, field)

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from .processor import SpotProcessor
+from .processor import Forward, SpotProcessor, spot_processor
 from .session import Session
+
+_SESSION = "_spotedit_session"
 
 
 def swap_class(pipe: Any, call: Callable[..., Any], owner: object) -> type:
@@ -76,21 +78,43 @@ def refuse(pipe: Any) -> None:
             )
 
 
+@functools.cache
+def _watched(base: type) -> type:
+    """A subclass of a transformer's class whose calls go through the instance's session.
+
+    The same one for every call: compiled code is valid for one class. A subclass, because hooks are
+    part of what `module.compile()` compiles.
+    """
+
+    @functools.wraps(base.__call__)
+    def __call__(self: Any, **kwargs: Any) -> Any:
+        return vars(self)[_SESSION].run(functools.partial(base.__call__, self), kwargs)
+
+    namespace = {"__call__": __call__, "__module__": base.__module__, "__doc__": base.__doc__}
+    return type(base.__name__, (base,), namespace)
+
+
 @contextmanager
 def attached(pipe: Any, session: Session) -> Iterator[None]:
     """Let `session` see the transformer's forwards and the scheduler's steps in a block."""
     transformer, scheduler = pipe.transformer, pipe.scheduler
-    stock = transformer.attn_processors
+    base: type = type(transformer)
+    stock, spec = transformer.attn_processors, session.spec
+    session.layers = {
+        name: spot_processor(processor, spec, session.config.impl, session.forward)
+        for name, processor in stock.items()
+    }
     with ExitStack() as undo:
-        undo.callback(lambda: transformer.set_attn_processor(dict(stock)))  # it empties the dict
-        transformer.set_attn_processor(
-            {name: SpotProcessor(p, name, session) for name, p in stock.items()}
-        )
-        for register, hook in (
-            (transformer.register_forward_pre_hook, session.before_forward),
-            (transformer.register_forward_hook, session.after_forward),
-        ):
-            undo.callback(register(hook, with_kwargs=True).remove)
+        undo.callback(transformer.set_attn_processor, dict(stock))
+        transformer.set_attn_processor(dict(session.layers))  # it empties the dict
+        if spec.narrow_block is not None:
+            for block in transformer.transformer_blocks:
+                hook = functools.partial(_narrow_block, spec.narrow_block, session.forward)
+                undo.callback(block.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        undo.callback(_restore(transformer, _SESSION))
+        vars(transformer)[_SESSION] = session
+        undo.callback(setattr, transformer, "__class__", base)
+        transformer.__class__ = _watched(base)
         step = scheduler.step
 
         @functools.wraps(step)
@@ -100,6 +124,14 @@ def attached(pipe: Any, session: Session) -> Iterator[None]:
         undo.callback(_restore(scheduler, "step"))
         scheduler.step = wrapper
         yield
+
+
+def _narrow_block(
+    narrow: Callable[..., dict[str, Any]], forward: Forward, module: Any, args: tuple, kwargs: dict
+) -> tuple[tuple, dict] | None:
+    if forward.mode != "spot":
+        return None
+    return args, kwargs | narrow(kwargs, forward.index)
 
 
 def _restore(instance: object, name: str) -> Callable[[], None]:

@@ -1,25 +1,57 @@
-"""The attention of a captured or a spot forward, in terms of the four kernels."""
+"""The attention of a captured or a spot forward: projection, `qk_norm_rope`, attention, output.
 
+Nothing here depends on a number that changes from step to step, so that a compiled block is
+compiled once for captured and once for spot forwards.
+"""
+
+import inspect
+from dataclasses import dataclass
 from typing import Any
 
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from spotedit_kernels import gathered_attention, kv_blend, qk_norm_rope
+from spotedit_kernels import gathered_attention, qk_norm_rope
+from spotedit_kernels.impl import Impl
 from torch import Tensor
 
 from .cache import LayerCache
-from .session import Session
+from .models.spec import Spec
+
+
+@dataclass
+class Forward:
+    """What the layers have to know about the running forward. One object serves all of them.
+
+    Attributes:
+        mode: "capture": all rows run and are kept; "spot": the rows `slots` run; else "stock".
+        prompt: prompt tokens.
+        slots: joint index of each row, int64 [M] or [B, M], -1 = padding; None: all, in order.
+        index: image token of each row after the prompt's, as `slots`; of spot forwards.
+        rope: cos, sin fp32 [S, D] of the joint sequence.
+        rope_ref: cos, sin [R, D] for `BlendSources.k_ref`; None: it stays as it is.
+        key_mask: bool [B, S], True = attend, or None.
+    """
+
+    mode: str = "stock"
+    prompt: int = 0
+    slots: Tensor | None = None
+    index: Tensor | None = None
+    rope: tuple[Tensor, Tensor] | None = None
+    rope_ref: tuple[Tensor, Tensor] | None = None
+    key_mask: Tensor | None = None
 
 
 class SpotProcessor:
     """Stands in for a layer's attention processor during a call.
 
     A captured forward writes the keys and values of all tokens into the layer's buffers; a spot
-    forward overwrites the rows of the active tokens, in place, and attends to the whole buffer.
-    Any other forward is the stock processor's.
+    forward overwrites those of its rows, in place, and attends to the whole buffer. Any other
+    forward is the stock processor's.
     """
 
-    def __init__(self, stock: Any, layer: str, session: Session) -> None:
-        self.stock, self.layer, self.session = stock, layer, session
+    cache: LayerCache  # of the running guidance branch
+
+    def __init__(self, stock: Any, spec: Spec, impl: Impl, forward: Forward) -> None:
+        self.stock, self.spec, self.impl, self.forward = stock, spec, impl, forward
         # diffusers sets and reads these on the processor
         self._attention_backend = stock._attention_backend
         self._parallel_config = stock._parallel_config
@@ -30,30 +62,35 @@ class SpotProcessor:
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        image_rotary_emb: Any = None,
+        encoder_hidden_states_mask: Tensor | None = None,
     ) -> Any:
-        session = self.session
-        if session.mode is None:
+        if self.forward.mode == "stock":
+            extra = {}
+            if encoder_hidden_states_mask is not None:
+                extra = {"encoder_hidden_states_mask": encoder_hidden_states_mask}
             return self.stock(
-                attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
+                attn,
+                hidden_states,
+                encoder_hidden_states=encoder_hidden_states,
+                attention_mask=attention_mask,
+                image_rotary_emb=image_rotary_emb,
+                **extra,
             )
-        if attention_mask is not None or image_rotary_emb is None:
-            raise ValueError(
-                "spotedit needs attention with rotary embeddings and without an attention mask"
-            )
-        spec, config, capture = session.spec, session.config, session.mode == "capture"
-        rows = spec.project(attn, hidden_states, encoder_hidden_states)
-        cache = session.layer_cache(self.layer, rows.k)
-        cos, sin = image_rotary_emb  # [M, D]
-        if capture:
-            noise = slice(session.prompt, session.prompt + session.noise)
-            session.rope_ref = cos[noise], sin[noise]
-        else:
-            self._blend(cache)
-            cos, sin = (table.expand(rows.q.shape[0], -1, -1) for table in (cos, sin))
+        return self._attend(attn, hidden_states, encoder_hidden_states, attention_mask)
+
+    def _attend(
+        self, attn: Any, hidden: Tensor, prompt: Tensor | None, attention_mask: Tensor | None
+    ) -> Any:
+        if attention_mask is not None:
+            raise ValueError("spotedit takes no attention_mask; expected the prompt's mask alone")
+        forward, cache = self.forward, self.cache
+        assert forward.rope is not None
+        rows = self.spec.project(attn, hidden, prompt)
+        cos, sin = forward.rope
         reference: dict[str, Any] = {}
-        if cache.sources is not None and (capture or not config.condition_cache):
-            cos_ref, sin_ref = session.rope_ref
+        if cache.sources is not None and forward.rope_ref is not None:
+            cos_ref, sin_ref = forward.rope_ref
             reference = {"k_ref": cache.sources.k_ref, "cos_ref": cos_ref, "sin_ref": sin_ref}
         q = qk_norm_rope(
             rows.q,
@@ -61,54 +98,48 @@ class SpotProcessor:
             rows.v,
             cache.k,
             cache.v,
-            None if capture else session.slots,
+            forward.slots,
             cos,
             sin,
-            text_len=session.prompt,
-            interleaved=spec.interleaved,
-            impl=config.impl,
+            text_len=forward.prompt,
+            interleaved=self.spec.interleaved,
+            impl=self.impl,
             **rows.norms,
             **reference,
         )
-        if capture and cache.sources is not None:
-            cache.sources.k.copy_(self._noise_rows(cache.k))
-            cache.sources.v.copy_(self._noise_rows(cache.v))
-        return spec.output(attn, self._attend(q, cache, capture), encoder_hidden_states)
+        return self.spec.output(attn, self._heads(q, cache), prompt, rows)
 
-    def _noise_rows(self, joint: Tensor, offset: int = 0) -> Tensor:
-        """Rows [B, N, H, D] of a joint buffer [B, S, H, D], from image token `offset` on."""
-        return joint.narrow(1, self.session.prompt + offset, self.session.noise)
-
-    def _blend(self, cache: LayerCache) -> None:
-        """Bring the reused rows up to date, before the active rows are overwritten."""
-        session, spot, sources = self.session, self.session.spot, cache.sources
-        if sources is None:
-            return
-        k, v = self._noise_rows(cache.k), self._noise_rows(cache.v)
-        if spot.dropped.numel():
-            for cached, last in ((sources.k, k), (sources.v, v)):
-                cached.index_copy_(1, spot.dropped, last.index_select(1, spot.dropped))
-        if session.stale.numel():
-            kv_blend(
-                k,
-                v,
-                sources.k,
-                sources.v,
-                sources.k_ref,
-                self._noise_rows(cache.v, session.reference),
-                session.stale,
-                weight=session.weight,
-                impl=session.config.impl,
-            )
-
-    def _attend(self, q: Tensor, cache: LayerCache, capture: bool) -> Tensor:
+    def _heads(self, q: Tensor, cache: LayerCache) -> Tensor:
         """Captured forwards, and all where the user chose a backend, go through diffusers."""
-        if not capture and self._attention_backend is None and self._parallel_config is None:
-            return gathered_attention(q, cache.k, cache.v, impl=self.session.config.impl)
+        mask, chosen = self.forward.key_mask, self._attention_backend is not None
+        if self.forward.mode == "spot" and not chosen:
+            return gathered_attention(q, cache.k, cache.v, key_mask=mask, impl=self.impl)
         return dispatch_attention_fn(
             q,
             cache.k,
             cache.v,
+            attn_mask=None if mask is None else mask[:, None, None],
             backend=self._attention_backend,
             parallel_config=self._parallel_config,
         )
+
+
+class SingleStreamProcessor(SpotProcessor):
+    """The same for layers whose processors take no prompt."""
+
+    def __call__(  # type: ignore[override]
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Any = None,
+    ) -> Any:
+        if self.forward.mode == "stock":
+            return self.stock(attn, hidden_states, attention_mask, image_rotary_emb)
+        return self._attend(attn, hidden_states, None, attention_mask)
+
+
+def spot_processor(stock: Any, spec: Spec, impl: Impl, forward: Forward) -> SpotProcessor:
+    """The processor that stands in for `stock`."""
+    joint = "encoder_hidden_states" in inspect.signature(stock.__call__).parameters
+    return (SpotProcessor if joint else SingleStreamProcessor)(stock, spec, impl, forward)

@@ -54,9 +54,12 @@ def dilate(active: Tensor, grid: Grid, tokens: int) -> Tensor:
 class Selection:
     """The tokens of a spot step.
 
+    Indices are int64 [X] for one image, and [B, X] padded with -1 for several.
+
     Attributes:
         rows: bool [B, N], the active set of each image.
-        active, reused: int64 indices of noise tokens; `active` is the union over the images.
+        active: the tokens to compute, padded to the number asked for.
+        reused: the others.
         dropped: those of the reused tokens that the step before still computed.
     """
 
@@ -72,7 +75,7 @@ class NotFiniteError(ValueError):
 
 def unchanged(selection: Selection) -> Selection:
     """The selection of a step that follows without a judgement."""
-    return replace(selection, dropped=selection.dropped[:0])
+    return replace(selection, dropped=selection.dropped[..., :0])
 
 
 class SpotSelector:
@@ -86,6 +89,7 @@ class SpotSelector:
         grid: token grid (rows, cols).
         allowed, mode: the user's mask on tokens, bool [B, N], or None, and how it applies.
         impl: which kernels run.
+        pad_to: the list of active tokens is padded to a multiple of it.
 
     Attributes:
         scores: fp32 [B, N] of the last judgement, or None.
@@ -100,9 +104,11 @@ class SpotSelector:
         allowed: Tensor | None,
         mode: Mode,
         impl: Impl,
+        pad_to: int = 1,
     ) -> None:
         self.judge, self.threshold, self.dilation = judge, threshold, dilation
-        self.grid, self.allowed, self.mode, self.impl = grid, allowed, mode, impl
+        self.grid, self.allowed, self.mode = grid, allowed, mode
+        self.impl, self.pad_to = impl, pad_to
         self.scores: Tensor | None = None
 
     def __call__(self, x0: Tensor, previous: Selection | None) -> Selection:
@@ -121,7 +127,7 @@ class SpotSelector:
         scores = (
             x0.new_zeros(x0.shape[:2], dtype=torch.float32) if self.scores is None else self.scores
         )
-        rows, active, count = select_tokens(
+        rows, active, _ = select_tokens(
             scores,
             self.grid,
             threshold=self.threshold,
@@ -129,22 +135,20 @@ class SpotSelector:
             dilation=self.dilation,
             mask=self.allowed,
             mode=self.mode,
+            pad_to=self.pad_to,
             impl=self.impl,
         )
-        kept = rows.any(dim=0)
-        computed = torch.zeros_like(kept) if previous is None else previous.rows.any(dim=0)
-        reused, _ = self._list(~kept)
-        dropped, new = self._list(computed & ~kept)
-        n = kept.numel()
-        packed = torch.where(x0.isfinite().all(), count.long() * (n + 1) + new, -1)
-        code = int(packed.item())
-        if code < 0:
+        computed = torch.zeros_like(rows) if previous is None else previous.rows
+        left = computed & ~rows
+        flags = [x0.isfinite().all(), *(f.sum(dim=1).max() for f in (rows, ~rows, left))]
+        finite, *lengths = torch.stack([flag.long() for flag in flags]).tolist()
+        if not finite:
             raise NotFiniteError
-        m, d = divmod(code, n + 1)
-        return Selection(rows, active[:m].long(), reused[: n - m].long(), dropped[:d].long())
+        lengths[0] = -(-lengths[0] // self.pad_to) * self.pad_to
+        lists = active, self._list(~rows), self._list(left)
+        cut = (index[:, :length] for index, length in zip(lists, lengths, strict=True))
+        return Selection(rows, *(i.long() if len(i) > 1 else i[0].long() for i in cut))
 
-    def _list(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The True entries of `tokens` [N] as an index padded to N, and their number."""
-        flags = tokens[None].float()
-        _, index, count = select_tokens(flags, self.grid, threshold=0.5, impl=self.impl)
-        return index, count
+    def _list(self, tokens: Tensor) -> Tensor:
+        """The True entries of `tokens` [B, N] as an index padded to N."""
+        return select_tokens(tokens.float(), self.grid, threshold=0.5, impl=self.impl)[1]

@@ -7,20 +7,25 @@ with the straight-line velocity of the reused tokens, and judges the predicted c
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from spotedit_kernels.rows import gather_rows, scatter_rows
 from spotedit_kernels.select_tokens import Mode
 from torch import Tensor
 
-from .cache import Cache, LayerCache
+from .cache import LayerCache, Place, allocate, blend, keep
 from .config import SpotEditConfig
 from .fusion import weights
 from .mask import UserMask, token_mask
-from .models.spec import Grid, Spec
+from .models.spec import Arguments, Grid, Spec, reference_start
+from .processor import Forward, SpotProcessor
 from .report import EditReport, Mark, StepRecord
 from .schedule import plan
 from .select import JUDGES, NotFiniteError, Selection, SpotSelector, unchanged
+
+PAD_TO = 64  # tokens, where matrix products and compiled blocks want few shapes
 
 
 def mark(like: Tensor) -> Mark:
@@ -30,6 +35,35 @@ def mark(like: Tensor) -> Mark:
     event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event
+
+
+def compiled(transformer: Any) -> bool:
+    """Whether `torch.compile` was applied to the model or to any part of it."""
+    return hasattr(transformer, "_orig_mod") or any(
+        module._compiled_call_impl is not None for module in transformer.modules()
+    )
+
+
+@dataclass
+class Branch:
+    """What is kept of one guidance branch: the forwards of equal rank among a step's.
+
+    Attributes:
+        rope: cos, sin fp32 [S, D] of the joint sequence.
+        weight: of the cached value, in the reused rows as the buffers hold them.
+        layers: buffers of every attention layer, by its name.
+    """
+
+    place: Place
+    rope: tuple[Tensor, Tensor]
+    weight: float = 1.0
+    layers: dict[str, LayerCache] = field(default_factory=dict)
+
+    def rope_ref(self) -> tuple[Tensor, Tensor]:
+        """The tables that rotate the source's keys to the noise tokens' positions."""
+        rows, after = self.place.rows, slice(self.place.source.stop, None)
+        cos, sin = (torch.cat([table[rows], table[after]]) for table in self.rope)
+        return cos, sin
 
 
 class Session:
@@ -44,16 +78,7 @@ class Session:
     y: Tensor  # [B, N, C], the source
     reference: int  # image token at which `y` starts
     allowed: Tensor | None  # bool [B, N], the user's mask
-    # of the running forward
-    prompt: int  # tokens
-    rows: int
-    sequence: int
-    slots: Tensor  # int64 [M], joint index of each row
-    latents: Tensor  # [B, N, C], what came in
-    rope_ref: tuple[Tensor, Tensor]  # cos, sin [N, D] of the noise tokens
-    # of the running spot step
-    weight: float  # of the cached value
-    stale: Tensor  # int64, the tokens whose rows in the buffers have to be blended again
+    pad_to: int  # the number of active tokens is a multiple of it
 
     def __init__(
         self,
@@ -72,9 +97,11 @@ class Session:
         self.reason: str | None = None  # why this call is dense
         self.kinds: list[str] = []  # of the steps; empty in a dense call
         self.index = 0  # of the denoising step
-        self.branch = 0  # guidance branch: ordinal of the forward since the last scheduler step
-        self.mode: str | None = None  # of the running forward: "capture", "spot" or None (stock)
-        self.caches = Cache()
+        self.forward = Forward()
+        self.layers: dict[str, SpotProcessor] = {}  # set by `patch.attached`
+        self.branch = 0  # ordinal of the forward since the last scheduler step
+        self.branches: dict[int, Branch] = {}
+        self.rows = self.sequence = 0  # of the last forward
         self.records: list[StepRecord] = []
         self._selector: SpotSelector | None = None
         self._spot: Selection | None = None  # of the last judgement
@@ -93,59 +120,112 @@ class Session:
 
     # -- the transformer
 
-    def before_forward(
-        self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Forward pre-hook: on a spot step, only the active tokens go in."""
+    def run(self, forward: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        """In place of the transformer's forward."""
         hidden = kwargs["hidden_states"]
         if not self.begun:
             self._begin(kwargs)
         if self._start is None:
             self._start = mark(hidden)
-        self.prompt = kwargs["encoder_hidden_states"].shape[1]
-        self.sequence = self.rows = self.prompt + hidden.shape[1]
-        if self.kind() != "spot":
-            self.mode = "capture" if self.kind(1) == "spot" else None
-            return None
-        self.mode = "spot"
-        index = self.spot.active
+        prompt = kwargs["encoder_hidden_states"].shape[1]
+        self.sequence = self.rows = prompt + hidden.shape[1]
+        spot = self.kind() == "spot"
+        try:
+            if not spot and self.kind(1) != "spot":
+                return forward(**kwargs)
+            branch = self.branches.get(self.branch)
+            if spot and branch is not None and branch.place.prompt == prompt:
+                return self._spot_forward(forward, kwargs, branch)
+            output = self._captured_forward(forward, kwargs, prompt)
+            if not spot:
+                return output
+            # a prompt or a guidance branch that no full step has seen
+            return self._widen(output, hidden, gather_rows(output[0], self.spot.active))
+        finally:
+            self.forward.mode = "stock"
+            self.branch += 1
+
+    def _captured_forward(
+        self, forward: Callable[..., Any], kwargs: dict[str, Any], prompt: int
+    ) -> Any:
+        """All rows run, and every layer's keys and values are kept."""
+        place = Place(prompt, self.noise, self.reference, self.sequence)
+        branch = self.branches.get(self.branch)
+        if branch is None or branch.place != place:
+            branch = self._new_branch(place, kwargs)
+        branch.weight = 1.0
+        self._tell_layers("capture", branch, kwargs)
+        self.forward.slots, self.forward.rope_ref = None, branch.rope_ref()
+        output = forward(**kwargs)
+        for layer in branch.layers.values():
+            keep(layer, place)
+        return output
+
+    def _spot_forward(
+        self, forward: Callable[..., Any], kwargs: dict[str, Any], branch: Branch
+    ) -> Any:
+        """The prompt's and the active tokens' rows run."""
+        hidden, spot = kwargs["hidden_states"], self.spot
+        self._blend(branch)
+        index = spot.active
         if not self.config.condition_cache:
             condition = torch.arange(self.noise, hidden.shape[1], device=index.device)
-            index = torch.cat([index, condition])
-        prompt = torch.arange(self.prompt, device=index.device)
-        self.slots = torch.cat([prompt, index + self.prompt])
-        self.rows = self.slots.numel()
-        self.latents = hidden[:, : self.noise]
-        return args, self.spec.gather(kwargs, index)
+            index = torch.cat([index, condition.expand(*index.shape[:-1], -1)], dim=-1)
+        prompt = torch.arange(branch.place.prompt, device=index.device)
+        joint = torch.where(index < 0, index, index + branch.place.prompt)
+        self._tell_layers("spot", branch, kwargs)
+        told = self.forward
+        told.index = index
+        told.slots = torch.cat([prompt.expand(*index.shape[:-1], -1), joint], dim=-1)
+        told.rope_ref = None if self.config.condition_cache else branch.rope_ref()
+        self.rows = told.slots.shape[-1]
+        narrowed = kwargs | self.spec.narrow(kwargs, index)
+        output = forward(**narrowed | {"hidden_states": gather_rows(hidden, index)})
+        return self._widen(output, hidden, output[0][:, : spot.active.shape[-1]])
 
-    def after_forward(
-        self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> Any:
-        """Forward hook: reused tokens get the velocity whose clean estimate is the source."""
-        self.branch += 1
-        mode, self.mode = self.mode, None
-        if mode != "spot":
-            return None
-        sample, active = output[0], self.spot.active
-        velocity = (self.latents.float() - self.y.float()) / self.sigmas[self.index]
-        velocity = velocity.to(sample.dtype)
-        computed = sample[:, : active.numel()]
-        if self.batch > 1:  # the images share the queries, not the active set
-            keep = self.spot.rows.index_select(1, active)[..., None]
-            computed = torch.where(keep, computed, velocity.index_select(1, active))
-        velocity.index_copy_(1, active, computed)
+    def _blend(self, branch: Branch) -> None:
+        spot, weight = self.spot, self.weights[self.index]
+        changed = weight != branch.weight
+        stale = spot.reused if changed else spot.dropped[..., : None if weight != 1.0 else 0]
+        branch.weight = weight
+        for layer in branch.layers.values():
+            blend(layer, branch.place, spot.dropped, stale, weight, self.config.impl)
+
+    def _tell_layers(self, mode: str, branch: Branch, kwargs: Arguments) -> None:
+        self.forward.mode, self.forward.prompt = mode, branch.place.prompt
+        self.forward.rope = branch.rope
+        mask = self.spec.prompt_mask(kwargs)
+        if mask is not None:
+            image = mask.new_ones(len(mask), branch.place.sequence - branch.place.prompt)
+            mask = torch.cat([mask, image], dim=1)
+        self.forward.key_mask = mask
+        for name, layer in self.layers.items():
+            layer.cache = branch.layers[name]
+
+    def _new_branch(self, place: Place, kwargs: Arguments) -> Branch:
+        hidden, transformer = kwargs["hidden_states"], self.pipe.transformer
+        dtype, device = hidden.dtype, hidden.device
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        like = hidden.new_empty(0, dtype=dtype)
+        mixed = any(weight != 1.0 for weight in self.weights)
+        branch = Branch(place, self.spec.rotary(transformer, kwargs))
+        heads = self.spec.heads(transformer)
+        for name in self.layers:
+            branch.layers[name] = allocate(len(hidden), place, heads, mixed, like)
+        self.branches[self.branch] = branch
+        return branch
+
+    def _widen(self, output: Any, hidden: Tensor, computed: Tensor) -> Any:
+        """The output with, in reused tokens, the velocity whose clean estimate is the source."""
+        latents = hidden[:, : self.noise].float()
+        velocity = (latents - self.y.float()) / self.sigmas[self.index]
+        velocity = velocity.to(computed.dtype)
+        scatter_rows(self.spot.active, (velocity, computed))
         if isinstance(output, tuple):
             return (velocity, *output[1:])
         output.sample = velocity
         return output
-
-    def layer_cache(self, layer: str, k: Tensor) -> LayerCache:
-        """Buffers of a layer in the running branch, made at its first captured forward."""
-        cache = self.caches.get((self.branch, layer))
-        if cache is None:
-            blend = any(w != 1.0 for w in self.weights)
-            cache = self.caches[self.branch, layer] = LayerCache.like(k, self.noise, blend)
-        return cache
 
     # -- the scheduler
 
@@ -160,10 +240,7 @@ class Session:
     ) -> Any:
         """In place of `scheduler.step`: judges, and at the end puts the source in reused tokens."""
         result = step(output, timestep, sample, *args, **kwargs)
-        active: int | Tensor = self.noise
-        if self.kind() == "spot":
-            spot = self.spot
-            active = spot.active.numel() if self.batch == 1 else spot.rows.sum(dim=1)
+        active = self.spot.rows.sum(dim=1) if self.kind() == "spot" else self.noise
         if self.kind(1) == "spot":
             self._select(output, sample)
         elif self.kind() == "spot" and self.kind(1) is None:
@@ -174,20 +251,13 @@ class Session:
         return result
 
     def _select(self, output: Tensor, sample: Tensor) -> None:
-        """Find the tokens of the next step, and how much of their rows has to be blended."""
+        """Find the tokens of the next step."""
         after_full = self.kind() == "full"
         if after_full or self.index - self._judged == self.judge_every:
             x0 = sample.float() - self.sigmas[self.index] * output.float()
-            spot = self._judge(x0, None if after_full else self.spot)
+            self._spot = self._judge(x0, None if after_full else self.spot)
         else:
-            spot = unchanged(self.spot)
-        # a full step leaves every row as computed: weight 1
-        held, self.weight = 1.0 if after_full else self.weight, self.weights[self.index + 1]
-        if self.weight != held:
-            self.stale = spot.reused
-        else:
-            self.stale = spot.dropped if self.weight != 1.0 else spot.dropped[:0]
-        self._spot = spot
+            self._spot = unchanged(self.spot)
 
     def _judge(self, x0: Tensor, previous: Selection | None) -> Selection:
         self._judged = self.index
@@ -234,19 +304,20 @@ class Session:
         scheduler, hidden = self.pipe.scheduler, arguments["hidden_states"]
         first = scheduler.begin_index or 0
         steps = len(scheduler.timesteps) - first
-        layout = self.spec.layout(arguments)
+        grids = self.spec.grids(arguments)
         self.sigmas = scheduler.sigmas[first : first + steps].tolist()
-        self.grid, self.batch = layout.grid, hidden.shape[0]
+        self.grid, self.batch = grids[0], hidden.shape[0]
         self.noise = self.grid[0] * self.grid[1]
         self.begun = True
         config = self.config
         kinds = plan(steps, config.initial_steps, config.reset_steps, config.reset_every)
-        if layout.reference is None:
-            self.reason = layout.reason
-        elif "spot" not in kinds:
+        start, self.reason = reference_start(grids, config.reference, self.spec.followed)
+        if start is not None and "spot" not in kinds:
             self.reason = f"too few steps: of {steps}, all are initial steps or resets"
-        else:
-            self.reference = layout.reference
+        elif start is not None:
+            self.reference = start
+            few = hidden.is_cuda or compiled(self.pipe.transformer)
+            self.pad_to = PAD_TO if few else 1
             self.y = hidden[:, self.reference : self.reference + self.noise].clone()
             self.weights = weights(config.fusion, self.sigmas)
             self.allowed = self._allowed(hidden.device)
@@ -261,7 +332,9 @@ class Session:
         dilation = spec.dilation if config.dilation is None else config.dilation
         mode: Mode = "intersect" if self.mask is None else self.mask.mode
         threshold = None if self.threshold == "auto" else self.threshold
-        return SpotSelector(judge, threshold, dilation, self.grid, self.allowed, mode, config.impl)
+        return SpotSelector(
+            judge, threshold, dilation, self.grid, self.allowed, mode, config.impl, self.pad_to
+        )
 
     def _allowed(self, device: torch.device) -> Tensor | None:
         if self.mask is None:
@@ -282,7 +355,7 @@ class Session:
             region=None if self._spot is None else self._spot.rows,
             scores=None if self._selector is None else self._selector.scores,
             batch=self.batch,
-            cache_bytes=self.caches.nbytes,
+            cache_bytes=sum(c.nbytes for b in self.branches.values() for c in b.layers.values()),
             reason=self.reason,
             threshold=self.threshold,
             judge=self.config.judge,

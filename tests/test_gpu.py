@@ -53,13 +53,13 @@ def test_bfloat16_adds_no_more_error_than_it_does_to_the_stock_pipeline():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_reused_tokens_end_exactly_at_the_source(dtype, monkeypatch):
     seen = []
-    forward = Session.before_forward
+    run = Session.run
 
-    def before(session, module, args, kwargs):
+    def watched(session, forward, kwargs):
         seen.append(kwargs["hidden_states"][:, 48:].float().cpu())
-        return forward(session, module, args, kwargs)
+        return run(session, forward, kwargs)
 
-    monkeypatch.setattr(Session, "before_forward", before)
+    monkeypatch.setattr(Session, "run", watched)
     latents, report = edit(dtype=dtype)
     reused = torch.from_numpy(~report.region.ravel())
     assert reused.sum() == 42

@@ -135,7 +135,7 @@ def test_a_whole_edit_equals_the_naive_one(pipe, shrinking_judge, fusion, extra)
     )
 
     def watch(pipe, step, timestep, tensors):
-        session = next(iter(pipe.transformer.attn_processors.values())).session
+        session = vars(pipe.transformer)["_spotedit_session"]
         actives.append(None if session._spot is None else session.spot.rows[0].clone())
         return {}
 

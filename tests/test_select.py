@@ -41,12 +41,16 @@ def test_the_lists_of_a_selection():
         assert index.dtype == torch.int64
 
 
-def test_a_batch_shares_its_lists_and_keeps_its_rows():
+def test_every_image_of_a_batch_has_lists_of_its_own():
     first = select(torch.cat([tokens(1, 2), tokens(4, 9)]))
     second = select(torch.cat([tokens(1, 4), tokens(4)]), first)
     assert torch.equal(second.rows, torch.cat([tokens(1), tokens(4)]))
-    assert second.active.tolist() == [1, 4]
-    assert second.dropped.tolist() == [2, 9]
+    assert second.active.tolist() == [[1], [4]]
+    assert second.dropped.tolist() == [[2], [9]]
+    assert second.reused.tolist() == [[i for i in range(15) if i != own] for own in (1, 4)]
+    padded = select(torch.cat([tokens(1, 2, 9), tokens()]), pad_to=4)
+    assert padded.active.tolist() == [[1, 2, 9, -1], [-1] * 4]
+    assert padded.reused[0].tolist()[-4:] == [14, -1, -1, -1]
 
 
 @pytest.mark.parametrize("count", [0, 15])
@@ -73,8 +77,9 @@ def test_a_mask_that_replaces_needs_no_judge():
     mask = torch.cat([tokens(6, 7), tokens(8)])
     selection = select(mask=mask, mode="replace", dilation=1)
     assert torch.equal(selection.rows, mask)
-    assert selection.active.tolist() == [6, 7, 8]
-    assert select(mask=mask, mode="replace", x0=torch.ones(2, 15, 4).half()).active.numel() == 3
+    assert selection.active.tolist() == [[6, 7], [8, -1]]
+    half = select(mask=mask, mode="replace", x0=torch.ones(2, 15, 4).half())
+    assert torch.equal(half.active, selection.active)
 
 
 def test_without_a_threshold_the_scores_are_cut_where_they_separate():

@@ -1,7 +1,7 @@
 """FLUX.1-Kontext."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,35 +9,27 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from .spec import Grid, Layout, Projection, Spec, register
+from .spec import Arguments, Grid, Projection, Spec, register
 
 
-def layout(arguments: Mapping[str, Any]) -> Layout:
-    """Noise tokens have 0 on the first axis of `img_ids`, the condition's 1."""
+def grids(arguments: Arguments) -> list[Grid]:
+    """The first axis of `img_ids` numbers the pictures; the noise comes first."""
     ids = arguments["img_ids"]
     ids = (ids[0] if ids.ndim == 3 else ids).cpu().long()  # [N + C, 3]
-    noise, condition = ids[ids[:, 0] == 0, 1:], ids[ids[:, 0] == 1, 1:]
-    rows, cols = (noise.amax(dim=0) + 1).tolist()
-    if condition.numel() == 0:
-        return Layout((rows, cols), None, "the call has no condition image")
-    if not torch.equal(noise, condition):
-        height, width = (condition.amax(dim=0) + 1).tolist()
-        return Layout(
-            (rows, cols),
-            None,
-            f"the output's token grid, {rows} x {cols}, differs from the condition image's, "
-            f"{height} x {width}; leave height and width to match_size",
-        )
-    return Layout((rows, cols), rows * cols)
+    _, counts = ids[:, 0].unique_consecutive(return_counts=True)
+    sizes = [part.amax(dim=0) - part.amin(dim=0) + 1 for part in ids[:, 1:3].split(counts.tolist())]
+    return [(int(rows), int(cols)) for rows, cols in sizes]
 
 
-def gather(arguments: Mapping[str, Any], index: Tensor) -> dict[str, Any]:
+def rotary(transformer: Any, arguments: Arguments) -> tuple[Tensor, Tensor]:
+    ids = (arguments["txt_ids"], arguments["img_ids"])
+    cos, sin = transformer.pos_embed(torch.cat([i[0] if i.ndim == 3 else i for i in ids]))
+    return cos, sin
+
+
+def narrow(arguments: Arguments, index: Tensor) -> dict[str, Any]:
     ids = arguments["img_ids"]
-    return {
-        **arguments,
-        "hidden_states": arguments["hidden_states"].index_select(1, index),
-        "img_ids": ids.index_select(ids.ndim - 2, index),
-    }
+    return {"img_ids": ids.narrow(ids.ndim - 2, 0, index.shape[-1])}
 
 
 def project(attn: Any, hidden: Tensor, prompt: Tensor | None) -> Projection:
@@ -62,7 +54,9 @@ def project(attn: Any, hidden: Tensor, prompt: Tensor | None) -> Projection:
     return Projection(q, k, v, norms)
 
 
-def output(attn: Any, heads: Tensor, prompt: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
+def output(
+    attn: Any, heads: Tensor, prompt: Tensor | None, projection: Projection
+) -> Tensor | tuple[Tensor, Tensor]:
     hidden = heads.flatten(2, 3)
     if prompt is None:
         return hidden
@@ -107,7 +101,7 @@ def features(pipe: Any, y: Tensor, grid: Grid) -> Callable[[Tensor], list[Tensor
     return lambda tokens: prefix(unpack(pipe, tokens, grid).to(dtype))
 
 
-def matched_size(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def matched_size(pipe: Any, arguments: Arguments) -> dict[str, Any]:
     """The size that the pipeline will give the condition image, as output size.
 
     `max_area` goes with it: the pipeline rescales height and width to that area.
@@ -133,7 +127,7 @@ def matched_size(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {"height": height, "width": width, "max_area": height * width}
 
 
-def source_size(arguments: Mapping[str, Any]) -> Grid | None:
+def source_size(arguments: Arguments) -> Grid | None:
     image = arguments.get("image")
     if isinstance(image, list | tuple):
         image = image[0]
@@ -148,8 +142,9 @@ def source_size(arguments: Mapping[str, Any]) -> Grid | None:
 
 KONTEXT = Spec(
     pipelines=("FluxKontextPipeline",),
-    layout=layout,
-    gather=gather,
+    grids=grids,
+    rotary=rotary,
+    narrow=narrow,
     project=project,
     output=output,
     features=features,

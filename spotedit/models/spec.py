@@ -1,60 +1,66 @@
 """What the wrapper has to know about a model family, and the registry of the families known."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 Grid = tuple[int, int]
-
-
-class Layout(NamedTuple):
-    """Where things are among the image tokens of one call.
-
-    Attributes:
-        grid: noise tokens (rows, cols); they are the first rows * cols image tokens.
-        reference: first image token of the condition segment whose grid equals `grid`, or None.
-        reason: why `reference` is None, for the report.
-    """
-
-    grid: Grid
-    reference: int | None
-    reason: str | None = None
+Arguments = Mapping[str, Any]  # keyword arguments, of the transformer or of the pipeline
 
 
 class Projection(NamedTuple):
     """Queries, keys and values [B, M, H, D] before normalisation, prompt rows first.
 
     `norms` are the arguments of `qk_norm_rope` for the RMS norms: `q_weight`, `k_weight`,
-    `text_q_weight`, `text_k_weight` ([D] or None) and `eps`.
+    `text_q_weight`, `text_k_weight` ([D] or None) and `eps`. `rest` is handed to `Spec.output`.
     """
 
     q: Tensor
     k: Tensor
     v: Tensor
     norms: Mapping[str, Any]
+    rest: Any = None
+
+
+def heads(transformer: Any) -> tuple[int, int]:
+    """Number of attention heads and head dim, from the model's configuration."""
+    return transformer.config.num_attention_heads, transformer.config.attention_head_dim
 
 
 @dataclass(frozen=True)
 class Spec:
     """A model family: data and a few functions.
 
+    The image tokens are [noise, condition 1, condition 2, ...] and the joint sequence is
+    [prompt, image tokens]. B is the batch, M the rows that a step computes, P, N, S the numbers of
+    prompt, noise and all rows.
+
     Attributes:
         pipelines: class names of the pipelines it serves; subclasses are served too.
-        layout: transformer's keyword arguments -> `Layout`.
-        gather: (transformer's keyword arguments, image-token index [A]) -> those arguments with
-            only the indexed image tokens.
+        grids: transformer's keyword arguments -> token grids (rows, cols) of the noise and of
+            every condition image, in the tokens' order.
+        rotary: (transformer, its keyword arguments) -> cos, sin fp32 [S, D] of the joint sequence.
+        narrow: (transformer's keyword arguments, image-token index [M] or [B, M], padded with -1)
+            -> those that have a row for every image token, with M of them; not `hidden_states`.
+            Positions do not matter: the attention takes those of `rotary`.
         project: (attention module, hidden states, prompt's hidden states or None) -> `Projection`.
-        output: (attention module, heads' output [B, M, H, D], prompt's hidden states or None) ->
-            what the stock attention processor returns.
+        output: (attention module, heads' output [B, M, H, D], prompt's hidden states or None,
+            projection) -> what the stock attention processor returns.
         features: (pipeline, condition tokens y [B, N, C], grid) -> a function of tokens [B, N, C]
             that returns the feature maps [B, C_l, h_l, w_l] of the VAE decoder's first layers. It
             has layers of its own on y's device: the pipeline's VAE may be offloaded.
         matched_size: (pipeline, call's arguments with defaults) -> arguments that give the output
-            the condition image's grid; empty where there is no image.
+            the condition image's grid; empty where there is no image, or no choice.
         source_size: call's arguments -> (height, width) of the source picture, or None.
         token_pixels: pipeline -> side of a token in output pixels.
+        prompt_mask: transformer's keyword arguments -> bool [B, P], True = attend, or None.
+        narrow_block: (keyword arguments of a block of `transformer_blocks`, image-token index) ->
+            narrowed ones, where the model makes some from the whole sequence; None: it does not.
+        heads: transformer -> (heads, head dim).
+        followed: which condition image gives the output its size, 0 or -1 (the last).
         thresholds: judge -> default threshold.
         dilation: default dilation in tokens.
         judge_every: default number of spot steps from one judgement to the next.
@@ -62,20 +68,62 @@ class Spec:
     """
 
     pipelines: tuple[str, ...]
-    layout: Callable[[Mapping[str, Any]], Layout]
-    gather: Callable[[Mapping[str, Any], Tensor], dict[str, Any]]
+    grids: Callable[[Arguments], Sequence[Grid]]
+    rotary: Callable[[Any, Arguments], tuple[Tensor, Tensor]]
+    narrow: Callable[[Arguments, Tensor], dict[str, Any]]
     project: Callable[[nn.Module, Tensor, Tensor | None], Projection]
-    output: Callable[[nn.Module, Tensor, Tensor | None], Tensor | tuple[Tensor, Tensor]]
+    output: Callable[[nn.Module, Tensor, Tensor | None, Projection], Tensor | tuple[Tensor, Tensor]]
     features: Callable[[Any, Tensor, Grid], Callable[[Tensor], list[Tensor]]]
-    matched_size: Callable[[Any, Mapping[str, Any]], dict[str, Any]]
-    source_size: Callable[[Mapping[str, Any]], Grid | None]
+    matched_size: Callable[[Any, Arguments], dict[str, Any]]
+    source_size: Callable[[Arguments], Grid | None]
     token_pixels: Callable[[Any], int]
+    prompt_mask: Callable[[Arguments], Tensor | None] = lambda arguments: None
+    narrow_block: Callable[[Arguments, Tensor], dict[str, Any]] | None = None
+    heads: Callable[[Any], tuple[int, int]] = heads
+    followed: int = 0
     thresholds: Mapping[str, float] = field(
         default_factory=lambda: {"perceptual": 0.2, "cosine": 0.05, "l2": 0.1}
     )
     dilation: int = 0
     judge_every: int = 1
     interleaved: bool = True
+
+
+def reference_start(
+    grids: Sequence[Grid], choice: int | str, followed: int
+) -> tuple[int | None, str | None]:
+    """The image token at which the source begins, or None and the reason.
+
+    Args:
+        grids: of the noise and of every condition image.
+        choice: which condition image is the source, or `"auto"`: of those whose grid is the
+            noise's, the first or last.
+        followed: 0 or -1: the first or last.
+
+    Raises:
+        ValueError: there is no condition image of that number.
+    """
+    noise, *conditions = grids
+    if not conditions:
+        return None, "the call has no condition image"
+    equal = [i for i, grid in enumerate(conditions) if grid == noise]
+    if choice == "auto":
+        index = (equal or range(len(conditions)))[followed]
+    else:
+        index = int(choice)
+        if index >= len(conditions):
+            raise ValueError(
+                f"SpotEditConfig.reference is {choice}; expected less than the {len(conditions)} "
+                "condition images of the call, or 'auto'"
+            )
+    if conditions[index] != noise:
+        rows, cols = conditions[index]
+        return None, (
+            f"the output's token grid, {noise[0]} x {noise[1]}, differs from the condition "
+            f"image's, {rows} x {cols}; leave height and width to match_size"
+        )
+    starts = list(accumulate(rows * cols for rows, cols in grids))
+    return starts[index], None
 
 
 _REGISTRY: dict[str, Spec] = {}

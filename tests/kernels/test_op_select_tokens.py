@@ -75,12 +75,13 @@ def check(scores, grid, pad_to=1, impl="reference", **settings):
     want = exact(scores, grid, **settings)
     assert active.dtype == torch.bool
     assert active.tolist() == want
-    tokens = [i for i in range(n) if any(image[i] for image in want)]
     length = math.ceil(n / pad_to) * pad_to
     assert index.dtype == count.dtype == torch.int32
-    assert index.tolist() == tokens + [-1] * (length - len(tokens))
-    assert count.shape == ()
-    assert count.item() == len(tokens)
+    assert index.shape == (len(want), length)
+    for image, row, real in zip(want, index.tolist(), count.tolist(), strict=True):
+        tokens = [i for i in range(n) if image[i]]
+        assert row == tokens + [-1] * (length - len(tokens))
+        assert real == len(tokens)
     return active
 
 

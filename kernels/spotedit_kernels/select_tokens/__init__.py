@@ -62,8 +62,8 @@ def select_tokens(
         impl: "auto", "triton" or "reference"; an explicit one never falls back.
 
     Returns:
-        ``active``, bool ``[B, N]``; ``index``, int32 ``[P]``: the tokens active in any image,
-        ascending, then -1; ``count``, int32 0-d on the device: how many of them are real.
+        ``active``, bool ``[B, N]``; ``index``, int32 ``[B, P]``: each image's active tokens,
+        ascending, then -1; ``count``, int32 ``[B]`` on the device: how many of them are real.
 
     Raises:
         TypeError: a dtype or the type of a number is not of those listed.

@@ -94,17 +94,16 @@ def _mark(
     tl.store(p_active + batch * n + token, active, mask=m_token)
 
 
-@triton.jit(do_not_specialize=["batches", "n", "length"])
-def _list(p_active, p_index, p_count, batches, n, length, BLOCK: tl.constexpr):
-    """One program: the tokens active in any of [B, N], ascending, then -1 up to `length`."""
+@triton.jit(do_not_specialize=["n", "length"])
+def _list(p_active, p_index, p_count, n, length, BLOCK: tl.constexpr):
+    """One program an image: its active tokens, ascending, then -1 up to `length`."""
+    batch = tl.program_id(0).to(tl.int64)
+    p_active += batch * n
+    p_index += batch * length
     count = 0
     for i in range(0, tl.cdiv(n, BLOCK)):
         token = i * BLOCK + tl.arange(0, BLOCK)
-        found = tl.zeros([BLOCK], dtype=tl.int32)
-        p_row = p_active
-        for _ in range(0, batches):
-            found |= tl.load(p_row + token, mask=token < n, other=0).to(tl.int32)
-            p_row += n
+        found = tl.load(p_active + token, mask=token < n, other=0).to(tl.int32)
         place = count + tl.cumsum(found, 0) - 1
         tl.store(p_index + place, token, mask=found > 0)
         count += tl.sum(found, 0)
@@ -112,7 +111,7 @@ def _list(p_active, p_index, p_count, batches, n, length, BLOCK: tl.constexpr):
         place = i * BLOCK + tl.arange(0, BLOCK)
         padding = tl.full([BLOCK], -1, dtype=tl.int32)
         tl.store(p_index + place, padding, mask=(place >= count) & (place < length))
-    tl.store(p_count, count)
+    tl.store(p_count + batch, count)
 
 
 @triton_op("spotedit::select_tokens", mutates_args=())
@@ -144,10 +143,10 @@ def _op(
         AUTO=cut is not None, RULE=rule, PREVIOUS=previous is not None,
         BLOCK=MARK_BLOCK, num_warps=MARK_WARPS,
     )  # fmt: skip
-    index = scores.new_empty(length, dtype=torch.int32)
-    count = scores.new_empty((), dtype=torch.int32)
-    wrap_triton(_list)[(1,)](
-        active, index, count, batch, n, length, BLOCK=LIST_BLOCK, num_warps=LIST_WARPS
+    index = scores.new_empty(batch, length, dtype=torch.int32)
+    count = scores.new_empty(batch, dtype=torch.int32)
+    wrap_triton(_list)[(batch,)](
+        active, index, count, n, length, BLOCK=LIST_BLOCK, num_warps=LIST_WARPS
     )
     return active, index, count
 

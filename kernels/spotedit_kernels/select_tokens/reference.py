@@ -32,7 +32,7 @@ def select_tokens(
         active = _dilate(active, grid, dilation)
         if mask is not None:
             active = active | mask if rule == "union" else active & mask
-    return active, *_compact(active.any(dim=0), pad_to)
+    return active, *_compact(active, pad_to)
 
 
 def two_means_cut(scores: Tensor) -> Tensor:
@@ -72,11 +72,11 @@ def _dilate(active: Tensor, grid: tuple[int, int], tokens: int) -> Tensor:
     return image.flatten(1) > 0
 
 
-def _compact(union: Tensor, pad_to: int) -> tuple[Tensor, Tensor]:
-    """The index of the True entries of `union` ``[N]``, padded with -1, and their number."""
-    n = union.shape[0]
+def _compact(active: Tensor, pad_to: int) -> tuple[Tensor, Tensor]:
+    """The index of the True entries of each row of `active` ``[B, N]``, padded, and their number."""
+    batch, n = active.shape
     length = -(-n // pad_to) * pad_to
-    place = torch.where(union, union.cumsum(0) - 1, length)  # the last slot takes the others
-    index = torch.full((length + 1,), -1, dtype=torch.int32, device=union.device)
-    index.scatter_(0, place, torch.arange(n, dtype=torch.int32, device=union.device))
-    return index[:length], union.sum(dtype=torch.int32)
+    place = torch.where(active, active.cumsum(1) - 1, length)  # the last slot takes the others
+    tokens = torch.arange(n, dtype=torch.int32, device=active.device).expand(batch, n)
+    index = tokens.new_full((batch, length + 1), -1).scatter_(1, place, tokens)
+    return index[:, :length], active.sum(dim=1, dtype=torch.int32)
