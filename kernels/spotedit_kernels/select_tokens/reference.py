@@ -73,7 +73,7 @@ def _dilate(active: Tensor, grid: tuple[int, int], tokens: int) -> Tensor:
 
 
 def _compact(active: Tensor, pad_to: int) -> tuple[Tensor, Tensor]:
-    """The index of the True entries of each row of `active` ``[B, N]``, padded, and their number."""
+    """Index of the True entries of each row of `active` ``[B, N]``, padded, and their number."""
     batch, n = active.shape
     length = -(-n // pad_to) * pad_to
     place = torch.where(active, active.cumsum(1) - 1, length)  # the last slot takes the others
