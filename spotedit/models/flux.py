@@ -29,7 +29,7 @@ def rotary(transformer: Any, arguments: Arguments) -> tuple[Tensor, Tensor]:
 
 def narrow(arguments: Arguments, index: Tensor) -> dict[str, Any]:
     ids = arguments["img_ids"]
-    return {"img_ids": ids.narrow(ids.ndim - 2, 0, index.shape[-1])}
+    return {"img_ids": ids.new_zeros(*ids.shape[:-2], index.shape[-1], ids.shape[-1])}
 
 
 def project(attn: Any, hidden: Tensor, prompt: Tensor | None) -> Projection:
