@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# GPU tests and every benchmark on a CUDA machine, in at most ten minutes: bench/gpu.sh
+# GPU tests and every benchmark on a CUDA machine, in at most 13 minutes: bench/gpu.sh
 #
 # Settings, from the environment (folders relative to the repository):
 #   OUT      folder for the rows, and for each part's output in logs/ (default: bench/results/gpu)
@@ -45,6 +45,7 @@ part ops 90 "${bench[@]}" bench.ops "${cuda[@]}"
 part speed 120 "${bench[@]}" bench.speed "${cuda[@]}" --dtype bfloat16 --sizes 128 256 512
 part editor 100 "${bench[@]}" bench.editor "${cuda[@]}" --scenes 8 --work "$OUT/logs"
 part convergence 60 "${bench[@]}" bench.convergence "${cuda[@]}" --scenes 8
+part pipeline 220 "${bench[@]}" bench.pipeline "${cuda[@]}"
 
 if ((${#failed[@]})); then
     printf 'FAILED: %s\n' "${failed[@]}"

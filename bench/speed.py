@@ -46,6 +46,7 @@ class Samples:
     noise: int = 0  # tokens, as `active` (in a spot step) and `sequence` (all, with the prompt)
     active: int = 0
     sequence: int = 0
+    cache_bytes: int = 0
 
 
 def rectangle(grid: tuple[int, int], ratio: float) -> np.ndarray:
@@ -65,14 +66,15 @@ def measure(
     mask = rectangle((size // token, size // token), ratio)
     samples = {mode: Samples() for mode in MODES}
     for mode in MODES:
-        _edit(pipe, call(size, _WARM_UP_STEPS), mode, mask, Samples())
+        edit(pipe, call(size, _WARM_UP_STEPS), mode, mask, Samples())
     runs = [(count, mode) for count in steps for mode in alternate(MODES, repeats)]
     for count, mode in tqdm(runs, desc=f"{size} px, r = {ratio:.0%}", unit="edit"):
-        _edit(pipe, call(size, count), mode, mask, samples[mode])
+        edit(pipe, call(size, count), mode, mask, samples[mode])
     return samples
 
 
-def _edit(pipe: Any, given: dict[str, Any], mode: str, mask: np.ndarray, into: Samples) -> None:
+def edit(pipe: Any, given: dict[str, Any], mode: str, mask: np.ndarray, into: Samples) -> None:
+    """Run the pipeline once in one of the `MODES`, and add its times to `into`."""
     handle = None
     if mode != "dense":
         handle = spotedit.enable(pipe, threshold=0.0)
@@ -88,6 +90,7 @@ def _edit(pipe: Any, given: dict[str, Any], mode: str, mask: np.ndarray, into: S
         kinds = [step["kind"] for step in handle.report.steps]
         spots = [step for step in handle.report.steps if step["kind"] == "spot"]
         into.active, into.noise = spots[0]["active"], spots[0]["total"]
+        into.cache_bytes = handle.report.cache_bytes
         handle.disable()
     into.sequence = watch.sequence
     for kind, taken in zip(kinds, forwards, strict=True):

@@ -1,5 +1,6 @@
 """The benches' arithmetic on known arrays, and their commands on a random pipeline."""
 
+import itertools
 import json
 
 import numpy as np
@@ -7,8 +8,23 @@ import pytest
 import torch
 from conftest import call_arguments, random_kontext
 
-from bench import convergence, editor, edits, environment, metrics, rows, speed, timing
+import spotedit
+from bench import (
+    convergence,
+    editor,
+    edits,
+    environment,
+    kontext,
+    metrics,
+    pipeline,
+    rows,
+    speed,
+    timing,
+    unfused,
+)
 from spotedit import quality
+from spotedit.processor import SpotProcessor
+from spotedit.select import JUDGES
 
 GRID = (4, 5)
 SIZE = {"height": 48, "width": 64, "max_area": 48 * 64}
@@ -167,3 +183,109 @@ def test_convergence_command(random_editor, tmp_path):
     convergence.main([*command, "--figure", str(figure), "--out", str(tmp_path)])
     assert figure.stat().st_size > 10_000
     assert "AUC of the score, first judgement" in names(tmp_path, "convergence")
+
+
+@pytest.mark.parametrize("fusion", ["cosine", lambda sigma: 1.0])
+def test_the_unfused_baseline_equals_the_spot_path(monkeypatch, fusion):
+    """With an active set that shrinks, and resets."""
+    order = torch.randperm(48, generator=torch.Generator().manual_seed(5))
+
+    def judge(y, grid, features, impl):
+        counts = itertools.cycle([30, 20, 20, 7])
+        return lambda x0: (order < next(counts)).float()[None]
+
+    monkeypatch.setitem(JUDGES, "l2", judge)
+    pipe = random_kontext()
+    spotedit.enable(pipe, judge="l2", threshold=0.5, fusion=fusion, initial_steps=2)
+    ours = pipe(**call_arguments())
+    calls = []
+    forward = unfused.UnfusedProcessor._joint
+    monkeypatch.setattr(
+        unfused.UnfusedProcessor, "_joint", lambda *args: calls.append(0) or forward(*args)
+    )
+    with unfused.unfused():
+        theirs = pipe(**call_arguments())
+    assert len(calls) == 4 * 4 * 2  # spot steps, layers, keys and values
+    assert ((theirs.images - ours.images).norm() / ours.images.norm()) <= 1e-4
+
+
+PIPELINE = ["--size", "tiny", "--device", "cpu", "--dtype", "float32", "--backend", "eager"]
+PIPELINE += ["--layers", "1", "1", "--steps", "4", "--ratio", "0.25", "1", "--judge", "0.25"]
+
+
+def test_pipeline_command(tmp_path):
+    pipeline.main([*PIPELINE, "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "pipeline.json").read_text())["rows"]
+    seen = {(row["name"], row["parameters"]["mode"]) for row in found}
+    for mode in pipeline.KINDS:
+        assert ("whole edit", mode) in seen
+    for mode, baselines in pipeline.BASELINES.items():
+        assert {("share of S/M", mode), ("cache", mode)} <= seen
+        ratios = [row["parameters"] for row in found if row["name"] == "step, baseline / this"]
+        assert {at["baseline"] for at in ratios if at["mode"] == mode} == set(baselines)
+    assert ("one judgement", "spot + judge") in seen
+
+
+def test_the_compiled_twin_shares_the_weights():
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    shape = kontext.SHAPES["tiny"]
+    pipe = kontext.build(shape, "cpu", torch.float32)
+    twin = kontext.compiled(pipe, backend)
+    pairs = zip(pipe.transformer.parameters(), twin.transformer.parameters(), strict=True)
+    assert all(a.data_ptr() == b.data_ptr() for a, b in pairs)
+    stock, compiled = (
+        p(**kontext.arguments(shape, "cpu", torch.float32, 2), output_type="latent").images
+        for p in (pipe, twin)
+    )
+    assert 2 <= len(graphs) < 4  # two kinds of blocks, two of each
+    assert torch.allclose(compiled, stock, atol=1e-5)
+
+
+def test_pipeline_prints_no_speed_where_the_edits_are_wrong(tmp_path, monkeypatch):
+    joint = unfused.UnfusedProcessor._joint
+    monkeypatch.setattr(
+        unfused.UnfusedProcessor, "_joint", lambda *args: joint(*args).roll(1, dims=1)
+    )
+    monkeypatch.setattr(pipeline, "run", None)
+    with pytest.raises(SystemExit, match="unfused"):
+        pipeline.main([*PIPELINE, "--out", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_pipeline_goes_on_without_the_modes_that_fail(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(pipeline.identity, "check", lambda *args: None)
+    monkeypatch.setattr(SpotProcessor, "__call__", fail)
+    with pytest.raises(SystemExit, match=r"^spot, r = 25%: RuntimeError\('no such kernel'\)"):
+        pipeline.main([*PIPELINE, "--out", str(tmp_path)])
+    found = names(tmp_path, "pipeline")
+    assert found.count("whole edit") == 3  # dense eager and compiled, unfused
+    assert found.count("whole edit, baseline / this") == 2
+
+
+def test_pipeline_targets_are_those_of_the_compiled_baseline():
+    def taken(kind, seconds):
+        return pipeline.Measured(
+            edits={28: [28 * seconds]}, forwards={kind: [seconds]}, judgements=[0.0],
+            noise=4096, active=819, sequence=8704,
+        )  # fmt: skip
+
+    samples = {
+        (pipeline.EAGER, 1.0): taken("dense", 2.0),
+        (pipeline.COMPILED, 1.0): taken("dense", 1.0),
+        (pipeline.JUDGED, 0.2): taken("spot", 0.2),
+    }
+    goals = [row for row in pipeline.report(samples, True) if row.met is not None]
+    assert [(row.name, row.at_least, row.met) for row in goals] == [
+        ("share of S/M", 0.75, True),  # 5 of 6.54
+        ("whole edit, baseline / this", 2.7, True),
+    ]
+    assert all(row.parameters["baseline"] == pipeline.COMPILED for row in goals)
+    assert not any(row.met for row in pipeline.report(samples, False))
