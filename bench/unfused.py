@@ -1,6 +1,7 @@
 """A spot step as it is usually written: PyTorch operations one after the other."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -9,9 +10,36 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
+import spotedit.api
 import spotedit.patch
-from spotedit.cache import LayerCache
-from spotedit.session import Session
+from spotedit.cache import LayerCache, Place
+from spotedit.models.spec import Arguments, Projection, Spec
+from spotedit.processor import Forward
+from spotedit.select import SpotSelector
+from spotedit.session import Branch, Session
+
+
+class UnfusedSession(Session):
+    """Leaves blending and buffers to the processors, and the active set unpadded."""
+
+    def _new_branch(self, place: Place, kwargs: Arguments) -> Branch:
+        branch = Branch(place, self.spec.rotary(self.pipe.transformer, kwargs))
+        none = torch.empty(0)
+        branch.layers = {name: LayerCache(none, none, None) for name in self.layers}
+        self.branches[self.branch] = branch
+        return branch
+
+    def _blend(self, branch: Branch) -> None:
+        """Every layer mixes its rows in `UnfusedProcessor._joint`."""
+
+    def _make_selector(self) -> SpotSelector:
+        self.pad_to = 1
+        return super()._make_selector()
+
+    def _tell_layers(self, mode: str, branch: Branch, kwargs: Arguments) -> None:
+        super()._tell_layers(mode, branch, kwargs)
+        for layer in self.layers.values():
+            layer.session, layer.branch = self, branch  # type: ignore[attr-defined]
 
 
 class UnfusedProcessor:
@@ -21,8 +49,12 @@ class UnfusedProcessor:
     of [prompt, active, reused, condition] tokens, rotates all the keys, and attends.
     """
 
-    def __init__(self, stock: Any, layer: str, session: Session) -> None:
-        self.stock, self.layer, self.session = stock, layer, session
+    cache: LayerCache
+    session: Session
+    branch: Branch
+
+    def __init__(self, stock: Any, spec: Spec, impl: str, forward: Forward) -> None:
+        self.stock, self.spec, self.forward = stock, spec, forward
         self._attention_backend = stock._attention_backend
         self._parallel_config = stock._parallel_config
 
@@ -34,49 +66,47 @@ class UnfusedProcessor:
         attention_mask: Tensor | None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Any:
-        session = self.session
-        if session.mode is None:
+        if self.forward.mode == "stock":
             return self.stock(
                 attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
             )
         q, k, v = _project(attn, hidden_states, encoder_hidden_states)
-        place, tables = (session.branch, self.layer), image_rotary_emb
-        if session.mode == "capture":
-            session.caches[place] = LayerCache(k, v, None)
-            session.rope_ref = image_rotary_emb  # of all tokens, [S, D]
+        queries = keys = self.branch.rope  # of all tokens, [S, D]
+        if self.forward.mode == "capture":
+            self.cache.k, self.cache.v = k, v
         else:
-            cache = session.caches[place]
-            k, v = (self._joint(x, kept) for x, kept in ((k, cache.k), (v, cache.v)))
-            tables = self._tables()
+            queries, keys = self._tables()
+            k, v = (self._joint(x, kept) for x, kept in ((k, self.cache.k), (v, self.cache.v)))
         out = dispatch_attention_fn(
-            apply_rotary_emb(q, image_rotary_emb, sequence_dim=1),
-            apply_rotary_emb(k, tables, sequence_dim=1),
+            apply_rotary_emb(q, queries, sequence_dim=1),
+            apply_rotary_emb(k, keys, sequence_dim=1),
             v,
             backend=self._attention_backend,
             parallel_config=self._parallel_config,
         )
-        return session.spec.output(attn, out, encoder_hidden_states)
+        return self.spec.output(attn, out, encoder_hidden_states, Projection(q, k, v, {}))
 
     def _joint(self, fresh: Tensor, kept: Tensor) -> Tensor:
         """Rows [prompt, active, reused, condition] of keys or values, [B, S, H, D]."""
-        session = self.session
-        kept.index_copy_(1, session.slots, fresh)
-        own = session.prompt + session.spot.reused
-        cached, reference = kept[:, own], kept[:, own + session.reference]
-        reused = session.weight * cached + (1 - session.weight) * reference
-        return torch.cat([fresh, reused, kept[:, session.prompt + session.noise :]], dim=1)
+        session, place = self.session, self.branch.place
+        kept.index_copy_(1, self.forward.slots, fresh)
+        own = place.prompt + session.spot.reused
+        cached, reference = kept[:, own], kept[:, own + place.reference]
+        weight = session.weights[session.index]
+        reused = weight * cached + (1 - weight) * reference
+        return torch.cat([fresh, reused, kept[:, place.rows.stop :]], dim=1)
 
-    def _tables(self) -> list[Tensor]:
-        """cos, sin [S, D] in the order of `_joint`, made by the first layer of a step."""
-        session = self.session
-        step, tables = getattr(session, "unfused_tables", (None, []))
+    def _tables(self) -> tuple[list[Tensor], list[Tensor]]:
+        """cos, sin [M, D] of the rows and [S, D] in the order of `_joint`; once a step."""
+        session, place = self.session, self.branch.place
+        step, *tables = getattr(session, "unfused_tables", (None,))
         if step != session.index:
-            own = session.prompt + session.spot.reused
-            rest = torch.arange(session.prompt + session.noise, session.sequence, device=own.device)
-            order = torch.cat([session.slots, own, rest])
-            tables = [table[order] for table in session.rope_ref]
-            session.unfused_tables = session.index, tables
-        return tables
+            own = place.prompt + session.spot.reused
+            rest = torch.arange(place.rows.stop, place.sequence, device=own.device)
+            orders = self.forward.slots, torch.cat([self.forward.slots, own, rest])
+            tables = [[table[order] for table in self.branch.rope] for order in orders]
+            session.unfused_tables = session.index, *tables
+        return tuple(tables)
 
 
 def _project(attn: Any, hidden: Tensor, prompt: Tensor | None) -> list[Tensor]:
@@ -96,6 +126,11 @@ def _project(attn: Any, hidden: Tensor, prompt: Tensor | None) -> list[Tensor]:
     return [torch.cat(pair, dim=1) for pair in zip(text, rows, strict=True)]
 
 
-def unfused() -> AbstractContextManager:
+@contextmanager
+def unfused() -> Iterator[None]:
     """Enabled pipelines run `UnfusedProcessor` inside the block."""
-    return patch.object(spotedit.patch, "SpotProcessor", UnfusedProcessor)
+    with (
+        patch.object(spotedit.patch, "spot_processor", UnfusedProcessor),
+        patch.object(spotedit.api, "Session", UnfusedSession),
+    ):
+        yield
