@@ -12,7 +12,7 @@ from torch import Tensor
 
 import spotedit.api
 import spotedit.patch
-from spotedit.cache import LayerCache, Place
+from spotedit.cache import LayerCache, Place, Rows
 from spotedit.models.spec import Arguments, Projection, Spec
 from spotedit.processor import Forward
 from spotedit.select import SpotSelector
@@ -25,7 +25,7 @@ class UnfusedSession(Session):
     def _new_branch(self, place: Place, kwargs: Arguments) -> Branch:
         branch = Branch(place, self.spec.rotary(self.pipe.transformer, kwargs))
         none = torch.empty(0)
-        branch.layers = {name: LayerCache(none, none, None) for name in self.layers}
+        branch.layers = {name: LayerCache(Rows(none), Rows(none), None) for name in self.layers}
         self.branches[self.branch] = branch
         return branch
 
@@ -73,10 +73,12 @@ class UnfusedProcessor:
         q, k, v = _project(attn, hidden_states, encoder_hidden_states)
         queries = keys = self.branch.rope  # of all tokens, [S, D]
         if self.forward.mode == "capture":
-            self.cache.k, self.cache.v = k, v
+            self.cache.k, self.cache.v = Rows(k), Rows(v)
         else:
             queries, keys = self._tables()
-            k, v = (self._joint(x, kept) for x, kept in ((k, self.cache.k), (v, self.cache.v)))
+            k, v = (
+                self._joint(x, kept) for x, kept in ((k, self.cache.k.data), (v, self.cache.v.data))
+            )
         out = dispatch_attention_fn(
             apply_rotary_emb(q, queries, sequence_dim=1),
             apply_rotary_emb(k, keys, sequence_dim=1),

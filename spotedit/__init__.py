@@ -15,13 +15,22 @@ if TYPE_CHECKING:
     from . import tiny as tiny
     from .api import Handle, disable, enable, supported_pipelines
     from .config import SpotEditConfig
+    from .estimate import estimate
     from .report import EditReport
 
 __version__ = "0.1.0"
-__all__ = ["EditReport", "Handle", "SpotEditConfig", "disable", "enable", "supported_pipelines"]
+__all__ = [
+    "EditReport",
+    "Handle",
+    "SpotEditConfig",
+    "disable",
+    "enable",
+    "estimate",
+    "supported_pipelines",
+]
 
 # imported when first used, so that `spotedit --help` does not wait for PyTorch
-_HOME = {"EditReport": "report", "SpotEditConfig": "config"}
+_HOME = {"EditReport": "report", "SpotEditConfig": "config", "estimate": "estimate"}
 
 
 def __getattr__(name: str) -> Any:
@@ -29,7 +38,9 @@ def __getattr__(name: str) -> Any:
         return import_module(".tiny", __name__)
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME.get(name, 'api')}", __name__), name)
+    found = getattr(import_module(f".{_HOME.get(name, 'api')}", __name__), name)
+    globals()[name] = found  # a submodule of that name would hide it
+    return found
 
 
 def __dir__() -> list[str]:

@@ -1,8 +1,8 @@
 """Keys and values kept between steps, per guidance branch and layer."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from spotedit_kernels import kv_blend
 from spotedit_kernels.impl import Impl
 from spotedit_kernels.rows import gather_rows, scatter_rows
@@ -10,8 +10,59 @@ from torch import Tensor
 
 
 @dataclass
+class Rows:
+    """Keys or values of the joint sequence or a part of it.
+
+    Attributes:
+        data: [B, S, H, D], in the model's dtype or in int8.
+        scale: fp32 [B, S, H] of int8 data, else None.
+    """
+
+    data: Tensor
+    scale: Tensor | None = None
+
+    def tensors(self) -> list[Tensor]:
+        return [self.data] if self.scale is None else [self.data, self.scale]
+
+    def part(self, rows: slice) -> "Rows":
+        """A view of some rows."""
+        return Rows(self.data[:, rows], None if self.scale is None else self.scale[:, rows])
+
+    def read(self, index: Tensor) -> Tensor:
+        """The indexed rows, [B, M, H, D]; fp32 where they are int8."""
+        data = gather_rows(self.data, index)
+        if self.scale is None:
+            return data
+        return data.float() * gather_rows(self.scale, index)[..., None]
+
+    def write(self, index: Tensor, values: Tensor) -> None:
+        """Overwrite the indexed rows with `values` [B, M, H, D]."""
+        if self.scale is None:
+            scatter_rows(index, (self.data, values))
+        else:
+            data, scale = quantise(values)
+            scatter_rows(index, (self.data, data), (self.scale, scale))
+
+    def fill(self, values: Tensor) -> None:
+        """Overwrite all rows."""
+        new = Rows(values) if self.scale is None else Rows(*quantise(values))
+        self.copy(new)
+
+    def copy(self, other: "Rows") -> None:
+        for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
+            mine.copy_(theirs)
+
+
+def quantise(values: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 [B, S, H, D] and fp32 scales [B, S, H], one for each row and head."""
+    scale = values.abs().amax(dim=-1).float() / 127
+    safe = scale.clamp(min=torch.finfo(torch.float32).tiny)
+    return (values.float() / safe[..., None]).round_().to(torch.int8), scale
+
+
+@dataclass
 class BlendSources:
-    """What SpotFusion mixes, [B, N, H, D] in noise-token order.
+    """What SpotFusion mixes, in noise-token order.
 
     Attributes:
         k, v: each noise token's values at the last step that computed it.
@@ -20,9 +71,9 @@ class BlendSources:
             `LayerCache.v`.
     """
 
-    k: Tensor
-    v: Tensor
-    k_ref: Tensor
+    k: Rows
+    v: Rows
+    k_ref: Rows
 
 
 @dataclass
@@ -30,23 +81,20 @@ class LayerCache:
     """Buffers of one attention layer in one guidance branch; S = prompt + noise + condition tokens.
 
     Attributes:
-        k, v: [B, S, H, D], what attention reads: fresh, blended and condition rows in joint order.
+        k, v: S rows, what attention reads: fresh, blended and condition rows in joint order.
         sources: None where the weight is 1 throughout: then the rows of `k` and `v` that a spot
             step leaves alone are the right ones.
     """
 
-    k: Tensor
-    v: Tensor
+    k: Rows
+    v: Rows
     sources: BlendSources | None
-
-    def tensors(self) -> Iterator[Tensor]:
-        yield from (self.k, self.v)
-        if self.sources is not None:
-            yield from (self.sources.k, self.sources.v, self.sources.k_ref)
 
     @property
     def nbytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in self.tensors())
+        sources = self.sources
+        rows = [self.k, self.v, *((sources.k, sources.v, sources.k_ref) if sources else ())]
+        return sum(tensor.nbytes for part in rows for tensor in part.tensors())
 
 
 @dataclass(frozen=True)
@@ -71,31 +119,42 @@ class Place:
 
 
 def allocate(
-    batch: int, place: Place, heads: tuple[int, int], blend: bool, like: Tensor
+    batch: int, place: Place, heads: tuple[int, int], mixed: bool, int8: bool, like: Tensor
 ) -> LayerCache:
-    """Uninitialised buffers of a layer with `heads` = (number, dim), of the type of `like`."""
+    """Uninitialised buffers of a layer.
 
-    def empty(rows: int) -> Tensor:
-        return like.new_empty(batch, rows, *heads)
+    Args:
+        heads: their number and dim.
+        mixed: whether reused rows are ever blended.
+        int8: keep them in int8.
+        like: gives the device, and the dtype otherwise.
+    """
 
-    k, v = empty(place.sequence), empty(place.sequence)
-    if not blend:
-        return LayerCache(k, v, None)
-    after = place.sequence - place.source.start
-    return LayerCache(k, v, BlendSources(empty(place.noise), empty(place.noise), empty(after)))
+    def empty(rows: int) -> Rows:
+        shape = (batch, rows, *heads)
+        if not int8:
+            return Rows(like.new_empty(shape))
+        scale = like.new_empty(shape[:-1], dtype=torch.float32)
+        return Rows(like.new_empty(shape, dtype=torch.int8), scale)
+
+    cache = LayerCache(empty(place.sequence), empty(place.sequence), None)
+    if mixed:
+        after = place.sequence - place.source.start
+        cache.sources = BlendSources(empty(place.noise), empty(place.noise), empty(after))
+    return cache
 
 
 def keep(cache: LayerCache, place: Place) -> None:
     """After a captured forward: remember the noise tokens' keys and values."""
     if cache.sources is not None:
-        cache.sources.k.copy_(cache.k[:, place.rows])
-        cache.sources.v.copy_(cache.v[:, place.rows])
+        cache.sources.k.copy(cache.k.part(place.rows))
+        cache.sources.v.copy(cache.v.part(place.rows))
 
 
 def blend(
     cache: LayerCache, place: Place, dropped: Tensor, stale: Tensor, weight: float, impl: Impl
 ) -> None:
-    """Before a spot forward: bring the reused rows up to date (`kv_blend`).
+    """Before a spot forward: bring the reused rows up to date.
 
     Args:
         dropped: noise tokens that the step before computed last: their values become the cached
@@ -106,10 +165,25 @@ def blend(
     sources = cache.sources
     if sources is None:
         return
-    k, v = cache.k[:, place.rows], cache.v[:, place.rows]
+    k, v = cache.k.part(place.rows), cache.v.part(place.rows)
     if dropped.numel():
-        pairs = ((sources.k, k), (sources.v, v))
-        scatter_rows(dropped, *((kept, gather_rows(last, dropped)) for kept, last in pairs))
-    if stale.numel():
-        source_k, source_v = sources.k_ref[:, : place.noise], cache.v[:, place.source]
-        kv_blend(k, v, sources.k, sources.v, source_k, source_v, stale, weight=weight, impl=impl)
+        sources.k.write(dropped, k.read(dropped))
+        sources.v.write(dropped, v.read(dropped))
+    if not stale.numel():
+        return
+    k_ref, v_ref = sources.k_ref.part(slice(place.noise)), cache.v.part(place.source)
+    if cache.k.scale is None:
+        kv_blend(
+            k.data,
+            v.data,
+            sources.k.data,
+            sources.v.data,
+            k_ref.data,
+            v_ref.data,
+            stale,
+            weight=weight,
+            impl=impl,
+        )
+    else:
+        for out, kept, reference in ((k, sources.k, k_ref), (v, sources.v, v_ref)):
+            out.write(stale, reference.read(stale).lerp_(kept.read(stale), weight))

@@ -45,6 +45,8 @@ class SpotEditConfig:
             share of the cached value in a reused token's keys and values, 0..1.
         condition_cache: take the condition tokens' keys and values from the last full step. False
             computes them at every step: slower, and exact where all tokens are active.
+        cache_dtype: `"auto"` keeps keys and values in the model's dtype, `"int8"` in about half the
+            bytes of a 16-bit one, with a scale for each token and head.
         reference: which of the call's condition images is the source, 0 or more; `"auto"`: one on
             the output's grid, the one that the pipeline takes the output's size from.
         match_size: where the call names no height and width, edit on the condition image's own
@@ -64,6 +66,7 @@ class SpotEditConfig:
     reset_every: int | None = None
     fusion: Fusion = "cosine"
     condition_cache: bool = True
+    cache_dtype: Literal["auto", "int8"] = "auto"
     reference: int | Literal["auto"] = "auto"
     match_size: bool = True
     impl: Impl = "auto"
@@ -112,6 +115,12 @@ class SpotEditConfig:
             "fusion",
             self.fusion,
             f"one of {sorted(FUSIONS)} or a callable sigma -> weight",
+        )
+        _require(
+            self.cache_dtype in ("auto", "int8"),
+            "cache_dtype",
+            self.cache_dtype,
+            "'auto' or 'int8'",
         )
         _require(
             self.reference == "auto" or _is_int(self.reference, 0),

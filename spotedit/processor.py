@@ -8,6 +8,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from spotedit_kernels import gathered_attention, qk_norm_rope
 from spotedit_kernels.impl import Impl
@@ -26,7 +27,8 @@ class Forward:
         prompt: prompt tokens.
         slots: joint index of each row, int64 [M] or [B, M], -1 = padding; None: all, in order.
         index: image token of each row after the prompt's, as `slots`; of spot forwards.
-        rope: cos, sin fp32 [S, D] of the joint sequence.
+        rope: cos, sin fp32 [S, D] of the joint sequence; with an int8 cache those of the rows,
+            [M, D] or [B, M, D].
         rope_ref: cos, sin [R, D] for `BlendSources.k_ref`; None: it stays as it is.
         key_mask: bool [B, S], True = attend, or None.
     """
@@ -87,18 +89,24 @@ class SpotProcessor:
         forward, cache = self.forward, self.cache
         assert forward.rope is not None
         rows = self.spec.project(attn, hidden, prompt)
+        direct = cache.k.scale is None
+        k = cache.k.data if direct else torch.empty_like(rows.k)
+        v = cache.v.data if direct else torch.empty_like(rows.v)
         cos, sin = forward.rope
         reference: dict[str, Any] = {}
         if cache.sources is not None and forward.rope_ref is not None:
             cos_ref, sin_ref = forward.rope_ref
-            reference = {"k_ref": cache.sources.k_ref, "cos_ref": cos_ref, "sin_ref": sin_ref}
+            k_ref = cache.sources.k_ref.data
+            if not direct:
+                k_ref = torch.empty_like(k_ref, dtype=k.dtype)
+            reference = {"k_ref": k_ref, "cos_ref": cos_ref, "sin_ref": sin_ref}
         q = qk_norm_rope(
             rows.q,
             rows.k,
             rows.v,
-            cache.k,
-            cache.v,
-            forward.slots,
+            k,
+            v,
+            forward.slots if direct else None,
             cos,
             sin,
             text_len=forward.prompt,
@@ -107,17 +115,36 @@ class SpotProcessor:
             **rows.norms,
             **reference,
         )
-        return self.spec.output(attn, self._heads(q, cache), prompt, rows)
+        if not direct:
+            self._quantise(k, v, reference.get("k_ref"))
+        if forward.mode == "spot":
+            k, v = cache.k.data, cache.v.data
+        return self.spec.output(attn, self._heads(q, k, v), prompt, rows)
 
-    def _heads(self, q: Tensor, cache: LayerCache) -> Tensor:
+    def _quantise(self, k: Tensor, v: Tensor, k_ref: Tensor | None) -> None:
+        """Write a forward's rows to the int8 buffers."""
+        slots = self.forward.slots
+        for kept, fresh in ((self.cache.k, k), (self.cache.v, v)):
+            if slots is None:
+                kept.fill(fresh)
+            else:
+                kept.write(slots, fresh)
+        if k_ref is not None:
+            assert self.cache.sources is not None
+            self.cache.sources.k_ref.fill(k_ref)
+
+    def _heads(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Captured forwards, and all where the user chose a backend, go through diffusers."""
-        mask, chosen = self.forward.key_mask, self._attention_backend is not None
+        mask, scales = self.forward.key_mask, (self.cache.k.scale, self.cache.v.scale)
+        chosen = self._attention_backend is not None and scales[0] is None
         if self.forward.mode == "spot" and not chosen:
-            return gathered_attention(q, cache.k, cache.v, key_mask=mask, impl=self.impl)
+            return gathered_attention(
+                q, k, v, key_mask=mask, k_scale=scales[0], v_scale=scales[1], impl=self.impl
+            )
         return dispatch_attention_fn(
             q,
-            cache.k,
-            cache.v,
+            k,
+            v,
             attn_mask=None if mask is None else mask[:, None, None],
             backend=self._attention_backend,
             parallel_config=self._parallel_config,

@@ -177,6 +177,9 @@ class Session:
         told = self.forward
         told.index = index
         told.slots = torch.cat([prompt.expand(*index.shape[:-1], -1), joint], dim=-1)
+        if self.config.cache_dtype == "int8":  # its rows are computed in buffers of their own
+            rows = told.slots.clamp(min=0)
+            told.rope = branch.rope[0][rows], branch.rope[1][rows]
         told.rope_ref = None if self.config.condition_cache else branch.rope_ref()
         self.rows = told.slots.shape[-1]
         narrowed = kwargs | self.spec.narrow(kwargs, index)
@@ -209,10 +212,11 @@ class Session:
             dtype = torch.get_autocast_dtype(device.type)
         like = hidden.new_empty(0, dtype=dtype)
         mixed = any(weight != 1.0 for weight in self.weights)
+        int8 = self.config.cache_dtype == "int8"
         branch = Branch(place, self.spec.rotary(transformer, kwargs))
         heads = self.spec.heads(transformer)
         for name in self.layers:
-            branch.layers[name] = allocate(len(hidden), place, heads, mixed, like)
+            branch.layers[name] = allocate(len(hidden), place, heads, mixed, int8, like)
         self.branches[self.branch] = branch
         return branch
 
