@@ -1,6 +1,5 @@
 """FLUX.1-Kontext."""
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from .copies import clean_copy, compute_dtype
 from .spec import Arguments, Grid, Projection, Spec, register
 
 
@@ -74,7 +74,7 @@ class DecoderPrefix(nn.Module):
         parts = [decoder.conv_in, decoder.mid_block, decoder.up_blocks[0]]
         if getattr(vae, "post_quant_conv", None) is not None:
             parts[0] = nn.Sequential(vae.post_quant_conv, parts[0])
-        self.layers = nn.ModuleList(copy.deepcopy(part) for part in parts)
+        self.layers = nn.ModuleList(clean_copy(part) for part in parts)
 
     def forward(self, latents: Tensor) -> list[Tensor]:
         """Latents [B, C, h, w] -> feature maps [B, C_l, h_l, w_l], shallow to deep."""
@@ -96,8 +96,9 @@ def unpack(pipe: Any, tokens: Tensor, grid: Grid) -> Tensor:
 
 
 def features(pipe: Any, y: Tensor, grid: Grid) -> Callable[[Tensor], list[Tensor]]:
-    prefix = DecoderPrefix(pipe.vae).to(y.device)
-    dtype = next(prefix.parameters()).dtype
+    prefix = DecoderPrefix(pipe.vae)
+    dtype = compute_dtype(prefix, y.dtype)
+    prefix.to(y.device, dtype)
     return lambda tokens: prefix(unpack(pipe, tokens, grid).to(dtype))
 
 
