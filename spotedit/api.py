@@ -3,6 +3,8 @@
 import threading
 from typing import Any
 
+from spotedit_kernels.select_tokens import Mode
+
 from . import (
     models,  # noqa: F401, registers the families
     patch,
@@ -59,7 +61,7 @@ class Handle:
                 raise RuntimeError("the pipeline is running; disable it after the call")
             self._pipe.__class__ = self._base
 
-    def set_mask(self, mask: Any, mode: str = "intersect") -> None:
+    def set_mask(self, mask: Any, mode: Mode = "intersect") -> None:
         """Say where the picture may change, for the calls that follow.
 
         Args:

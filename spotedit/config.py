@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from spotedit_kernels.impl import Impl
 
@@ -30,7 +30,9 @@ class SpotEditConfig:
         judge: how the predicted clean image is compared with the source. `"perceptual"`: the first
             layers of the VAE decoder, `"cosine"` or `"l2"`: the latents themselves.
         threshold: tokens whose score is at most this are reused. A threshold belongs to its judge
-            and model; None takes the model's value for the judge (0.2 for `"perceptual"`).
+            and model; None takes the model's value for the judge (0.2 for `"perceptual"`). `"auto"`
+            cuts each judgement's scores in two groups instead, and reuses nothing where they do
+            not separate; it assumes that the picture has unchanged tokens.
         dilation: how many tokens the active region grows on every side after a judgement; None
             takes the model's value.
         judge_every: spot steps from one judgement to the next; full steps before a spot step are
@@ -52,7 +54,7 @@ class SpotEditConfig:
     """
 
     judge: str = "perceptual"
-    threshold: float | None = None
+    threshold: float | Literal["auto"] | None = None
     dilation: int | None = None
     judge_every: int | None = None
     initial_steps: int | None = None
@@ -66,15 +68,16 @@ class SpotEditConfig:
     def __post_init__(self) -> None:
         _require(self.judge in JUDGES, "judge", self.judge, f"one of {sorted(JUDGES)}")
         _require(
-            self.threshold is None
+            self.threshold in (None, "auto")
             or (
                 isinstance(self.threshold, int | float)
+                and not isinstance(self.threshold, bool)
                 and math.isfinite(self.threshold)
                 and self.threshold >= 0
             ),
             "threshold",
             self.threshold,
-            "a finite number >= 0, or None for the model's own",
+            "a finite number >= 0, 'auto', or None for the model's own",
         )
         _require(
             self.dilation is None or _is_int(self.dilation, 0),

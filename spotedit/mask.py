@@ -7,18 +7,19 @@ import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
+from spotedit_kernels.select_tokens import Mode
 from torch import Tensor
 
 Grid = tuple[int, int]
-MODES = ("intersect", "union", "replace")
+MODES: tuple[Mode, ...] = ("intersect", "union", "replace")
 
 
 @dataclass(frozen=True)
 class UserMask:
-    """bool [1 or B, H, W] in pixels, and how it meets the judgement (see `select.active_set`)."""
+    """bool [1 or B, H, W] in pixels, and how it meets the judgement (`select_tokens`)."""
 
     pixels: Tensor
-    mode: str
+    mode: Mode
 
 
 def as_mask(mask: object) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -61,7 +61,7 @@ class EditReport:
         batch: images in the call.
         cache_bytes: bytes of the buffers that held keys and values.
         reason: why nothing was skipped, or None.
-        threshold, judge: what decided which tokens are reused.
+        threshold, judge: what decided which tokens are reused; `"auto"`: the scores' own cut.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class EditReport:
         batch: int,
         cache_bytes: int,
         reason: str | None,
-        threshold: float | None,
+        threshold: float | Literal["auto"] | None,
         judge: str | None,
     ) -> None:
         """`region` is bool [B, N] (True = regenerated) and `scores` fp32 [B, N], as last judged."""
@@ -180,9 +180,10 @@ class EditReport:
         if self.reason is not None:
             lines.append(f"nothing was skipped: {self.reason}")
         elif any(step["kind"] == "spot" for step in self.steps):
+            limit = "the scores' own cut" if self.threshold == "auto" else self.threshold
             lines.append(
                 f"r = {self.mean_ratio:.1%} of the tokens in a spot step, {self.flops_saved:.0%} "
-                f"of the transformer's work skipped ({self.judge} <= {self.threshold} is reused)"
+                f"of the transformer's work skipped ({self.judge} <= {limit} is reused)"
             )
             if self.mean_ratio == 1.0:
                 lines.append("every token was judged to change: only the condition was cached")

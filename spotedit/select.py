@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from spotedit_kernels import token_distance
+from spotedit_kernels import select_tokens, token_distance
 from spotedit_kernels.impl import Impl
+from spotedit_kernels.select_tokens import Mode
 from spotedit_kernels.token_distance import normalise_features
 from torch import Tensor
 
@@ -46,44 +47,7 @@ JUDGES = {"perceptual": perceptual, "cosine": cosine, "l2": l2}
 
 def dilate(active: Tensor, grid: Grid, tokens: int) -> Tensor:
     """Grow the active set [B, N] by `tokens` on every side of the token grid."""
-    if tokens == 0:
-        return active
-    image = active.unflatten(1, grid)[:, None].float()
-    grown = F.max_pool2d(image, kernel_size=2 * tokens + 1, stride=1, padding=tokens)
-    return grown.flatten(1) > 0
-
-
-def active_set(
-    scores: Tensor | None,
-    threshold: float,
-    grid: Grid,
-    *,
-    previous: Tensor | None = None,
-    dilation: int = 0,
-    mask: Tensor | None = None,
-    mode: str = "intersect",
-) -> Tensor:
-    """Tokens to compute at the next step, bool [B, N].
-
-    Args:
-        scores: fp32 [B, N]; None only with `mode="replace"`, which needs no judgement.
-        threshold: tokens with a score above it are judged active.
-        previous: the active set before, between resets: a token once reused is judged no more.
-            None at the last initial step and at a reset, where every token is judged afresh.
-        dilation: tokens by which the judged set grows; the user's mask is never dilated.
-        mask: bool [B, N], what may change.
-        mode: `"replace"`: the mask alone; `"union"` or `"intersect"` with the judgement.
-    """
-    if mask is not None and mode == "replace":
-        return mask
-    assert scores is not None
-    active = scores > threshold
-    if previous is not None:
-        active = active & previous
-    active = dilate(active, grid, dilation)
-    if mask is None:
-        return active
-    return active | mask if mode == "union" else active & mask
+    return select_tokens(active.float(), grid, threshold=0.5, dilation=tokens)[0]
 
 
 @dataclass(frozen=True)
@@ -106,30 +70,6 @@ class NotFiniteError(ValueError):
     """The predicted clean image has NaN or infinite values."""
 
 
-def compact(rows: Tensor, computed: Tensor, finite: Tensor) -> Selection:
-    """Index lists of an active set, with one host synchronisation.
-
-    Args:
-        rows: bool [B, N], tokens to compute next.
-        computed: bool [N], tokens that the step before computed and that no cache holds yet.
-        finite: bool scalar tensor.
-
-    Raises:
-        NotFiniteError: `finite` is False; found out in the same synchronisation.
-    """
-    active = rows.any(dim=0)
-    n = active.numel()
-    dropped = computed & ~active
-    key = torch.where(active, 0, torch.where(dropped, 1, 2))
-    order = torch.argsort(key, stable=True)
-    packed = torch.where(finite, active.sum() * (n + 1) + dropped.sum(), -1)
-    code = int(packed.item())
-    if code < 0:
-        raise NotFiniteError
-    count, new = divmod(code, n + 1)
-    return Selection(rows, order[:count], order[count:], order[count : count + new])
-
-
 def unchanged(selection: Selection) -> Selection:
     """The selection of a step that follows without a judgement."""
     return replace(selection, dropped=selection.dropped[:0])
@@ -140,9 +80,12 @@ class SpotSelector:
 
     Args:
         judge: scores of a predicted clean image; None where the mask alone decides.
-        threshold, dilation: see `active_set`.
+        threshold: tokens with a score above it are active; None: each image's own cut, see
+            `spotedit_kernels.select_tokens`.
+        dilation: tokens by which the judged set grows on every side.
         grid: token grid (rows, cols).
-        allowed, mode: the user's mask on tokens, bool [B, N], or None; see `active_set`.
+        allowed, mode: the user's mask on tokens, bool [B, N], or None, and how it applies.
+        impl: which kernels run.
 
     Attributes:
         scores: fp32 [B, N] of the last judgement, or None.
@@ -151,37 +94,57 @@ class SpotSelector:
     def __init__(
         self,
         judge: Judge | None,
-        threshold: float,
+        threshold: float | None,
         dilation: int,
         grid: Grid,
         allowed: Tensor | None,
-        mode: str,
+        mode: Mode,
+        impl: Impl,
     ) -> None:
         self.judge, self.threshold, self.dilation = judge, threshold, dilation
-        self.grid, self.allowed, self.mode = grid, allowed, mode
+        self.grid, self.allowed, self.mode, self.impl = grid, allowed, mode, impl
         self.scores: Tensor | None = None
 
     def __call__(self, x0: Tensor, previous: Selection | None) -> Selection:
-        """Tokens of the next spot step.
+        """Tokens of the next spot step, with one host synchronisation.
 
         Args:
             x0: predicted clean tokens [B, N, C].
-            previous: the running selection; None after a full step, which has every token's
-                values cached and judges all of them afresh.
+            previous: the running selection: a token that it reuses is judged no more. None after a
+                full step, which has every token's values cached and judges all of them afresh.
 
         Raises:
             NotFiniteError: `x0` has NaN or infinite values.
         """
         if self.judge is not None:
             self.scores = self.judge(x0)
-        rows = active_set(
-            self.scores,
-            self.threshold,
+        scores = (
+            x0.new_zeros(x0.shape[:2], dtype=torch.float32) if self.scores is None else self.scores
+        )
+        rows, active, count = select_tokens(
+            scores,
             self.grid,
+            threshold=self.threshold,
             previous=None if previous is None else previous.rows,
             dilation=self.dilation,
             mask=self.allowed,
             mode=self.mode,
+            impl=self.impl,
         )
-        computed = torch.zeros_like(rows[0]) if previous is None else previous.rows.any(dim=0)
-        return compact(rows, computed, x0.isfinite().all())
+        kept = rows.any(dim=0)
+        computed = torch.zeros_like(kept) if previous is None else previous.rows.any(dim=0)
+        reused, _ = self._list(~kept)
+        dropped, new = self._list(computed & ~kept)
+        n = kept.numel()
+        packed = torch.where(x0.isfinite().all(), count.long() * (n + 1) + new, -1)
+        code = int(packed.item())
+        if code < 0:
+            raise NotFiniteError
+        m, d = divmod(code, n + 1)
+        return Selection(rows, active[:m].long(), reused[: n - m].long(), dropped[:d].long())
+
+    def _list(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The True entries of `tokens` [N] as an index padded to N, and their number."""
+        flags = tokens[None].float()
+        _, index, count = select_tokens(flags, self.grid, threshold=0.5, impl=self.impl)
+        return index, count

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from spotedit_kernels.select_tokens import Mode
 from torch import Tensor
 
 from .cache import Cache, LayerCache
@@ -258,8 +259,9 @@ class Session:
             features = spec.features(self.pipe, self.y, self.grid)
             judge = JUDGES[config.judge](self.y, self.grid, features, config.impl)
         dilation = spec.dilation if config.dilation is None else config.dilation
-        mode = "intersect" if self.mask is None else self.mask.mode
-        return SpotSelector(judge, self.threshold, dilation, self.grid, self.allowed, mode)
+        mode: Mode = "intersect" if self.mask is None else self.mask.mode
+        threshold = None if self.threshold == "auto" else self.threshold
+        return SpotSelector(judge, threshold, dilation, self.grid, self.allowed, mode, config.impl)
 
     def _allowed(self, device: torch.device) -> Tensor | None:
         if self.mask is None:

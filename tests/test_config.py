@@ -14,6 +14,7 @@ from spotedit.fusion import weights
         ("threshold", -0.1),
         ("threshold", math.nan),
         ("threshold", "0.2"),
+        ("threshold", True),
         ("dilation", -1),
         ("dilation", 1.5),
         ("initial_steps", 0),

@@ -127,6 +127,22 @@ def test_judging_less_often(pipe, monkeypatch):
     assert {s["active"] for s in handle.report.steps} == {48}
 
 
+def test_a_threshold_of_each_judgements_own(pipe, monkeypatch):
+    scores = torch.linspace(0.0, 0.01, 48)[None]
+
+    def judge(y, grid, features, impl):
+        return lambda x0: scores + 0.1 * (torch.arange(48) % 9 == 4)
+
+    monkeypatch.setitem(JUDGES, "l2", judge)
+    handle = spotedit.enable(pipe, judge="l2", threshold="auto", dilation=0)
+    pipe(**call_arguments())
+    assert {s["active"] for s in handle.report.steps if s["kind"] == "spot"} == {5}
+    assert handle.report.threshold == "auto"
+    scores = torch.linspace(0.0, 1.0, 48)[None]  # no two groups: nothing is reused
+    pipe(**call_arguments())
+    assert handle.report.mean_ratio == 1
+
+
 def test_decoder_prefix_matches_the_decoder(pipe):
     vae, latents = pipe.vae, torch.randn(1, 4, 6, 8)
     maps = flux.DecoderPrefix(vae)(latents)

@@ -133,6 +133,11 @@ def test_summary_names_kinds_share_and_cache():
     assert "perceptual" in text
 
 
+def test_summary_says_what_was_reused():
+    assert "perceptual <= 0.2 is reused" in report().summary()
+    assert "perceptual <= the scores' own cut is reused" in report(threshold="auto").summary()
+
+
 def test_summary_claims_no_speed_up():
     for text in (report().summary(), dense().summary()):
         assert not re.search(r"faster|speed|\dx", text)

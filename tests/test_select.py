@@ -1,10 +1,12 @@
+import math
+
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 
 from spotedit.mask import as_mask, token_mask
-from spotedit.select import NotFiniteError, active_set, compact, dilate
+from spotedit.select import NotFiniteError, SpotSelector
 
 GRID = (3, 5)
 
@@ -15,53 +17,83 @@ def tokens(*positions: int) -> torch.Tensor:
     return active
 
 
-def scores(*positions: int) -> torch.Tensor:
-    return tokens(*positions).float()
+def select(
+    scores=None, previous=None, x0=None, mask=None, mode="intersect", threshold=0.5, **settings
+):
+    """The selection of a selector whose judge finds `scores`."""
+    judge = None if scores is None else lambda x0: scores.float()
+    settings = {"dilation": 0, "impl": "reference", **settings}
+    selector = SpotSelector(judge, threshold, grid=GRID, allowed=mask, mode=mode, **settings)
+    batch = len(mask if scores is None else scores)
+    return selector(torch.zeros(batch, 15, 4) if x0 is None else x0, previous)
 
 
-def test_threshold_is_inclusive_for_reuse():
-    active = active_set(torch.tensor([[0.1, 0.2, 0.3]]), 0.2, (1, 3))
-    assert active.tolist() == [[False, False, True]]
+def test_the_lists_of_a_selection():
+    first = select(tokens(1, 2, 4, 9))
+    assert torch.equal(first.rows, tokens(1, 2, 4, 9))
+    assert first.active.tolist() == [1, 2, 4, 9]
+    assert first.reused.tolist() == [i for i in range(15) if i not in (1, 2, 4, 9)]
+    assert first.dropped.tolist() == []
+    second = select(tokens(1, 4), first)
+    assert second.dropped.tolist() == [2, 9]
+    assert second.reused.tolist() == [i for i in range(15) if i not in (1, 4)]
+    for index in (second.active, second.reused, second.dropped):
+        assert index.dtype == torch.int64
 
 
-def test_between_resets_a_reused_token_stays_reused():
-    active = active_set(scores(3, 7), 0.5, GRID, previous=tokens(7, 8))
-    assert torch.equal(active, tokens(7))
-
-
-def test_dilation_grows_the_active_set_and_not_across_rows():
-    assert torch.equal(dilate(tokens(5), GRID, 1), tokens(0, 1, 5, 6, 10, 11))
-    assert torch.equal(dilate(tokens(4), GRID, 1), tokens(3, 4, 8, 9))
-    assert torch.equal(dilate(tokens(), GRID, 2), tokens())
-
-
-def test_a_mask_is_not_dilated():
-    mask = tokens(6, 7)
-    assert torch.equal(active_set(scores(7), 0.5, GRID, dilation=1, mask=mask), mask)
-    assert torch.equal(active_set(scores(0), 0.5, GRID, mask=mask, mode="union"), tokens(0, 6, 7))
-    assert torch.equal(active_set(None, 0.5, GRID, mask=mask, mode="replace"), mask)
-
-
-def test_compact_orders_active_then_newly_reused_then_reused():
-    rows = torch.cat([tokens(1), tokens(4, 1)])
-    selection = compact(rows, tokens(1, 2, 4, 9)[0], torch.tensor(True))
-    assert selection.active.tolist() == [1, 4]
-    assert selection.dropped.tolist() == [2, 9]
-    assert selection.reused[:2].tolist() == [2, 9]
-    assert sorted([*selection.reused.tolist(), 1, 4]) == list(range(15))
-
-
-def test_compact_reports_values_that_are_not_finite():
-    with pytest.raises(NotFiniteError):
-        compact(tokens(1), tokens(1)[0], torch.tensor(False))
+def test_a_batch_shares_its_lists_and_keeps_its_rows():
+    first = select(torch.cat([tokens(1, 2), tokens(4, 9)]))
+    second = select(torch.cat([tokens(1, 4), tokens(4)]), first)
+    assert torch.equal(second.rows, torch.cat([tokens(1), tokens(4)]))
+    assert second.active.tolist() == [1, 4]
+    assert second.dropped.tolist() == [2, 9]
 
 
 @pytest.mark.parametrize("count", [0, 15])
-def test_compact_with_no_and_all_tokens(count):
-    active = (torch.arange(15) < count)[None]
-    selection = compact(active, torch.ones(15, dtype=torch.bool), torch.tensor(True))
+def test_no_and_all_tokens(count):
+    everything = torch.ones(1, 15, dtype=torch.bool)
+    selection = select(everything & (torch.arange(15) < count), select(everything))
     assert selection.active.tolist() == list(range(count))
     assert selection.reused.tolist() == selection.dropped.tolist() == list(range(count, 15))
+
+
+def test_between_resets_a_reused_token_stays_reused():
+    assert select(tokens(3, 7), select(tokens(7, 8))).active.tolist() == [7]
+    assert select(tokens(3, 7)).active.tolist() == [3, 7]
+
+
+def test_dilation_and_mask():
+    mask = tokens(6, 7)
+    assert torch.equal(select(tokens(5), dilation=1).rows, tokens(0, 1, 5, 6, 10, 11))
+    assert torch.equal(select(tokens(7), mask=mask, dilation=1).rows, mask)
+    assert torch.equal(select(tokens(0), mask=mask, mode="union").rows, tokens(0, 6, 7))
+
+
+def test_a_mask_that_replaces_needs_no_judge():
+    mask = torch.cat([tokens(6, 7), tokens(8)])
+    selection = select(mask=mask, mode="replace", dilation=1)
+    assert torch.equal(selection.rows, mask)
+    assert selection.active.tolist() == [6, 7, 8]
+    assert select(mask=mask, mode="replace", x0=torch.ones(2, 15, 4).half()).active.numel() == 3
+
+
+def test_without_a_threshold_the_scores_are_cut_where_they_separate():
+    scores = 0.01 * torch.rand(1, 15) + 0.1 * tokens(3, 4, 8)
+    assert select(scores, threshold=None).active.tolist() == [3, 4, 8]
+    assert select(torch.linspace(0, 1, 15)[None], threshold=None).rows.all()
+
+
+def test_values_that_are_not_finite():
+    for value in (math.nan, math.inf):
+        x0 = torch.zeros(1, 15, 4)
+        x0[0, 3, 1] = value
+        with pytest.raises(NotFiniteError):
+            select(tokens(1), x0=x0)
+
+
+def test_the_kernels_are_the_ones_asked_for():
+    with pytest.raises(ValueError, match="impl must be one of"):
+        select(tokens(1), impl="cuda")
 
 
 def test_masks_of_every_kind_mean_the_same():
