@@ -192,6 +192,20 @@ def test_int8_cache(dtype, impl):
         assert_bounded(result.double() / factor, attention(q, *wide), eager, dtype)
 
 
+@EACH_IMPL
+@pytest.mark.parametrize(("spread", "error"), [(1, 0.009), (4, 0.017)])
+def test_what_an_int8_cache_costs_in_accuracy(spread, error, impl):
+    """Relative error on normal q, k and v, by the standard deviation of the logits."""
+    g = seeded(0)
+    q, k, v = (torch.randn(1, n, 2, 128, generator=g) for n in (32, 1024, 1024))
+    scales = [x.abs().amax(-1) / 127 for x in (k, v)]
+    small = [(x / s[..., None]).round().to(torch.int8) for x, s in zip((k, v), scales, strict=True)]
+    want = gathered_attention(spread * q, k, v, impl="reference")
+    k_scale, v_scale = scales
+    found = gathered_attention(spread * q, *small, k_scale=k_scale, v_scale=v_scale, impl=impl)
+    assert ((found - want).norm() / want.norm()).item() == pytest.approx(error, rel=0.1)
+
+
 OPTIONS = ("plain", "index", "index and mask", "int8")
 
 
