@@ -118,9 +118,9 @@ class SpotSelector:
         """
         if self.judge is not None:
             self.scores = self.judge(x0)
-        scores = (
-            x0.new_zeros(x0.shape[:2], dtype=torch.float32) if self.scores is None else self.scores
-        )
+        scores = self.scores
+        if scores is None:  # the mask alone decides, whatever they are
+            scores = x0.new_zeros(x0.shape[:2], dtype=torch.float32)
         rows, active, count = select_tokens(
             scores,
             self.grid,
