@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 if "gpu" not in sys.argv:  # but for `pytest -m gpu`, Triton kernels are interpreted, on the CPU
     os.environ["TRITON_INTERPRET"] = "1"  # before diffusers imports Triton
@@ -59,6 +59,15 @@ def random_kontext(seed: int = 0, guidance_embeds: bool = False) -> FluxKontextP
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture
+def impl(request) -> Iterator[str]:
+    """Of (implementation, device) the first; tensors are made on the second."""
+    name, device = request.param
+    torch.set_default_device(device)
+    yield name
+    torch.set_default_device(None)
 
 
 @pytest.fixture

@@ -3,30 +3,48 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import pytest
 import torch
 from spotedit_kernels.impl import HAS_TRITON
 from torch.utils._python_dispatch import TorchDispatchMode
 
+NEEDS_TRITON = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 HALVES_AND_FP32 = [torch.float16, torch.bfloat16, torch.float32]
-TRITON = pytest.param(
-    "triton", marks=pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
-)
-EACH_IMPL = pytest.mark.parametrize("impl", ["reference", TRITON])
 SYNCHRONISING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "unique")
 
 
-def each_impl_in(dtypes):
-    """Parametrise by implementation and dtype: Triton's interpreter is wrong in bf16, and no
-    kernel takes fp64; `test_triton_ops` has bf16 on a GPU."""
-    pairs = [("reference", dtype) for dtype in dtypes]
-    pairs += [
-        pytest.param("triton", dtype, marks=TRITON.marks)
-        for dtype in dtypes
-        if dtype in (torch.float16, torch.float32)
-    ]
-    return pytest.mark.parametrize(("impl", "dtype"), pairs)
+def _case(impl, device, *dtype):
+    """A parameter of the fixture `impl`, which takes the device too."""
+    marks = [NEEDS_TRITON] * (impl == "triton") + [pytest.mark.gpu] * (device == "cuda")
+    names = [impl, *(str(x).removeprefix("torch.") for x in dtype)] + ["cuda"] * (device == "cuda")
+    return pytest.param((impl, device), *dtype, id="-".join(names), marks=marks)
+
+
+IMPLS, DEVICES = ("reference", "triton"), ("cpu", "cuda")
+EACH_IMPL = pytest.mark.parametrize(
+    "impl", [_case(*each) for each in product(IMPLS, DEVICES)], indirect=True
+)
+TRITON = pytest.mark.parametrize(
+    "impl", [_case("triton", device) for device in DEVICES], indirect=True
+)
+
+
+def each_impl_in(dtypes, impls=IMPLS):
+    """Parametrise by implementation, device and dtype: Triton's interpreter is wrong in bf16, and
+    no kernel takes fp64."""
+    unable = {("triton", "cpu", torch.bfloat16)}
+    unable |= {("triton", device, torch.float64) for device in DEVICES}
+    cases = [each for each in product(impls, DEVICES, dtypes) if each not in unable]
+    return pytest.mark.parametrize(
+        ("impl", "dtype"), [_case(*each) for each in cases], indirect=["impl"]
+    )
+
+
+def seeded(seed):
+    """A generator of the device on which a test makes its tensors."""
+    return torch.Generator(torch.get_default_device()).manual_seed(seed)
 
 
 def assert_bounded(actual, oracle, eager, dtype, what=""):
@@ -75,7 +93,8 @@ def attention_row(q, k, v, scale, keep=None):
 
 def attention(q, k, v, scale=None, key_mask=None):
     """fp64 attention of ``[B, M, H, D]`` against ``[B, S, H, D]``, row by row."""
-    q, k, v = q.double(), k.double(), v.double()
+    device = q.device
+    q, k, v = (x.double().cpu() for x in (q, k, v))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     result = torch.zeros_like(q)
     for b in range(q.shape[0]):
@@ -83,7 +102,7 @@ def attention(q, k, v, scale=None, key_mask=None):
         for h in range(q.shape[2]):
             for m in range(q.shape[1]):
                 result[b, m, h] = attention_row(q[b, m, h], k[b, :, h], v[b, :, h], scale, keep)
-    return result
+    return result.to(device)
 
 
 def eager_attention(q, k, v, scale=None, key_mask=None):
@@ -101,7 +120,7 @@ def norm_rope_row(x, weight, eps, cos, sin, interleaved):
     d = len(x)
     root = math.sqrt(sum(a * a for a in x) / d + eps)
     x = [a / root * (1.0 if weight is None else weight[i].item()) for i, a in enumerate(x)]
-    result = torch.empty(d, dtype=torch.float64)
+    result = torch.empty(d, dtype=torch.float64, device="cpu")
     for i in range(d // 2):
         a, b = (2 * i, 2 * i + 1) if interleaved else (i, i + d // 2)
         c, s = cos[a].item(), sin[a].item()
@@ -112,14 +131,16 @@ def norm_rope_row(x, weight, eps, cos, sin, interleaved):
 
 def norm_rope(x, weights, eps, cos, sin, interleaved):
     """`x` ``[B, M, H, D]``; one weight a row in `weights`; cos, sin ``[B, M, D]``."""
-    result = torch.empty(x.shape, dtype=torch.float64)
+    device, result = x.device, torch.empty(x.shape, dtype=torch.float64, device="cpu")
+    x, cos, sin = x.cpu(), cos.cpu(), sin.cpu()
+    weights = [None if weight is None else weight.cpu() for weight in weights]
     for b in range(x.shape[0]):
         for m in range(x.shape[1]):
             for h in range(x.shape[2]):
                 result[b, m, h] = norm_rope_row(
                     x[b, m, h], weights[m], eps, cos[b, m], sin[b, m], interleaved
                 )
-    return result
+    return result.to(device)
 
 
 def bilinear(image, height, width):
@@ -154,7 +175,7 @@ def token_distance(x_features, y_features, grid, patch, weights):
     rows, cols = grid
     total = [[0.0] * (cols * patch) for _ in range(rows * patch)]
     for x, y, w in zip(x_features, y_features, weights, strict=True):
-        x, y = x.double(), y.double()
+        x, y = x.double().cpu(), y.double().cpu()
         cells = []
         for i in range(x.shape[1]):
             cells.append([])

@@ -38,6 +38,12 @@ import torch
 from spotedit_kernels import gathered_attention
 x = torch.ones(1, 3, 1, 8)
 assert torch.equal(gathered_attention(x, x, x), x)
+try:
+    gathered_attention(x, x, x, impl="triton")
+except RuntimeError as error:
+    assert "Triton is not installed" in str(error), error
+else:
+    raise AssertionError("not refused")
 assert not [m for m in sys.modules if m.startswith(("spotedit.", "diffusers.", "triton."))]
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

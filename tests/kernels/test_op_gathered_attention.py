@@ -8,12 +8,15 @@ from kernel_oracle import (
     EACH_IMPL,
     HALVES_AND_FP32,
     HAS_TRITON,
+    NEEDS_TRITON,
+    TRITON,
     NoSync,
     assert_bounded,
     attention,
     each_impl_in,
     eager_attention,
     entries,
+    seeded,
 )
 from spotedit_kernels import gathered_attention
 from spotedit_kernels.gathered_attention import plan, reference
@@ -22,12 +25,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 if HAS_TRITON:
     from spotedit_kernels.gathered_attention import kernel
 
-NEEDS_TRITON = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 B, S, H, D = 2, 13, 2, 24
 
 
 def qkv(dtype=torch.float32, m=S, s=S, d=D, seed=0):
-    g = torch.Generator().manual_seed(seed)
+    g = seeded(seed)
     return tuple(torch.randn(B, rows, H, d, generator=g).to(dtype) for rows in (m, s, s))
 
 
@@ -132,7 +134,7 @@ def test_out_without_index(impl):
 @each_impl_in(HALVES_AND_FP32)
 def test_key_mask(dtype, impl):
     q, k, v = qkv(dtype, m=5)
-    mask = torch.rand(B, S, generator=torch.Generator().manual_seed(1)) > 0.4
+    mask = torch.rand(B, S, generator=seeded(1)) > 0.4
     oracle, eager = attention(q, k, v, key_mask=mask), eager_attention(q, k, v, key_mask=mask)
     assert_bounded(gathered_attention(q, k, v, key_mask=mask, impl=impl), oracle, eager, dtype)
     mask[1] = False
@@ -172,7 +174,7 @@ def test_key_mask_with_index(impl):
 
 def int8_cache(s=S):
     """int8 k and v, their scales, and what they stand for in fp64."""
-    g = torch.Generator().manual_seed(2)
+    g = seeded(2)
     k, v = (torch.randint(-127, 128, (B, s, H, D), generator=g).to(torch.int8) for _ in range(2))
     k_scale, v_scale = (torch.rand(B, s, H, generator=g) / 64 for _ in range(2))
     wide = (k.double() * k_scale[..., None], v.double() * v_scale[..., None])
@@ -190,14 +192,27 @@ def test_int8_cache(dtype, impl):
         assert_bounded(result.double() / factor, attention(q, *wide), eager, dtype)
 
 
+@EACH_IMPL
+@pytest.mark.parametrize(("spread", "error"), [(1, 0.009), (4, 0.017)])
+def test_what_an_int8_cache_costs_in_accuracy(spread, error, impl):
+    """Relative error on normal q, k and v, by the standard deviation of the logits."""
+    g = seeded(0)
+    q, k, v = (torch.randn(1, n, 2, 128, generator=g) for n in (32, 1024, 1024))
+    scales = [x.abs().amax(-1) / 127 for x in (k, v)]
+    small = [(x / s[..., None]).round().to(torch.int8) for x, s in zip((k, v), scales, strict=True)]
+    want = gathered_attention(spread * q, k, v, impl="reference")
+    k_scale, v_scale = scales
+    found = gathered_attention(spread * q, *small, k_scale=k_scale, v_scale=v_scale, impl=impl)
+    assert ((found - want).norm() / want.norm()).item() == pytest.approx(error, rel=0.1)
+
+
 OPTIONS = ("plain", "index", "index and mask", "int8")
 
 
-@NEEDS_TRITON
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@each_impl_in(HALVES_AND_FP32, impls=["triton"])
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("splits", [2, 4])
-def test_split_keys(dtype, option, splits, monkeypatch):
+def test_split_keys(dtype, option, splits, impl, monkeypatch):
     """Of three parts, the mask leaves one of batch row 0 and all of batch row 1 without keys."""
     s = 131  # prime; five tiles of keys in fp32, three in fp16
     q, k, v = qkv(dtype, s if "index" in option else 3, s)
@@ -205,7 +220,7 @@ def test_split_keys(dtype, option, splits, monkeypatch):
     rows = [7, 130, 0] if "index" in option else [0, 1, 2]
     mask, scales = None, None
     if "mask" in option:
-        mask = torch.rand(B, s, generator=torch.Generator().manual_seed(1)) > 0.4
+        mask = torch.rand(B, s, generator=seeded(1)) > 0.4
         mask[0, :64], mask[1] = False, False
     wide = (k, v)
     if option == "int8":
@@ -254,8 +269,8 @@ def test_descriptors_pointers_and_what_lies_beyond_the_keys(d, monkeypatch):
         assert_bounded(result, attention(q, k, v), eager_attention(q, k, v), torch.float16)
 
 
-@NEEDS_TRITON
-def test_out_of_range_entries_and_masked_values_are_not_read():
+@TRITON
+def test_out_of_range_entries_and_masked_values_are_not_read(impl):
     q, k, v = qkv()
     index = torch.tensor([S, 4, -(2**40), 2**40, 0])
     mask = torch.ones(B, S, dtype=torch.bool)
@@ -263,7 +278,7 @@ def test_out_of_range_entries_and_masked_values_are_not_read():
     oracle, eager = attention(q, k, v, key_mask=mask), eager_attention(q, k, v, key_mask=mask)
     k[~mask], v[~mask] = math.nan, math.inf
     out = torch.full_like(q, 7.0)
-    gathered_attention(q, k, v, index=index, key_mask=mask, out=out, impl="triton")
+    gathered_attention(q, k, v, index=index, key_mask=mask, out=out, impl=impl)
     assert_bounded(out[:, [0, 4]], oracle[:, [0, 4]], eager[:, [0, 4]], torch.float32)
     assert (out[:, [r for r in range(S) if r not in (0, 4)]] == 7).all()
 

@@ -11,6 +11,7 @@ from kernel_oracle import (
     assert_bounded,
     each_impl_in,
     entries,
+    seeded,
 )
 from spotedit_kernels import cosine_weight, kv_blend
 
@@ -28,7 +29,7 @@ INDICES = {
 
 def tensors(dtype=torch.float32, rows=S, seed=0):
     """k_cached, v_cached, k_ref, v_ref."""
-    g = torch.Generator().manual_seed(seed)
+    g = seeded(seed)
     return tuple(torch.randn(B, r, H, D, generator=g).to(dtype) for r in (S, S, rows, rows))
 
 

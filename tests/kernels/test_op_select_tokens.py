@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from kernel_oracle import EACH_IMPL, NoSync
+from kernel_oracle import EACH_IMPL, NoSync, seeded
 from spotedit_kernels import select_tokens
 
 GRID = (4, 6)
@@ -86,7 +86,7 @@ def check(scores, grid, pad_to=1, impl="reference", **settings):
 
 
 def draw(grid, batch=2, seed=0, kind=torch.rand):
-    return kind(batch, grid[0] * grid[1], generator=torch.Generator().manual_seed(seed))
+    return kind(batch, grid[0] * grid[1], generator=seeded(seed))
 
 
 def two_groups(grid, batch=2, seed=0):

@@ -7,7 +7,14 @@ import kernel_oracle as oracle
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_oracle import EACH_IMPL, HALVES_AND_FP32, NoSync, assert_bounded, each_impl_in
+from kernel_oracle import (
+    EACH_IMPL,
+    HALVES_AND_FP32,
+    NoSync,
+    assert_bounded,
+    each_impl_in,
+    seeded,
+)
 from spotedit_kernels import token_distance
 from spotedit_kernels.token_distance import normalise_features
 
@@ -15,7 +22,7 @@ LAYERS = [(5, 6, 10), (3, 6, 10), (37, 11, 23), (4, 2, 3)]  # of the grid's size
 
 
 def maps(batch=2, dtype=torch.float32, seed=0, layers=LAYERS):
-    g = torch.Generator().manual_seed(seed)
+    g = seeded(seed)
     return [torch.randn(batch, *shape, generator=g).to(dtype) for shape in layers]
 
 
@@ -100,7 +107,7 @@ def test_a_nan_stays_in_its_token(impl):
 @EACH_IMPL
 def test_close_maps_keep_relative_accuracy(impl):
     x = maps(batch=1, layers=[(16, 4, 4)])
-    y = [m + 1e-4 * torch.randn(m.shape, generator=torch.Generator().manual_seed(3)) for m in x]
+    y = [m + 1e-4 * torch.randn(m.shape, generator=seeded(3)) for m in x]
     want = exact(x, y, (2, 2), 2, [1.0])
     result = token_distance(x, y, (2, 2), impl=impl)
     torch.testing.assert_close(result.double(), want, rtol=1e-2, atol=0)
