@@ -33,7 +33,7 @@ part() { # NAME SECONDS COMMAND...
 if [[ -n ${WHEELS:-} ]]; then
     packages=$(mktemp -d)
     trap 'rm -rf "$packages"' EXIT
-    part wheels 60 "$PYTHON" -m pip install --no-index --no-deps --target "$packages" \
+    part wheels 50 "$PYTHON" -m pip install --no-index --no-deps --target "$packages" \
         "$WHEELS"/*.whl
     PYTHONPATH="$PYTHONPATH:$packages"
 fi
@@ -41,10 +41,18 @@ fi
 bench=("$PYTHON" -m)
 cuda=(--device cuda --out "$OUT")
 part tests 120 "$PYTHON" -m pytest -m gpu -q tests
-part ops 90 "${bench[@]}" bench.ops "${cuda[@]}"
-part speed 120 "${bench[@]}" bench.speed "${cuda[@]}" --dtype bfloat16 --sizes 128 256 512
-part editor 100 "${bench[@]}" bench.editor "${cuda[@]}" --scenes 8 --work "$OUT/logs"
-part convergence 60 "${bench[@]}" bench.convergence "${cuda[@]}" --scenes 8
+part kernels 150 "${bench[@]}" bench "${cuda[@]}" --seconds 120
+if command -v compute-sanitizer >/dev/null; then
+    # without PyTorch's pool every tensor is an allocation of its own, whose ends are guarded
+    part memcheck 60 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+        compute-sanitizer --tool memcheck --report-api-errors no --error-exitcode 1 \
+        "$PYTHON" -m bench --device cuda --check --shapes odd
+else
+    echo "memcheck: compute-sanitizer is not present"
+fi
+part speed 90 "${bench[@]}" bench.speed "${cuda[@]}" --dtype bfloat16 --sizes 128 256 512
+part editor 70 "${bench[@]}" bench.editor "${cuda[@]}" --scenes 8 --work "$OUT/logs"
+part convergence 40 "${bench[@]}" bench.convergence "${cuda[@]}" --scenes 8
 
 if ((${#failed[@]})); then
     printf 'FAILED: %s\n' "${failed[@]}"
