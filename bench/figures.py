@@ -96,7 +96,8 @@ def _ratios(result: Result, right: Mapping[str, Outcome], bound: bool) -> Iterat
         if name not in (o.name for o in result.outcomes):
             continue
         against = {b: b for b in pace if b not in OURS}
-        for title, group in ((BEST_SDPA, SDPA), (BEST, (*SDPA, "triton"))):
+        groups = {BEST_SDPA: SDPA, BEST: (*SDPA, "triton") if name == "auto" else ()}
+        for title, group in groups.items():
             measured = [b for b in group if b in pace]
             if result.op == "gathered_attention" and measured:
                 against[title] = min(measured, key=pace.__getitem__)

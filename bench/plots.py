@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 from .rows import Row
 
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:gray")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 
 
 def _timed(rows: Sequence[Row]) -> list[Row]:
@@ -94,7 +94,7 @@ def sweep(rows: Sequence[Row], path: Path) -> None:
     if timed:
         at = timed[0].parameters
         axes.set_title(f"Attention over {at['S']} keys, shape {at['shape']}")
-    axes.legend(fontsize=8, frameon=False)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     _save(figure, path)
 
 

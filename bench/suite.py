@@ -39,14 +39,16 @@ def suite(names: Sequence[str], device: str, dtype: torch.dtype) -> dict[str, Ca
         for attend in (True, False):
             op = "layer" if attend else "layer without attention"
             add(layer.path, op, name, "", at, m, attend, ())
+        add(cases.int8_attention, "gathered_attention int8", name, "", at.attention(m), ())
         add(cases.rope, "qk_norm_rope", name, " spot", at, m, more)
         add(cases.rope, "qk_norm_rope", name, " full", at, None, more)
         add(cases.blend, "kv_blend", name, "", at, m, more)
         add(cases.distance, "token_distance", name, "", at, more)
-        for rule, threshold in (("threshold", 0.8), ("two means", None)):
-            add(cases.select, "select_tokens", name, f" {rule}", at, threshold, more)
-        add(cases.int8_attention, "gathered_attention int8", name, "", at.attention(m), ())
         if name == "odd":
             for what, shape in ODD_ROWS.items():
                 add(cases.attention, "gathered_attention", name, f" {what}", shape, ())
+    for name in (name for name in names if name != VAE):  # last: the slowest to compile
+        more = (COMPILED,) if name == MAIN and device == "cuda" else ()
+        for rule, threshold in (("threshold", 0.8), ("two means", None)):
+            add(cases.select, "select_tokens", name, f" {rule}", LAYERS[name], threshold, more)
     return found
