@@ -22,10 +22,11 @@ from .suite import GPU_SHAPES, NAMES, suite
 
 NOTES = (
     "One layer (the judge: one picture), random values; medians [20th, 80th percentile]. The calls "
-    "of a shape alternate (A B B A). Before each the cache is flushed, its result poisoned, and "
-    "the device kept busy until the host is ahead: these are device times.",
+    "of a shape alternate (A B B A). Before each, results are poisoned, caches flushed and the "
+    "device kept busy until the host is ahead: these are device times.",
     "Speeds charge what an operation must compute or move, not what a call does. `of ceiling`: of "
-    "the matrix product for attention and whole layers, of the copy for the others.",
+    "the matrix product for attention and whole layers, of the copy for the others. Attention's "
+    "reference is SDPA with the backend that PyTorch picks.",
     "`check`: against the reference in fp64, error at most twice the reference's own in this dtype "
     "plus 2 eps max|reference|. What is wrong at one shape has no speed at any.",
 )

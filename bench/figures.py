@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .cases import SDPA
+from .attention import SDPA
 from .measure import Outcome, Result
 from .rows import Row
 from .suite import MAIN
@@ -64,7 +64,9 @@ def _time(result: Result, outcome: Outcome, status: str, right: bool, peak: Peak
         return Row(result.op, math.nan, "us", samples=0, parameters=at)
     middle = float(np.median(outcome.seconds))
     rates = {"matmul": result.flops / middle / 1e12, "copy": result.bytes / middle / 1e12}
-    at |= {"TFLOP/s": _short(rates["matmul"]), "TB/s": _short(rates["copy"])}
+    if result.flops:
+        at["TFLOP/s"] = _short(rates["matmul"])
+    at["TB/s"] = _short(rates["copy"])
     if result.ceiling:
         at["of ceiling"] = f"{rates[result.ceiling] / peak[result.ceiling]:.1%}"
     return Row.median(result.op, [1e6 * s for s in outcome.seconds], "us", parameters=at)

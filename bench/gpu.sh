@@ -41,7 +41,7 @@ fi
 bench=("$PYTHON" -m)
 cuda=(--device cuda --out "$OUT")
 part tests 120 "$PYTHON" -m pytest -m gpu -q tests
-part kernels 150 "${bench[@]}" bench "${cuda[@]}" --seconds 120
+part kernels 160 "${bench[@]}" bench "${cuda[@]}" --seconds 110
 if command -v compute-sanitizer >/dev/null; then
     # without PyTorch's pool every tensor is an allocation of its own, whose ends are guarded
     part memcheck 60 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .cases import SDPA, Case, Tensors
+from .attention import SDPA
+from .cases import Case, Tensors
 from .timing import Stopwatch, alternate
 
-FLUSH = 2**28  # bytes overwritten before a call, more than any cache
+FLUSH = 2**26  # fp32 values, 256 MiB: more than any cache
 LEAD = 2_000_000  # cycles, about 1 ms, that the device waits so that the host is ahead of it
 
 
@@ -84,8 +85,7 @@ def fault(found: Tensors, exact: Tensors, plain: Tensors, dtype: torch.dtype) ->
 
 
 def check(case: Case, names: Collection[str] | None = None) -> list[Outcome]:
-    """Whether each call (or those of `names`) returns what the reference says, over poisoned
-    memory."""
+    """Whether the calls (of `names`, or all) give the reference's result over poisoned memory."""
     exact, plain = case.expected(Tensor.double), case.expected(Tensor.clone)
     outcomes = []
     for name, call in case.calls.items():
@@ -117,10 +117,10 @@ def timed(
 ) -> dict[str, list[float]]:
     """Seconds of at least `repeats` runs of each, in turn (A B B A)."""
     watch = Stopwatch(device)
-    flush = torch.empty(FLUSH if device.type == "cuda" else 1, dtype=torch.int8, device=device)
+    flush = torch.rand(FLUSH if device.type == "cuda" else 1, device=device)
     for name in alternate(list(calls), (repeats + 1) // 2):
         before()
-        flush.fill_(1)
+        flush.sum()  # read: what is written would go back to memory during the call
         if device.type == "cuda":
             torch.cuda._sleep(LEAD)
         poison(watch.wrap(name, calls[name])())
