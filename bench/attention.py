@@ -42,7 +42,7 @@ def attention(shape: Rows, at: dict[str, Any], inputs: Inputs) -> Case:
     calls = by_name(run, gathered_attention, inputs.implementations("auto"))
     calls |= {name: partial(sdpa, backend, q, k, v) for name, backend in SDPA.items()}
     return Case(
-        "gathered_attention", at | {"M": shape.m, "S": shape.s}, calls,
+        "gathered_attention", at | shape.columns, calls,
         lambda result: (result[0][:, picked],), expected, inputs.dtype,
         4.0 * b * shape.m * shape.s * h * d, 2.0 * (q.nbytes + k.nbytes), "matmul",
     )  # fmt: skip
@@ -80,7 +80,7 @@ def int8_attention(shape: Rows, at: dict[str, Any], inputs: Inputs) -> Case:
             gathered_attention(q, *plain, impl=impl),
         )
     return Case(
-        "gathered_attention int8", at | {"M": shape.m, "S": shape.s}, calls,
+        "gathered_attention int8", at | shape.columns, calls,
         lambda result: (result[0][:, picked],), expected, inputs.dtype,
         4.0 * shape.m * shape.s * shape.heads * shape.dim, 2.0 * q.nbytes + kept, "matmul",
         facts={

@@ -119,7 +119,7 @@ def path(layer: Layer, m: int, attend: bool, at: dict[str, Any], inputs: Inputs)
         flops += 4.0 * m * shape.s * count
     op = "layer" if attend else "layer without attention"
     return Case(
-        op, at | {"M": m, "S": shape.s}, calls, read, expected, inputs.dtype, flops, moved,
+        op, at | shape.columns, calls, read, expected, inputs.dtype, flops, moved,
         "matmul" if attend else "copy",
         lambda: [x[:, : p + n].fill_(torch.nan) for x in (k_joint, v_joint)],
     )  # fmt: skip

@@ -9,17 +9,17 @@ from spotedit_kernels.token_distance import normalise_features
 from torch import Tensor
 
 from .cases import EPS, Case, Convert, Inputs, Tensors, by_name
-from .shapes import Layer
+from .shapes import Layer, Rows
 
 
 def rope(layer: Layer, m: int | None, at: dict[str, Any], inputs: Inputs) -> Case:
     """`m` scattered rows of a spot step; None: a full step, which also fills `k_ref`."""
-    shape = layer.attention(0)
-    s, heads, dim = shape.s, shape.heads, shape.dim
-    rows = s if m is None else m
-    q, k, v = (inputs.normal(1, rows, heads, dim) for _ in range(3))
+    s = layer.attention(0).s
+    shape = layer.attention(s if m is None else m)
+    heads, dim = shape.heads, shape.dim
+    q, k, v = (inputs.normal(1, shape.m, heads, dim) for _ in range(3))
     weights = inputs.normal(4, dim)
-    cos, sin = inputs.tables(rows, dim)
+    cos, sin = inputs.tables(shape.m, dim)
     tables: Tensors = (cos, sin) if m is None else (cos[None], sin[None])
     ref = inputs.tables(layer.noise, dim) if m is None else ()
     slots = None
@@ -57,7 +57,7 @@ def rope(layer: Layer, m: int | None, at: dict[str, Any], inputs: Inputs) -> Cas
     moved = 6.0 * q.nbytes + 2 * cos.nbytes
     if m is None:
         moved += q.nbytes * layer.noise / s + 2 * ref[0].nbytes
-    return Case("qk_norm_rope", at | {"M": rows, "S": s}, calls, read, expected, inputs.dtype,
+    return Case("qk_norm_rope", at | shape.columns, calls, read, expected, inputs.dtype,
                 14.0 * q.numel(), moved, "copy")  # fmt: skip
 
 
@@ -79,10 +79,11 @@ def blend(layer: Layer, m: int, at: dict[str, Any], inputs: Inputs) -> Case:
 
     out = [torch.empty_like(x) for x in rows[:2]]
     calls = by_name(run, kv_blend, inputs.implementations(*inputs.baselines), out, rows)
-    count = reused.numel() * layer.heads * layer.dim
+    shape = Rows(reused.numel(), layer.noise, layer.heads, layer.dim)
+    count = shape.m * shape.heads * shape.dim
     return Case(
-        "kv_blend", at | {"M": reused.numel(), "S": layer.noise}, calls, read, expected,
-        inputs.dtype, 6.0 * count, 6.0 * count * rows[0].element_size(), "copy",
+        "kv_blend", at | shape.columns, calls, read, expected, inputs.dtype,
+        6.0 * count, 6.0 * count * rows[0].element_size(), "copy",
     )  # fmt: skip
 
 

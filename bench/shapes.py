@@ -20,6 +20,11 @@ class Rows:
     dim: int
     batch: int = 1
 
+    @property
+    def columns(self) -> dict[str, int]:
+        """For the rows of a table."""
+        return {"M": self.m, "S": self.s, "H": self.heads, "D": self.dim}
+
 
 @dataclass(frozen=True)
 class Layer:
