@@ -10,9 +10,6 @@ from unittest.mock import patch
 
 import torch
 
-from spotedit.select import SpotSelector
-from spotedit.session import Session
-
 TRANSFORMER = "transformer"  # its forward, with our gathering and scattering of the rows
 SELECT = "select"  # the scheduler's step, with our judgement and bookkeeping
 JUDGE = "judge"  # the part of SELECT that scores the tokens and lists the active ones
@@ -65,6 +62,10 @@ class Stopwatch:
 @contextmanager
 def timed_parts(pipe: Any) -> Iterator[Stopwatch]:
     """Time the parts of the pipeline's calls inside the block, enabled or stock."""
+    # imported here: the rest of this module serves the kernels too, which need no diffusers
+    from spotedit.select import SpotSelector
+    from spotedit.session import Session
+
     watch = Stopwatch(pipe.device)
     transformer = pipe.transformer
     stock = type(transformer)

@@ -25,6 +25,7 @@ from bench import (
 from spotedit import quality
 from spotedit.processor import SpotProcessor
 from spotedit.select import JUDGES
+from spotedit.session import Session
 
 GRID = (4, 5)
 SIZE = {"height": 48, "width": 64, "max_area": 48 * 64}
@@ -129,10 +130,10 @@ def test_estimates_of_a_trace_are_the_pipelines_own_clean_images():
 
 def test_timed_parts_leaves_nothing_behind():
     pipe = random_kontext()
-    before = type(pipe.transformer), set(vars(pipe.vae)), timing.Session.scheduler_step
+    before = type(pipe.transformer), set(vars(pipe.vae)), Session.scheduler_step
     with timing.timed_parts(pipe) as watch:
         pipe(**call_arguments(**SIZE, output_type="pil"))
-    assert (type(pipe.transformer), set(vars(pipe.vae)), timing.Session.scheduler_step) == before
+    assert (type(pipe.transformer), set(vars(pipe.vae)), Session.scheduler_step) == before
     assert len(watch.seconds(timing.TRANSFORMER)) == 8
     assert len(watch.seconds(timing.DECODE)) == 1
     assert watch.seconds(timing.SELECT) == []

@@ -22,6 +22,8 @@ from spotedit_kernels import gathered_attention
 from spotedit_kernels.gathered_attention import plan, reference
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from bench.shapes import ODD_ROWS
+
 if HAS_TRITON:
     from spotedit_kernels.gathered_attention import kernel
 
@@ -34,13 +36,10 @@ def qkv(dtype=torch.float32, m=S, s=S, d=D, seed=0):
 
 
 @each_impl_in(HALVES_AND_FP32)
-@pytest.mark.parametrize(
-    ("m", "s", "d"),
-    [(1, 1, 24), (1, 17, 40), (7, 13, 24), (13, 13, 64), (5, 29, 6), (17, 37, 16), (1, 41, 80),
-     (2, 67, 128), (2, 19, 512)],
-)  # fmt: skip
-def test_compact_queries(dtype, m, s, d, impl):
-    q, k, v = qkv(dtype, m, s, d)
+@pytest.mark.parametrize("name", [name for name, shape in ODD_ROWS.items() if shape.m])
+def test_compact_queries(dtype, name, impl):
+    shape = ODD_ROWS[name]
+    q, k, v = qkv(dtype, shape.m, shape.s, shape.dim)
     result = gathered_attention(q, k, v, impl=impl)
     assert result.shape == q.shape
     assert result.dtype == dtype
@@ -58,7 +57,8 @@ def test_scale(scale, impl):
 
 @EACH_IMPL
 def test_no_queries(impl):
-    q, k, v = qkv(m=0)
+    none = ODD_ROWS["no rows"]
+    q, k, v = qkv(m=none.m, s=none.s, d=none.dim)
     assert gathered_attention(q, k, v, impl=impl).shape == q.shape
     assert gathered_attention(q, k, v, out=q, impl=impl) is q
 

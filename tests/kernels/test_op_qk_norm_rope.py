@@ -17,6 +17,8 @@ from kernel_oracle import (
 )
 from spotedit_kernels import qk_norm_rope
 
+from bench.shapes import ODD_HEAD_DIMS, ODD_ROW_COUNTS
+
 B, S, C, H, EPS = 2, 9, 4, 2, 1e-6
 MODES = [True, False]
 
@@ -129,7 +131,7 @@ def test_against_the_oracle(dtype, interleaved, rows, impl):
 
 @EACH_IMPL
 @pytest.mark.parametrize("interleaved", MODES)
-@pytest.mark.parametrize("d", [2, 6, 40])
+@pytest.mark.parametrize("d", ODD_HEAD_DIMS)
 @pytest.mark.parametrize("text_len", [0, 1, 5])
 @pytest.mark.parametrize("text", [True, False])
 def test_head_dims_and_segments(interleaved, d, text_len, text, impl):
@@ -140,7 +142,7 @@ def test_head_dims_and_segments(interleaved, d, text_len, text, impl):
 
 @EACH_IMPL
 @pytest.mark.parametrize("interleaved", MODES)
-@pytest.mark.parametrize("m", [1, 17])
+@pytest.mark.parametrize("m", ODD_ROW_COUNTS)
 def test_row_counts_at_the_models_head_dim(interleaved, m, impl):
     slots = torch.arange(8, -9, -1)[:m]  # 8, ..., 0, and padding
     case = Case(torch.float16, m, d=128, interleaved=interleaved, text_len=1)

@@ -8,6 +8,8 @@ import torch
 from kernel_oracle import EACH_IMPL, NoSync, seeded
 from spotedit_kernels import select_tokens
 
+from bench.shapes import ODD_GRIDS
+
 GRID = (4, 6)
 
 
@@ -99,7 +101,7 @@ def two_groups(grid, batch=2, seed=0):
 
 @EACH_IMPL
 @pytest.mark.parametrize(
-    ("grid", "pad_to"), [((1, 1), 1), ((1, 1), 16), ((7, 1), 7), ((1, 300), 128), ((11, 13), 64)]
+    ("grid", "pad_to"), [((1, 1), 1), *zip(ODD_GRIDS, (16, 7, 128, 64), strict=True)]
 )
 def test_threshold_and_padding(grid, pad_to, impl):
     check(draw(grid), grid, pad_to, impl, threshold=0.7)

@@ -18,10 +18,10 @@ from kernel_oracle import (
 from spotedit_kernels import token_distance
 from spotedit_kernels.token_distance import normalise_features
 
-LAYERS = [(5, 6, 10), (3, 6, 10), (37, 11, 23), (4, 2, 3)]  # of the grid's size, larger, smaller
+from bench.shapes import ODD_MAPS, ODD_PATCHES
 
 
-def maps(batch=2, dtype=torch.float32, seed=0, layers=LAYERS):
+def maps(batch=2, dtype=torch.float32, seed=0, layers=ODD_MAPS):
     g = seeded(seed)
     return [torch.randn(batch, *shape, generator=g).to(dtype) for shape in layers]
 
@@ -46,9 +46,7 @@ def eager(x, y, grid, patch, weights):
 
 
 @each_impl_in(HALVES_AND_FP32)
-@pytest.mark.parametrize(
-    ("grid", "patch"), [((3, 5), 2), ((1, 1), 2), ((13, 11), 1), ((2, 13), 3), ((5, 1), 2)]
-)
+@pytest.mark.parametrize(("grid", "patch"), ODD_PATCHES)
 def test_against_the_oracle(dtype, grid, patch, impl):
     x, y = maps(dtype=dtype), maps(dtype=dtype, seed=1)
     weights = [1.0, 0.0, 2.5, 0.5]
@@ -77,7 +75,7 @@ def test_one_reference_for_the_batch_normalised_once(dtype, impl):
 @EACH_IMPL
 @pytest.mark.parametrize("dtypes", [(torch.float16, torch.float32), (torch.float32, torch.float16)])
 def test_dtypes_of_x_and_y_may_differ(dtypes, impl):
-    x, y = (maps(dtype=d, seed=s, layers=LAYERS[:1]) for s, d in enumerate(dtypes))
+    x, y = (maps(dtype=d, seed=s, layers=ODD_MAPS[:1]) for s, d in enumerate(dtypes))
     want = exact(x, y, (3, 5), 2, [1.0])
     result = token_distance(x, y, (3, 5), impl=impl)
     torch.testing.assert_close(result.double(), want, rtol=0, atol=2e-6)
