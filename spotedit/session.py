@@ -25,6 +25,7 @@ from .report import EditReport, Mark, StepRecord
 from .schedule import plan
 from .select import JUDGES, NotFiniteError, Selection, SpotSelector, unchanged
 
+NO_VELOCITY = 1e-6  # its square is not 0 in float32, and it moves no latent noticeably
 PAD_TO = 64  # tokens, where matrix products and compiled blocks want few shapes
 
 
@@ -221,6 +222,8 @@ class Session:
         latents = hidden[:, : self.noise].float()
         velocity = (latents - self.y.float()) / self.sigmas[self.index]
         velocity = velocity.to(computed.dtype)
+        # guidance that rescales a token by its norm would divide 0 by 0
+        velocity.masked_fill_(velocity == 0, NO_VELOCITY)
         scatter_rows(self.spot.active, (velocity, computed))
         if isinstance(output, tuple):
             return (velocity, *output[1:])

@@ -164,10 +164,10 @@ def test_every_image_of_a_batch_is_edited_as_if_alone(name):
     )
     together = pipe(**both).images
     hook.remove()
-    noise = start[0][:, : masks[0].numel()]
+    noise, per_image = start[0][:, : masks[0].numel()], (torch.Tensor, list)
     for i in range(2):
         alone = {
-            key: value[i : i + 1] if torch.is_tensor(value) and len(value) == 2 else value
+            key: value[i : i + 1] if isinstance(value, per_image) and len(value) == 2 else value
             for key, value in both.items()
         }
         handle.set_mask(masks[i : i + 1], mode="replace")

@@ -2,5 +2,6 @@
 
 from .family import Family
 from .kontext import KONTEXT
+from .qwen import QWEN
 
-FAMILIES: dict[str, Family] = {**KONTEXT}
+FAMILIES: dict[str, Family] = {**KONTEXT, **QWEN}
