@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from spotedit_kernels.rows import gather_rows
 from torch import Tensor, nn
 
 from . import flux
@@ -33,11 +34,8 @@ def prompt_mask(arguments: Arguments) -> Tensor | None:
 
 def narrow_block(arguments: Arguments, index: Tensor) -> dict[str, Any]:
     """`modulate_index` [1 or B, S - P] of 2511: 1 where a token's time is zero."""
-    which = arguments.get("modulate_index")
-    if which is None:
-        return {}
-    rows = index.clamp(min=0).expand(max(len(which), *index.shape[:-1]), -1)
-    return {"modulate_index": which.expand(len(rows), -1).gather(1, rows)}
+    which = arguments["modulate_index"]
+    return {} if which is None else {"modulate_index": gather_rows(which, index)}
 
 
 class FrameConv(nn.Module):
@@ -47,7 +45,7 @@ class FrameConv(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(conv.weight[:, :, -1].clone(), requires_grad=False)
         self.bias = conv.bias
-        self.padding = conv._padding[2], conv._padding[0]  # the module's own, at one side each
+        self.padding = conv._padding[2], conv._padding[0]  # of height and width
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, 1, h, w]
         return F.conv2d(x[:, :, 0], self.weight, self.bias, padding=self.padding)[:, :, None]
@@ -94,10 +92,11 @@ def plus_size(pipe: Any, arguments: Arguments, reference: int | str) -> dict[str
     return {"height": height, "width": width}
 
 
-def plus_source_size(arguments: Arguments, number: int) -> Grid | None:
-    images = arguments["image"]
-    image = images[number] if isinstance(images, list) else images
-    return flux.source_size({"image": image}, number)
+def source_size(arguments: Arguments, number: int) -> Grid | None:
+    if arguments.get("padding_mask_crop") is not None:
+        return None  # the tokens are those of a part of it
+    image = arguments["image"]
+    return flux.source_size({"image": image[number] if isinstance(image, list) else image}, number)
 
 
 EDIT = Spec(
@@ -109,18 +108,12 @@ EDIT = Spec(
     output=flux.output,
     features=features,
     matched_size=lambda pipe, arguments, reference: {},  # the pipeline's own choice matches
-    source_size=flux.source_size,
+    source_size=source_size,
     token_pixels=lambda pipe: pipe.vae_scale_factor * 2,
     prompt_mask=prompt_mask,
     narrow_block=narrow_block,
 )
 register(EDIT)
 register(
-    replace(
-        EDIT,
-        pipelines=("QwenImageEditPlusPipeline",),
-        followed=-1,
-        matched_size=plus_size,
-        source_size=plus_source_size,
-    )
+    replace(EDIT, pipelines=("QwenImageEditPlusPipeline",), matched_size=plus_size, followed=-1)
 )

@@ -1,4 +1,4 @@
-"""Random pipelines of every family: pipeline's class name -> `Family`."""
+"""Random pipelines of every family: pipeline's class name and variant -> `Family`."""
 
 from .family import Family
 from .kontext import KONTEXT

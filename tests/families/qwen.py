@@ -104,17 +104,22 @@ GUIDED = {
 }
 
 
-def family(cls: type, arguments: Callable[..., dict] = call, batches: bool = False) -> Family:
-    return Family(partial(random_qwen, cls=cls), arguments, guided=GUIDED, batches=batches)
-
-
 def inpainting(seed: int = 0, **extra: Any) -> dict[str, Any]:
     """All steps, and all of the picture may change."""
-    return call(seed, mask_image=Image.new("L", (64, 48), 255), strength=1.0, **extra)
+    return call(seed, **{"mask_image": Image.new("L", (64, 48), 255), "strength": 1.0, **extra})
+
+
+def family(
+    cls: type, arguments: Callable[..., dict] = call, batches: bool = False, **config: Any
+) -> Family:
+    make = partial(random_qwen, cls=cls, **config)
+    return Family(make, arguments, guided=GUIDED, batches=batches)
 
 
 QWEN = {
     "QwenImageEditPipeline": family(QwenImageEditPipeline, batches=True),
     "QwenImageEditPlusPipeline": family(QwenImageEditPlusPipeline),
+    "QwenImageEditPlusPipeline 2511": family(QwenImageEditPlusPipeline, zero_cond_t=True),
+    # takes no `latents`, as the test of batches needs them: diffusers 0.42 fails on them
     "QwenImageEditInpaintPipeline": family(QwenImageEditInpaintPipeline, inpainting),
 }
