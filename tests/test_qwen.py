@@ -135,22 +135,24 @@ def test_guidance_of_a_token_that_is_the_source_already(dtype):
     assert all(x[:, :24].isfinite().all() for x in inputs)
 
 
-SIZES = [(56, 56), (48, 64)]  # 7 x 7 and 6 x 8 tokens
+SQUARE, WIDE = (7, 7), (6, 8)  # tokens
 
 
 @pytest.mark.parametrize(("reference", "source"), [("auto", 1), (0, 0), (1, 1)])
+@pytest.mark.parametrize("grids", [(SQUARE, WIDE), (WIDE, WIDE)], ids=["two sizes", "one size"])
 @pytest.mark.parametrize("zero_cond_t", [False, True], ids=["2509", "2511"])
-def test_two_images_of_different_size(reference, source, zero_cond_t):
+def test_two_images(reference, source, grids, zero_cond_t):
     pipe = random_qwen(cls=QwenImageEditPlusPipeline, zero_cond_t=zero_cond_t)
     generator = torch.Generator().manual_seed(5)
-    images = {"image": [picture(generator, size) for size in SIZES]}
-    height, width = SIZES[source]
+    sizes = [(rows * 16, cols * 16) for rows, cols in grids]  # larger than the output
+    images = {"image": [picture(generator, size) for size in sizes]}
+    height, width = (side // 2 for side in sizes[source])
     dense = pipe(**call(height=height, width=width, **images, **GUIDED)).images
     handle = spotedit.enable(pipe, reference=reference, condition_cache=False)
-    handle.set_mask(torch.ones(SIZES[source]), mode="replace")  # of the size of the source
+    handle.set_mask(torch.ones(sizes[source]), mode="replace")
     assert relative(pipe(**call(**images, **GUIDED)).images, dense) <= 1e-4
 
-    grid = height // 8, width // 8
+    grid = grids[source]
     tokens = grid[0] * grid[1]
     hook = first_input(pipe, inputs := [])
     handle = spotedit.enable(pipe, reference=reference)
@@ -163,12 +165,12 @@ def test_two_images_of_different_size(reference, source, zero_cond_t):
 
     result = pipe(**call(**images, **GUIDED, callback_on_step_end=watch)).images
     hook.remove()
-    start = tokens + (49 if source else 0)
+    start = tokens + (grids[0][0] * grids[0][1] if source else 0)
     reused = torch.eye(*grid).flatten() == 0
     assert torch.equal(result[:, reused], inputs[0][:, start : start + tokens][:, reused])
 
     # the reused tokens' condition keys: those of the source, at the noise tokens' positions
-    shapes = [[(1, *grid), (1, 7, 7), (1, 6, 8)]]
+    shapes = [[(1, *sides) for sides in (grid, *grids)]]
     turns, _ = pipe.transformer.pos_embed(shapes, max_txt_seq_len=1, device=torch.device("cpu"))
     assert len(branches) == 2
     for branch in branches:
