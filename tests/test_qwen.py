@@ -227,22 +227,3 @@ def test_inpainting_a_crop():
     handle.set_mask(left_mask().resize(image.size))
     with pytest.raises(ValueError, match="96"):
         pipe(**inpainting(**given))
-
-
-def test_inpainting_several_images():
-    pipe = random_qwen(cls=QwenImageEditInpaintPipeline)
-    masks = torch.stack([HALF, EVERYTHING])
-    masks[1, 2:] = 0
-    handle = spotedit.enable(pipe)
-
-    def seeds(*numbers):
-        return [torch.Generator().manual_seed(number) for number in numbers]
-
-    both = inpainting(batch=2, generator=seeds(3, 4))
-    handle.set_mask(masks, mode="replace")
-    together = pipe(**both).images
-    for i in range(2):
-        single = {k: both[k][i : i + 1] for k in ("image", "prompt_embeds", "prompt_embeds_mask")}
-        handle.set_mask(masks[i : i + 1], mode="replace")
-        alone = pipe(**both | single | {"generator": seeds(3 + i)}).images
-        assert relative(alone, together[i : i + 1]) <= 1e-4

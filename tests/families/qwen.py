@@ -120,6 +120,5 @@ QWEN = {
     "QwenImageEditPipeline": family(QwenImageEditPipeline, batches=True),
     "QwenImageEditPlusPipeline": family(QwenImageEditPlusPipeline),
     "QwenImageEditPlusPipeline 2511": family(QwenImageEditPlusPipeline, zero_cond_t=True),
-    # takes no `latents`, as the test of batches needs them: diffusers 0.42 fails on them
-    "QwenImageEditInpaintPipeline": family(QwenImageEditInpaintPipeline, inpainting),
+    "QwenImageEditInpaintPipeline": family(QwenImageEditInpaintPipeline, inpainting, batches=True),
 }
