@@ -92,7 +92,7 @@ class Handle:
                 and given.get("height") is None
                 and given.get("width") is None
             ):
-                given |= self._spec.matched_size(pipe, arguments)
+                given |= self._spec.matched_size(pipe, arguments, self.config.reference)
             session = Session(pipe, self._spec, self.config, self._mask, arguments)
             self.report = None
             try:

@@ -19,12 +19,13 @@ from .cache import LayerCache, Place, allocate, blend, keep
 from .config import SpotEditConfig
 from .fusion import weights
 from .mask import UserMask, token_mask
-from .models.spec import Arguments, Grid, Spec, reference_start
+from .models.spec import Arguments, Grid, Spec, reference_number
 from .processor import Forward, SpotProcessor
 from .report import EditReport, Mark, StepRecord
 from .schedule import plan
 from .select import JUDGES, NotFiniteError, Selection, SpotSelector, unchanged
 
+NO_VELOCITY = 1e-6  # its square is not 0 in float32, and it moves no latent noticeably
 PAD_TO = 64  # tokens, where matrix products and compiled blocks want few shapes
 
 
@@ -225,6 +226,8 @@ class Session:
         latents = hidden[:, : self.noise].float()
         velocity = (latents - self.y.float()) / self.sigmas[self.index]
         velocity = velocity.to(computed.dtype)
+        # guidance that rescales a token by its norm would divide 0 by 0
+        velocity.masked_fill_(velocity == 0, NO_VELOCITY)
         scatter_rows(self.spot.active, (velocity, computed))
         if isinstance(output, tuple):
             return (velocity, *output[1:])
@@ -315,16 +318,16 @@ class Session:
         self.begun = True
         config = self.config
         kinds = plan(steps, config.initial_steps, config.reset_steps, config.reset_every)
-        start, self.reason = reference_start(grids, config.reference, self.spec.followed)
-        if start is not None and "spot" not in kinds:
+        number, self.reason = reference_number(grids, config.reference, self.spec.followed)
+        if number is not None and "spot" not in kinds:
             self.reason = f"too few steps: of {steps}, all are initial steps or resets"
-        elif start is not None:
-            self.reference = start
+        elif number is not None:
+            self.reference = sum(rows * cols for rows, cols in grids[: number + 1])
             few = hidden.is_cuda or compiled(self.pipe.transformer)
             self.pad_to = PAD_TO if few else 1
             self.y = hidden[:, self.reference : self.reference + self.noise].clone()
             self.weights = weights(config.fusion, self.sigmas)
-            self.allowed = self._allowed(hidden.device)
+            self.allowed = self._allowed(hidden.device, number)
             self.kinds = kinds
 
     def _make_selector(self) -> SpotSelector:
@@ -340,12 +343,13 @@ class Session:
             judge, threshold, dilation, self.grid, self.allowed, mode, config.impl, self.pad_to
         )
 
-    def _allowed(self, device: torch.device) -> Tensor | None:
+    def _allowed(self, device: torch.device, number: int) -> Tensor | None:
         if self.mask is None:
             return None
         side = self.spec.token_pixels(self.pipe)
-        sizes = [self.spec.source_size(self.arguments), (self.grid[0] * side, self.grid[1] * side)]
-        known = [size for size in sizes if size is not None]
+        source = self.spec.source_size(self.arguments, number)
+        output = self.grid[0] * side, self.grid[1] * side
+        known = [size for size in (source, output) if size is not None]
         return token_mask(self.mask.pixels, self.grid, self.batch, known).to(device)
 
     def report(self) -> EditReport | None:

@@ -196,7 +196,7 @@ def test_match_size_gives_every_aspect_the_conditions_grid(pipe, shape):
     handle = spotedit.enable(pipe, judge="l2", threshold=1e9)
     arguments = call_arguments(num_inference_steps=2, image=PIL.Image.new("RGB", shape[::-1]))
     if max(shape) > 512:  # Kontext's preferred sizes are a megapixel: too large to run here
-        size = flux.matched_size(pipe, {**arguments, "_auto_resize": True})
+        size = flux.matched_size(pipe, {**arguments, "_auto_resize": True}, "auto")
         ratio = size["width"] / size["height"] / (shape[1] / shape[0])
         assert size["max_area"] == size["width"] * size["height"]
         assert 0.8 < ratio < 1.25

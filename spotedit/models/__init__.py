@@ -1,4 +1,5 @@
 """One specification per model family; see `spec.Spec` and `spec.register`."""
 
 from . import flux as flux
+from . import qwen as qwen
 from . import tiny as tiny

@@ -40,7 +40,7 @@ def project(attn: Any, hidden: Tensor, prompt: Tensor | None) -> Projection:
             parts = getattr(attn, fused)(states).chunk(3, dim=-1)
         else:
             parts = [getattr(attn, name)(states) for name in separate]
-        return [part.unflatten(-1, (-1, attn.head_dim)) for part in parts]
+        return [part.unflatten(-1, (-1, attn.inner_dim // attn.heads)) for part in parts]
 
     norms = {"q_weight": attn.norm_q.weight, "k_weight": attn.norm_k.weight}
     norms |= {"text_q_weight": None, "text_k_weight": None, "eps": attn.norm_q.eps}
@@ -85,13 +85,14 @@ class DecoderPrefix(nn.Module):
         return maps
 
 
-def unpack(pipe: Any, tokens: Tensor, grid: Grid) -> Tensor:
+def unpatch(tokens: Tensor, grid: Grid) -> Tensor:
     """Packed tokens [B, N, C*4] (channel c*4 + dy*2 + dx) -> latents [B, C, 2 rows, 2 cols]."""
-    rows, cols = grid
-    latents = tokens.unflatten(2, (-1, 2, 2)).unflatten(
-        1, (rows, cols)
-    )  # [B, rows, cols, C, dy, dx]
-    latents = latents.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+    patches = tokens.unflatten(2, (-1, 2, 2)).unflatten(1, grid)  # [B, rows, cols, C, dy, dx]
+    return patches.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+
+def unpack(pipe: Any, tokens: Tensor, grid: Grid) -> Tensor:
+    latents = unpatch(tokens, grid)
     return latents / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor
 
 
@@ -102,7 +103,7 @@ def features(pipe: Any, y: Tensor, grid: Grid) -> Callable[[Tensor], list[Tensor
     return lambda tokens: prefix(unpack(pipe, tokens, grid).to(dtype))
 
 
-def matched_size(pipe: Any, arguments: Arguments) -> dict[str, Any]:
+def matched_size(pipe: Any, arguments: Arguments, reference: int | str) -> dict[str, Any]:
     """The size that the pipeline will give the condition image, as output size.
 
     `max_area` goes with it: the pipeline rescales height and width to that area.
@@ -128,7 +129,7 @@ def matched_size(pipe: Any, arguments: Arguments) -> dict[str, Any]:
     return {"height": height, "width": width, "max_area": height * width}
 
 
-def source_size(arguments: Arguments) -> Grid | None:
+def source_size(arguments: Arguments, number: int) -> Grid | None:
     image = arguments.get("image")
     if isinstance(image, list | tuple):
         image = image[0]

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -52,9 +51,11 @@ class Spec:
         features: (pipeline, condition tokens y [B, N, C], grid) -> a function of tokens [B, N, C]
             that returns the feature maps [B, C_l, h_l, w_l] of the VAE decoder's first layers. It
             has layers of its own on y's device: the pipeline's VAE may be offloaded.
-        matched_size: (pipeline, call's arguments with defaults) -> arguments that give the output
-            the condition image's grid; empty where there is no image, or no choice.
-        source_size: call's arguments -> (height, width) of the source picture, or None.
+        matched_size: (pipeline, call's arguments with defaults, `SpotEditConfig.reference`) ->
+            arguments that give the output the condition image's grid; empty where there is no
+            image, no choice, or the pipeline's own choice is right.
+        source_size: (call's arguments, number of the condition image that is the source) ->
+            (height, width) of the source picture, or None.
         token_pixels: pipeline -> side of a token in output pixels.
         prompt_mask: transformer's keyword arguments -> bool [B, P], True = attend, or None.
         narrow_block: (keyword arguments of a block of `transformer_blocks`, image-token index) ->
@@ -74,8 +75,8 @@ class Spec:
     project: Callable[[nn.Module, Tensor, Tensor | None], Projection]
     output: Callable[[nn.Module, Tensor, Tensor | None, Projection], Tensor | tuple[Tensor, Tensor]]
     features: Callable[[Any, Tensor, Grid], Callable[[Tensor], list[Tensor]]]
-    matched_size: Callable[[Any, Arguments], dict[str, Any]]
-    source_size: Callable[[Arguments], Grid | None]
+    matched_size: Callable[[Any, Arguments, int | str], dict[str, Any]]
+    source_size: Callable[[Arguments, int], Grid | None]
     token_pixels: Callable[[Any], int]
     prompt_mask: Callable[[Arguments], Tensor | None] = lambda arguments: None
     narrow_block: Callable[[Arguments, Tensor], dict[str, Any]] | None = None
@@ -89,10 +90,10 @@ class Spec:
     interleaved: bool = True
 
 
-def reference_start(
+def reference_number(
     grids: Sequence[Grid], choice: int | str, followed: int
 ) -> tuple[int | None, str | None]:
-    """The image token at which the source begins, or None and the reason.
+    """The number of the condition image that is the source, or None and the reason.
 
     Args:
         grids: of the noise and of every condition image.
@@ -122,8 +123,7 @@ def reference_start(
             f"the output's token grid, {noise[0]} x {noise[1]}, differs from the condition "
             f"image's, {rows} x {cols}; leave height and width to match_size"
         )
-    starts = list(accumulate(rows * cols for rows, cols in grids))
-    return starts[index], None
+    return index, None
 
 
 _REGISTRY: dict[str, Spec] = {}
