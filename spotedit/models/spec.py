@@ -54,11 +54,15 @@ class Spec:
             has layers of its own on y's device: the pipeline's VAE may be offloaded.
         matched_size: (pipeline, call's arguments with defaults) -> arguments that give the output
             the condition image's grid; empty where there is no image, or no choice.
-        source_size: call's arguments -> (height, width) of the source picture, or None.
+        source_size: call's arguments -> (height, width) that a user's mask may have for being the
+            source picture's, or None.
         token_pixels: pipeline -> side of a token in output pixels.
         prompt_mask: transformer's keyword arguments -> bool [B, P], True = attend, or None.
         narrow_block: (keyword arguments of a block of `transformer_blocks`, image-token index) ->
             narrowed ones, where the model makes some from the whole sequence; None: it does not.
+        own_mask: (pipeline, call's arguments, output's (height, width)) -> bool [b, H, W] in output
+            pixels, True where the pipeline lets the source change, b a divisor of B; or None. It
+            counts as the user's where they have set none.
         heads: transformer -> (heads, head dim).
         followed: which condition image gives the output its size, 0 or -1 (the last).
         thresholds: judge -> default threshold.
@@ -79,6 +83,7 @@ class Spec:
     token_pixels: Callable[[Any], int]
     prompt_mask: Callable[[Arguments], Tensor | None] = lambda arguments: None
     narrow_block: Callable[[Arguments, Tensor], dict[str, Any]] | None = None
+    own_mask: Callable[[Any, Arguments, Grid], Tensor | None] = lambda pipe, arguments, size: None
     heads: Callable[[Any], tuple[int, int]] = heads
     followed: int = 0
     thresholds: Mapping[str, float] = field(

@@ -2,5 +2,7 @@
 
 from .family import Family
 from .kontext import KONTEXT
+from .kontext_inpaint import KONTEXT_INPAINT
+from .longcat import LONGCAT
 
-FAMILIES: dict[str, Family] = {**KONTEXT}
+FAMILIES: dict[str, Family] = {**KONTEXT, **KONTEXT_INPAINT, **LONGCAT}
