@@ -15,13 +15,28 @@ if TYPE_CHECKING:
     from . import tiny as tiny
     from .api import Handle, disable, enable, supported_pipelines
     from .config import SpotEditConfig
+    from .models.spec import Spec, register
     from .report import EditReport
 
 __version__ = "0.1.0"
-__all__ = ["EditReport", "Handle", "SpotEditConfig", "disable", "enable", "supported_pipelines"]
+__all__ = [
+    "EditReport",
+    "Handle",
+    "Spec",
+    "SpotEditConfig",
+    "disable",
+    "enable",
+    "register",
+    "supported_pipelines",
+]
 
 # imported when first used, so that `spotedit --help` does not wait for PyTorch
-_HOME = {"EditReport": "report", "SpotEditConfig": "config"}
+_HOME = {
+    "EditReport": "report",
+    "Spec": "models.spec",
+    "SpotEditConfig": "config",
+    "register": "models.spec",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -135,7 +135,10 @@ _REGISTRY: dict[str, Spec] = {}
 
 
 def register(spec: Spec) -> None:
-    """Make the pipelines of `spec` known to `spotedit.enable`."""
+    """Make the pipelines of `spec` known to `spotedit.enable`; see `docs/new_pipeline.md`.
+
+    A later spec of the same class name replaces the earlier one, for pipelines enabled after it.
+    """
     _REGISTRY.update(dict.fromkeys(spec.pipelines, spec))
 
 
@@ -155,5 +158,6 @@ def spec_for(pipe: object) -> Spec:
             return _REGISTRY[cls.__name__]
     raise ValueError(
         f"{type(pipe).__name__} is not supported; expected one of these or a subclass: "
-        f"{', '.join(supported_pipelines())}"
+        f"{', '.join(supported_pipelines())}; to add it, describe it with spotedit.register "
+        "(docs/new_pipeline.md)"
     )
