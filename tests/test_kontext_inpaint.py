@@ -57,6 +57,13 @@ def test_tokens_black_in_mask_image_are_reused_and_end_as_in_the_stock_pipeline(
     assert not torch.equal(spot[:, ~kept], dense[:, ~kept])
 
 
+def test_a_black_mask_gives_the_source_back(pipe):
+    dense = call(pipe, mask_image=torch.zeros_like(MASK))
+    handle = spotedit.enable(pipe)
+    assert torch.equal(call(pipe, mask_image=torch.zeros_like(MASK)), dense)
+    assert handle.report.mean_ratio == 0
+
+
 def test_a_users_mask_comes_before_mask_image(pipe):
     handle = spotedit.enable(pipe, threshold=0.0)
     handle.set_mask(MASK[0, 0].flip(1))
@@ -90,9 +97,11 @@ def test_padding_mask_crop(pipe):
     region = handle.report.region
     assert region[2:4, 2:6].all()  # the mask fills the crop's middle
     assert not region[[0, -1]].any()
-    handle.set_mask(torch.ones(40, 56))
-    with pytest.raises(ValueError, match="mask is 40 x 56"):
+    handle.set_mask(torch.ones(50, 66))
+    arguments["image"] = picture(50, 66)  # becomes 48 x 64
+    with pytest.raises(ValueError, match="mask is 50 x 66"):
         call(pipe, **arguments, output_type="pil")
+    call(pipe, image=arguments["image"], mask_image=mask)
 
 
 def test_another_picture_as_reference_matches_nothing(pipe):

@@ -3,7 +3,7 @@
 The output always has the size of `image`. After every scheduler step the pipeline puts the noised
 source back in everything that is black in `mask_image`, so no token that is black throughout can
 differ from the source: where the user has set no mask, that one is taken as theirs ("intersect").
-Reuse loses nothing there, and needs no judgement.
+Those tokens end as in the stock pipeline, whatever the judge would have said of them.
 
 With `image_reference` the condition is another picture than the one that is edited. Tokens are then
 compared with that one, and where the two differ none match: only the condition is cached.
@@ -20,10 +20,10 @@ from .spec import Arguments, Grid, register
 
 def own_mask(pipe: Any, arguments: Arguments, size: Grid) -> Tensor | None:
     """`mask_image` as the pipeline itself will see it."""
-    if arguments["image_reference"] is not None:
+    (height, width), pad = size, arguments.get("padding_mask_crop")
+    picture, processor = arguments.get("mask_image"), pipe.mask_processor
+    if picture is None or arguments.get("image_reference") is not None:
         return None
-    (height, width), pad = size, arguments["padding_mask_crop"]
-    picture, processor = arguments["mask_image"], pipe.mask_processor
     how: dict[str, Any] = {}
     if pad is not None:
         crop = processor.get_crop_region(picture, width, height, pad=pad)
@@ -33,12 +33,12 @@ def own_mask(pipe: Any, arguments: Arguments, size: Grid) -> Tensor | None:
 
 def mask_size(arguments: Arguments) -> Grid | None:
     """The source's size, where that is the picture that the model sees."""
-    if arguments["image_reference"] is not None:
+    if arguments.get("image_reference") is not None:
         raise ValueError(
             "set_mask keeps the condition image, which image_reference replaces; expected no mask "
             "beside mask_image: call handle.set_mask(None)"
         )
-    return source_size(arguments) if arguments["padding_mask_crop"] is None else None
+    return source_size(arguments) if arguments.get("padding_mask_crop") is None else None
 
 
 register(
