@@ -16,21 +16,30 @@ if TYPE_CHECKING:
     from .api import Handle, disable, enable, supported_pipelines
     from .config import SpotEditConfig
     from .estimate import estimate
+    from .models.spec import Spec, register
     from .report import EditReport
 
 __version__ = "0.1.0"
 __all__ = [
     "EditReport",
     "Handle",
+    "Spec",
     "SpotEditConfig",
     "disable",
     "enable",
     "estimate",
+    "register",
     "supported_pipelines",
 ]
 
 # imported when first used, so that `spotedit --help` does not wait for PyTorch
-_HOME = {"EditReport": "report", "SpotEditConfig": "config", "estimate": "estimate"}
+_HOME = {
+    "EditReport": "report",
+    "Spec": "models.spec",
+    "SpotEditConfig": "config",
+    "estimate": "estimate",
+    "register": "models.spec",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -344,13 +344,16 @@ class Session:
         )
 
     def _allowed(self, device: torch.device, number: int) -> Tensor | None:
-        if self.mask is None:
-            return None
         side = self.spec.token_pixels(self.pipe)
+        size = (self.grid[0] * side, self.grid[1] * side)
+        if self.mask is None:
+            own = self.spec.own_mask(self.pipe, self.arguments, size)
+            if own is None:
+                return None
+            self.mask = UserMask(own.repeat(self.batch // len(own), 1, 1), "intersect")
         source = self.spec.source_size(self.arguments, number)
-        output = self.grid[0] * side, self.grid[1] * side
-        known = [size for size in (source, output) if size is not None]
-        return token_mask(self.mask.pixels, self.grid, self.batch, known).to(device)
+        sizes = [size] if source is None else [source, size]
+        return token_mask(self.mask.pixels, self.grid, self.batch, sizes).to(device)
 
     def report(self) -> EditReport | None:
         """What the call did so far; None before its first forward."""

@@ -139,6 +139,6 @@ def _edit(
 def _size(pipe: Any, picture: Image.Image) -> dict[str, int]:
     """Arguments that make the stock pipeline's output as large as `picture`."""
     size = {"height": picture.height, "width": picture.width}
-    if "max_area" in inspect.signature(type(pipe).__call__).parameters:
-        size["max_area"] = picture.height * picture.width
-    return size
+    size["max_area"] = picture.height * picture.width
+    takes = inspect.signature(type(pipe).__call__).parameters
+    return {name: value for name, value in size.items() if name in takes}

@@ -55,11 +55,14 @@ class Spec:
             arguments that give the output the condition image's grid; empty where there is no
             image, no choice, or the pipeline's own choice is right.
         source_size: (call's arguments, number of the condition image that is the source) ->
-            (height, width) of the source picture, or None.
+            (height, width) that a user's mask may have for being the source picture's, or None.
         token_pixels: pipeline -> side of a token in output pixels.
         prompt_mask: transformer's keyword arguments -> bool [B, P], True = attend, or None.
         narrow_block: (keyword arguments of a block of `transformer_blocks`, image-token index) ->
             narrowed ones, where the model makes some from the whole sequence; None: it does not.
+        own_mask: (pipeline, call's arguments, output's (height, width)) -> bool [b, H, W] in output
+            pixels, True where the pipeline lets the source change, b a divisor of B; or None. It
+            counts as the user's where they have set none.
         heads: transformer -> (heads, head dim).
         followed: which condition image gives the output its size, 0 or -1 (the last).
         thresholds: judge -> default threshold.
@@ -80,6 +83,7 @@ class Spec:
     token_pixels: Callable[[Any], int]
     prompt_mask: Callable[[Arguments], Tensor | None] = lambda arguments: None
     narrow_block: Callable[[Arguments, Tensor], dict[str, Any]] | None = None
+    own_mask: Callable[[Any, Arguments, Grid], Tensor | None] = lambda pipe, arguments, size: None
     heads: Callable[[Any], tuple[int, int]] = heads
     followed: int = 0
     thresholds: Mapping[str, float] = field(
@@ -130,7 +134,10 @@ _REGISTRY: dict[str, Spec] = {}
 
 
 def register(spec: Spec) -> None:
-    """Make the pipelines of `spec` known to `spotedit.enable`."""
+    """Make the pipelines of `spec` known to `spotedit.enable`; see `docs/new_pipeline.md`.
+
+    A later spec of the same class name replaces the earlier one, for pipelines enabled after it.
+    """
     _REGISTRY.update(dict.fromkeys(spec.pipelines, spec))
 
 
@@ -150,5 +157,6 @@ def spec_for(pipe: object) -> Spec:
             return _REGISTRY[cls.__name__]
     raise ValueError(
         f"{type(pipe).__name__} is not supported; expected one of these or a subclass: "
-        f"{', '.join(supported_pipelines())}"
+        f"{', '.join(supported_pipelines())}; to add it, describe it with spotedit.register "
+        "(docs/new_pipeline.md)"
     )

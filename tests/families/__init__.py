@@ -2,6 +2,8 @@
 
 from .family import Family
 from .kontext import KONTEXT
+from .kontext_inpaint import KONTEXT_INPAINT
+from .longcat import LONGCAT
 from .qwen import QWEN
 
-FAMILIES: dict[str, Family] = {**KONTEXT, **QWEN}
+FAMILIES: dict[str, Family] = {**KONTEXT, **KONTEXT_INPAINT, **LONGCAT, **QWEN}

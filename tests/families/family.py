@@ -19,6 +19,8 @@ class Family:
         guided: further arguments that turn classifier-free guidance on; empty: there is none.
         grid: token grid of the output and of the condition image.
         batches: whether a call takes several images.
+        prompt: pipeline -> arguments of a call with a prompt as text in place of embeddings, which
+            `num_images_per_prompt` needs; None: not tested.
     """
 
     make: Callable[[int], Any]
@@ -27,3 +29,4 @@ class Family:
     guided: Mapping[str, Any] = field(default_factory=dict)
     grid: tuple[int, int] = (6, 8)
     batches: bool = True
+    prompt: Callable[[Any], dict[str, Any]] | None = None

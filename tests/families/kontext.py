@@ -5,6 +5,21 @@ from conftest import call_arguments, random_kontext
 
 from .family import Family
 
+
+def prompt(pipe):
+    """Stand-ins for the text encoders."""
+
+    def embed(*shape):
+        def encode(prompt, num_images_per_prompt, **_):
+            generator = torch.Generator().manual_seed(0)
+            return torch.randn(len(prompt) * num_images_per_prompt, *shape, generator=generator)
+
+        return encode
+
+    pipe._get_t5_prompt_embeds, pipe._get_clip_prompt_embeds = embed(5, 12), embed(10)
+    return {"prompt": ["edit"], "prompt_embeds": None, "pooled_prompt_embeds": None}
+
+
 KONTEXT = {
     "FluxKontextPipeline": Family(
         make=random_kontext,
@@ -15,5 +30,6 @@ KONTEXT = {
             "negative_prompt_embeds": torch.ones(1, 5, 12),
             "negative_pooled_prompt_embeds": torch.ones(1, 10),
         },
+        prompt=prompt,
     )
 }

@@ -1,0 +1,87 @@
+"""What works with which pipeline, from the tests' own outcomes. ``python -m bench.support_matrix``.
+
+Runs the tests of families and combinations, also the slow ones, and writes docs/support.md.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from pathlib import Path
+
+from . import environment
+
+TESTS = ("tests/test_families.py", "tests/test_combinations.py")
+# test -> row; of tests that are not here the row is what follows the pipeline's name in their id
+ROWS = {
+    "test_all_tokens_active_equals_stock": "all tokens active equals stock; disabled is stock",
+    "test_one_forward_with_unchanged_tokens_equals_the_full_one": "unchanged tokens",
+    "test_reused_tokens_end_at_the_source": "reused tokens end at the source",
+    "test_after_an_exception_the_next_call_is_right": "a call after an exception",
+    "test_every_image_of_a_batch_is_edited_as_if_alone": "batches",
+    "test_the_triton_kernels_equal_the_references": "Triton kernels, interpreted",
+    "test_siblings_stay_stock": "from_pipe siblings stay stock",
+    "test_saved_and_loaded_again": "save_pretrained and reload",
+}
+GUIDED = "classifier-free guidance"
+HEADER = """# What works with what
+
+From the outcomes of the tests, with random weights of the real classes on a CPU. *yes*: with all
+tokens active the enabled pipeline equals the stock one within 1e-4 (pictures of 8 bits within one
+level), and after `disable` bit for bit; other rows say what they assert. Stochastic samplers are
+compared from the same state of PyTorch's own generator, which is what they draw from. *not tested*
+includes what the stock pipeline has no argument for.
+"""
+
+
+def outcomes(junit: str) -> dict[tuple[str, str], str]:
+    """A pytest run's XML -> {(row, pipeline): "yes", "skipped" or "fails"}; the worst counts."""
+    found: dict[tuple[str, str], str] = {}
+    for case in ET.fromstring(junit).iter("testcase"):
+        name = re.fullmatch(r"(\w+)\[(\w*Pipeline)(?:-(.+))?\]", case.get("name", ""))
+        if name is None:
+            continue
+        test, pipeline, rest = name.groups()
+        row = GUIDED if rest == "CFG" else ROWS.get(test, rest)
+        tags = {child.tag for child in case}
+        result = "fails" if tags & {"failure", "error"} else "skipped" if tags else "yes"
+        worst = ("yes", "skipped", "fails")
+        found[row, pipeline] = max(result, found.get((row, pipeline), "yes"), key=worst.index)
+    return found
+
+
+def table(found: Mapping[tuple[str, str], str]) -> str:
+    """Markdown: a row for each combination, a column for each pipeline, in order of appearance."""
+    rows, pipelines = (list(dict.fromkeys(keys)) for keys in zip(*found, strict=True))
+    lines = [["", *(f"`{name}`" for name in pipelines)], ["---"] * (len(pipelines) + 1)]
+    lines += [[row, *(found.get((row, name), "not tested") for name in pipelines)] for row in rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.support_matrix", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("docs/support.md"))
+    parser.add_argument("--junit", type=Path, help="the XML of a run that has been made")
+    args = parser.parse_args(argv)
+    status = 0
+    if args.junit is not None:
+        junit = args.junit.read_text()
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            report = Path(folder, "report.xml")
+            options = ["-q", "-m", "not gpu", f"--junitxml={report}"]
+            status = subprocess.run([sys.executable, "-m", "pytest", *options, *TESTS]).returncode
+            junit = report.read_text()
+    known = environment.describe()
+    versions = ", ".join(f"{name} {known[name]}" for name in ("torch", "diffusers", "commit"))
+    args.out.write_text(
+        f"{HEADER}\n{table(outcomes(junit))}\n`python -m bench.support_matrix`, {versions}.\n"
+    )
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""FLUX.1-Kontext's inpainting, with a mask that lets everything change."""
+
+from dataclasses import replace
+
+import torch
+from conftest import call_arguments, random_kontext
+from diffusers import FluxKontextInpaintPipeline
+
+from .kontext import KONTEXT
+
+
+def make(seed=0):
+    pipe = FluxKontextInpaintPipeline(**random_kontext(seed).components)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def arguments(seed=0, size=(48, 64), **extra):
+    return {"mask_image": torch.ones(1, 1, *size), **call_arguments(seed, size, **extra)}
+
+
+KONTEXT_INPAINT = {
+    "FluxKontextInpaintPipeline": replace(
+        KONTEXT["FluxKontextPipeline"], make=make, arguments=arguments, stock={}
+    )
+}

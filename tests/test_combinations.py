@@ -1,0 +1,269 @@
+"""What people combine with an enabled pipeline: identity and inverse hold with each of it.
+
+`python -m bench.support_matrix` writes docs/support.md from the outcomes.
+"""
+
+import inspect
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    ModelMixin,
+    SchedulerMixin,
+    UniPCMultistepScheduler,
+)
+from families import FAMILIES
+from peft import LoraConfig
+from torch import nn
+
+import spotedit
+
+
+def lora(pipe, family):
+    """A random adapter on every projection of the blocks."""
+    torch.manual_seed(1)
+    linear = [
+        name
+        for name, module in pipe.transformer.named_modules()
+        if "blocks." in name and isinstance(module, nn.Linear)
+    ]
+    pipe.transformer.add_adapter(LoraConfig(r=4, target_modules=linear, init_lora_weights=False))
+    return {}
+
+
+def scaled_lora(pipe, family):
+    lora(pipe, family)
+    pipe.transformer.set_adapters("default", weights=[0.5])
+    takes = inspect.signature(pipe.transformer.forward).parameters
+    return {"joint_attention_kwargs": {"scale": 0.7}} if "joint_attention_kwargs" in takes else {}
+
+
+def fused_lora(pipe, family):
+    lora(pipe, family)
+    pipe.transformer.fuse_lora(lora_scale=0.8)
+    return {}
+
+
+def unfused_lora(pipe, family):
+    fused_lora(pipe, family)
+    pipe.transformer.unfuse_lora()
+    return {}
+
+
+def fused_projections(pipe, family):
+    pipe.transformer.fuse_qkv_projections()
+    return {}
+
+
+def layerwise_casting(pipe, family):
+    pipe.transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    return {}
+
+
+def two_images(pipe, family):
+    return family.prompt(pipe) | {"num_images_per_prompt": 2}
+
+
+def at_every_step(name):
+    def change(pipe, step, timestep, tensors):
+        return {name: 0.9 * tensors[name] + 0.01 * step}
+
+    inputs = ["latents", "prompt_embeds"]
+    return lambda pipe, family: {
+        "callback_on_step_end": change,
+        "callback_on_step_end_tensor_inputs": inputs,
+    }
+
+
+def interrupt(pipe, family):
+    def stop(pipe, step, timestep, tensors):
+        pipe._interrupt = step >= 5
+        return {}
+
+    return {"callback_on_step_end": stop}
+
+
+def scheduler(kind, **options):
+    def replace(pipe, family):
+        pipe.scheduler = kind.from_config(pipe.scheduler.config, **options)
+        return {}
+
+    return replace
+
+
+def always(**arguments):
+    return lambda pipe, family: arguments
+
+
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+SCHEDULERS = {
+    "scheduler replaced after enable": scheduler(FlowMatchEulerDiscreteScheduler, base_shift=0.9),
+    "FlowMatchLCMScheduler": scheduler(FlowMatchLCMScheduler),
+    "stochastic Euler": scheduler(FlowMatchEulerDiscreteScheduler, stochastic_sampling=True),
+    "UniPC, flow sigmas": scheduler(UniPCMultistepScheduler, use_dynamic_shifting=False, **FLOW),
+}
+# name -> (pipe, family) -> arguments of the call; what changes the pipe does so after `enable`
+COMBINATIONS = {
+    "LoRA": lora,
+    "LoRA scaled": scaled_lora,
+    "LoRA fused": fused_lora,
+    "LoRA unfused": unfused_lora,
+    "fused projections": fused_projections,
+    "layerwise casting, fp8": layerwise_casting,
+    "two images a prompt": two_images,
+    "callback changes latents": at_every_step("latents"),
+    "callback changes prompt": at_every_step("prompt_embeds"),
+    "interrupt": interrupt,
+    "output latent": always(),
+    "output np": always(output_type="np"),
+    "output pil": always(output_type="pil"),
+    "custom sigmas": always(sigmas=[1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.3, 0.1]),
+    **SCHEDULERS,
+}
+WITHIN = {"output pil": 1 / 255}  # 8 bits: a value at a boundary may fall to either side
+TESTED = ["FluxKontextPipeline", "FluxKontextInpaintPipeline", "LongCatImageEditPipeline"]
+
+
+CALLBACKS = {"callback changes latents", "callback changes prompt", "interrupt"}
+# the stock pipelines' own limits: this one needs `scheduler.scale_noise`, others take no callback
+IMPOSSIBLE = {("FluxKontextInpaintPipeline", "UniPC, flow sigmas")}
+
+
+def possible(name, combination):
+    takes = inspect.signature(getattr(diffusers, name).__call__).parameters
+    callback = combination not in CALLBACKS or "callback_on_step_end" in takes
+    return callback and (name, combination) not in IMPOSSIBLE
+
+
+def each_with(combinations):
+    """Of every pipeline tested; by default only the first, as the others share its code."""
+    return pytest.mark.parametrize(
+        ("name", "combination"),
+        [
+            pytest.param(name, combination, marks=MARKS[name], id=f"{name}-{combination}")
+            for name in TESTED
+            for combination in combinations
+            if possible(name, combination)
+        ],
+    )
+
+
+MARKS = {name: [] if name == TESTED[0] else [pytest.mark.full] for name in TESTED}
+each_tested = pytest.mark.parametrize("name", [pytest.param(n, marks=MARKS[n]) for n in TESTED])
+
+
+def pictures(pipe, arguments):
+    """Of a call whose scheduler may draw from PyTorch's own generator."""
+    torch.manual_seed(2)
+    images = pipe(**arguments).images
+    if isinstance(images, list):
+        images = np.stack([np.asarray(image) / 255 for image in images])
+    return torch.as_tensor(images).double()
+
+
+def same(a, b, combination=None):
+    if combination in WITHIN:
+        return (a - b).abs().max() <= WITHIN[combination]
+    return (a - b).norm() <= 1e-4 * b.norm()
+
+
+@each_with(COMBINATIONS)
+def test_combination(name, combination):
+    family = FAMILIES[name]
+    stock, pipe = family.make(0), family.make(0)
+
+    def arguments(pipe, **size):
+        return family.arguments(**size, **COMBINATIONS[combination](pipe, family))
+
+    dense = pictures(stock, arguments(stock, **family.stock))
+    handle = spotedit.enable(pipe, condition_cache=False)
+    handle.set_mask(torch.ones(family.grid), mode="replace")
+    call = arguments(pipe)
+    spot = pictures(pipe, call)
+    assert [step["kind"] for step in handle.report.steps].count("spot") >= 3
+    assert same(spot, dense, combination)
+    handle.disable()
+    call["generator"] = family.arguments()["generator"]
+    assert torch.equal(pictures(pipe, call | family.stock), dense)
+
+
+NEUTRAL = {"fused projections", "output latent", "output np", "output pil"}
+
+
+@pytest.mark.parametrize("combination", [name for name in COMBINATIONS if name not in NEUTRAL])
+def test_it_is_in_force(combination):
+    family = FAMILIES[TESTED[0]]
+    pipe = family.make(0)
+    plain = pictures(pipe, family.arguments(**family.stock))
+    extra = COMBINATIONS[combination](pipe, family)
+    assert not torch.equal(pictures(pipe, family.arguments(**family.stock, **extra)), plain)
+
+
+def test_layerwise_casting_that_computes_in_bfloat16():
+    """As near to the stock pipeline as that is to the same weights in fp32, twice."""
+    family = FAMILIES[TESTED[0]]
+
+    def cast(dtype):
+        pipe = family.make(0).to(torch.bfloat16).to(dtype)
+        pipe.transformer.enable_layerwise_casting(torch.float8_e4m3fn, dtype)
+        call = family.arguments()
+        embeddings = {k: v.to(dtype) for k, v in call.items() if torch.is_tensor(v)}
+        noise = torch.randn(1, 48, 16, generator=torch.Generator().manual_seed(3))
+        return pipe, call | embeddings | {"latents": noise.to(torch.bfloat16).to(dtype)}
+
+    pipe, call = cast(torch.float32)
+    exact = pictures(pipe, call | family.stock)
+    pipe, call = cast(torch.bfloat16)
+    stock = pictures(pipe, call | family.stock)
+    handle = spotedit.enable(pipe, condition_cache=False)
+    handle.set_mask(torch.ones(family.grid), mode="replace")
+    spot = pictures(pipe, call)
+    assert "spot" in {step["kind"] for step in handle.report.steps}
+    assert (spot - stock).norm() <= 2 * (stock - exact).norm()
+
+
+@each_with(SCHEDULERS)
+def test_reused_tokens_end_at_the_source_with(name, combination):
+    """Also where the scheduler adds noise or remembers earlier steps."""
+    family = FAMILIES[name]
+    pipe = family.make(0)
+    handle = spotedit.enable(pipe)
+    mask = torch.zeros(family.grid)
+    mask[:2] = 1
+    handle.set_mask(mask, mode="replace")
+    SCHEDULERS[combination](pipe, family)
+    images = pipe(**family.arguments()).images
+    reused = ~torch.from_numpy(handle.report.region).flatten()
+    sources = pipe(**family.arguments(num_inference_steps=2)).images  # one full step, one spot
+    assert torch.equal(images[:, reused], sources[:, reused])
+    assert torch.isfinite(images).all()
+
+
+@each_tested
+def test_siblings_stay_stock(name):
+    family, pipe = FAMILIES[name], FAMILIES[name].make(0)
+    dense = pipe(**family.arguments(**family.stock)).images
+    spotedit.enable(pipe)
+    sibling = type(pipe).from_pipe(pipe)
+    sibling.set_progress_bar_config(disable=True)
+    assert torch.equal(sibling(**family.arguments(**family.stock)).images, dense)
+
+
+@each_tested
+def test_saved_and_loaded_again(name, tmp_path):
+    family, pipe = FAMILIES[name], FAMILIES[name].make(0)
+    base = type(pipe)
+    dense = pipe(**family.arguments(**family.stock)).images
+    spotedit.enable(pipe)
+    pipe.save_pretrained(tmp_path)
+    kinds = (ModelMixin, SchedulerMixin)
+    encoders = {k: v for k, v in pipe.components.items() if not isinstance(v, kinds)}
+    loaded = base.from_pretrained(tmp_path, **encoders)
+    loaded.set_progress_bar_config(disable=True)
+    assert base.load_config(tmp_path)["_class_name"] == base.__name__
+    # weights at other addresses may be summed in another order
+    assert same(loaded(**family.arguments(**family.stock)).images, dense)

@@ -1,0 +1,30 @@
+"""LongCat-Image-Edit: the output follows the picture, whatever its shape."""
+
+import numpy as np
+import torch
+from families import FAMILIES
+from PIL import Image
+
+import spotedit
+from spotedit.cli.edit import _size
+
+FAMILY = FAMILIES["LongCatImageEditPipeline"]
+
+
+def test_a_tall_picture_and_masks_of_its_size_and_of_the_outputs():
+    pipe = FAMILY.make()
+    handle = spotedit.enable(pipe)
+    picture = Image.new("RGB", (30, 60), "teal")
+    for height, width in ((60, 30), (11 * 128, 5 * 128)):
+        mask = torch.zeros(height, width)
+        mask[: 2 * height // 11] = 1
+        handle.set_mask(mask, mode="replace")
+        pipe(**FAMILY.arguments(image=picture))
+        expected = np.zeros((11, 5), dtype=bool)
+        expected[:2] = True
+        assert handle.report.reason is None
+        assert np.array_equal(handle.report.region, expected)
+
+
+def test_the_command_asks_it_for_no_size():
+    assert _size(FAMILY.make(), Image.new("RGB", (64, 48))) == {}
