@@ -32,6 +32,12 @@ def narrow(arguments: Arguments, index: Tensor) -> dict[str, Any]:
     return {"img_ids": ids.new_zeros(*ids.shape[:-2], index.shape[-1], ids.shape[-1])}
 
 
+def rms_norms(attn: Any) -> dict[str, Any]:
+    """`Projection.norms` of a block with one stream."""
+    weights = {"q_weight": attn.norm_q.weight, "k_weight": attn.norm_k.weight}
+    return weights | {"text_q_weight": None, "text_k_weight": None, "eps": attn.norm_q.eps}
+
+
 def project(attn: Any, hidden: Tensor, prompt: Tensor | None) -> Projection:
     """Joint rows of a dual-stream block, or those of a single-stream one (`prompt` is None)."""
 
@@ -42,8 +48,7 @@ def project(attn: Any, hidden: Tensor, prompt: Tensor | None) -> Projection:
             parts = [getattr(attn, name)(states) for name in separate]
         return [part.unflatten(-1, (-1, attn.inner_dim // attn.heads)) for part in parts]
 
-    norms = {"q_weight": attn.norm_q.weight, "k_weight": attn.norm_k.weight}
-    norms |= {"text_q_weight": None, "text_k_weight": None, "eps": attn.norm_q.eps}
+    norms = rms_norms(attn)
     rows = heads("to_qkv", ("to_q", "to_k", "to_v"), hidden)
     if prompt is not None:
         text = heads("to_added_qkv", ("add_q_proj", "add_k_proj", "add_v_proj"), prompt)
@@ -96,11 +101,17 @@ def unpack(pipe: Any, tokens: Tensor, grid: Grid) -> Tensor:
     return latents / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor
 
 
-def features(pipe: Any, y: Tensor, grid: Grid) -> Callable[[Tensor], list[Tensor]]:
+def decoder_prefix(pipe: Any, y: Tensor) -> Callable[[Tensor], list[Tensor]]:
+    """Latents [B, C, h, w] -> feature maps; a `DecoderPrefix` on y's device."""
     prefix = DecoderPrefix(pipe.vae)
     dtype = compute_dtype(prefix, y.dtype)
     prefix.to(y.device, dtype)
-    return lambda tokens: prefix(unpack(pipe, tokens, grid).to(dtype))
+    return lambda latents: prefix(latents.to(dtype))
+
+
+def features(pipe: Any, y: Tensor, grid: Grid) -> Callable[[Tensor], list[Tensor]]:
+    prefix = decoder_prefix(pipe, y)
+    return lambda tokens: prefix(unpack(pipe, tokens, grid))
 
 
 def matched_size(pipe: Any, arguments: Arguments, reference: int | str) -> dict[str, Any]:
