@@ -145,7 +145,7 @@ def test_a_threshold_of_each_judgements_own(pipe, monkeypatch):
 
 def test_decoder_prefix_matches_the_decoder(pipe):
     vae, latents = pipe.vae, torch.randn(1, 4, 6, 8)
-    maps = flux.DecoderPrefix(vae)(latents)
+    maps = flux.DecoderPrefix(vae, latents)(latents)
     expected = []
     for layer in (vae.decoder.conv_in, vae.decoder.mid_block, vae.decoder.up_blocks[0]):
         layer.register_forward_hook(lambda m, a, out: expected.append(out))

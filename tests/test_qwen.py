@@ -58,8 +58,8 @@ def test_one_frame_saves_half_of_the_judges_operations():
         latents = torch.empty(1, 16, 128, 128)
     tflop = []
     for prefix, given in (
-        (flux.DecoderPrefix(vae), latents[:, :, None]),
-        (qwen.FramePrefix(vae), latents),
+        (flux.DecoderPrefix(vae, latents), latents[:, :, None]),
+        (qwen.FramePrefix(vae, latents), latents),
     ):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             prefix(given)
@@ -175,10 +175,10 @@ def test_two_images(reference, source, grids, zero_cond_t):
     assert len(branches) == 2
     for branch in branches:
         for layer in branch.layers.values():
-            k = layer.k[:, branch.place.prompt :][:, start : start + tokens]
+            k = layer.k.data[:, branch.place.prompt :][:, start : start + tokens]
             plain = torch.view_as_complex(k.unflatten(-1, (-1, 2))) / turns[start:, None][:tokens]
             moved = torch.view_as_real(plain * turns[:tokens, None]).flatten(-2)
-            assert relative(layer.sources.k_ref[:, :tokens], moved) <= 1e-5
+            assert relative(layer.sources.k_ref.data[:, :tokens], moved) <= 1e-5
 
 
 def left_mask():

@@ -32,6 +32,12 @@ def narrow(arguments: Arguments, index: Tensor) -> dict[str, Any]:
     return {"img_ids": ids.new_zeros(*ids.shape[:-2], index.shape[-1], ids.shape[-1])}
 
 
+def rms_norms(attn: Any) -> dict[str, Any]:
+    """`Projection.norms` of a block with one stream."""
+    weights = {"q_weight": attn.norm_q.weight, "k_weight": attn.norm_k.weight}
+    return weights | {"text_q_weight": None, "text_k_weight": None, "eps": attn.norm_q.eps}
+
+
 def project(attn: Any, hidden: Tensor, prompt: Tensor | None) -> Projection:
     """Joint rows of a dual-stream block, or those of a single-stream one (`prompt` is None)."""
 
@@ -42,8 +48,7 @@ def project(attn: Any, hidden: Tensor, prompt: Tensor | None) -> Projection:
             parts = [getattr(attn, name)(states) for name in separate]
         return [part.unflatten(-1, (-1, attn.inner_dim // attn.heads)) for part in parts]
 
-    norms = {"q_weight": attn.norm_q.weight, "k_weight": attn.norm_k.weight}
-    norms |= {"text_q_weight": None, "text_k_weight": None, "eps": attn.norm_q.eps}
+    norms = rms_norms(attn)
     rows = heads("to_qkv", ("to_q", "to_k", "to_v"), hidden)
     if prompt is not None:
         text = heads("to_added_qkv", ("add_q_proj", "add_k_proj", "add_v_proj"), prompt)
@@ -66,19 +71,21 @@ def output(
 
 
 class DecoderPrefix(nn.Module):
-    """Copies of the first layers of an `AutoencoderKL` decoder."""
+    """Copies of the first layers of an `AutoencoderKL` decoder, on the device of `like`."""
 
-    def __init__(self, vae: Any) -> None:
+    def __init__(self, vae: Any, like: Tensor) -> None:
         super().__init__()
         decoder = vae.decoder
         parts = [decoder.conv_in, decoder.mid_block, decoder.up_blocks[0]]
         if getattr(vae, "post_quant_conv", None) is not None:
             parts[0] = nn.Sequential(vae.post_quant_conv, parts[0])
         self.layers = nn.ModuleList(clean_copy(part) for part in parts)
+        self.dtype = compute_dtype(self, like.dtype)
+        self.to(like.device, self.dtype)
 
     def forward(self, latents: Tensor) -> list[Tensor]:
         """Latents [B, C, h, w] -> feature maps [B, C_l, h_l, w_l], shallow to deep."""
-        maps = []
+        latents, maps = latents.to(self.dtype), []
         for layer in self.layers:
             latents = layer(latents)
             maps.append(latents)
@@ -97,10 +104,8 @@ def unpack(pipe: Any, tokens: Tensor, grid: Grid) -> Tensor:
 
 
 def features(pipe: Any, y: Tensor, grid: Grid) -> Callable[[Tensor], list[Tensor]]:
-    prefix = DecoderPrefix(pipe.vae)
-    dtype = compute_dtype(prefix, y.dtype)
-    prefix.to(y.device, dtype)
-    return lambda tokens: prefix(unpack(pipe, tokens, grid).to(dtype))
+    prefix = DecoderPrefix(pipe.vae, y)
+    return lambda tokens: prefix(unpack(pipe, tokens, grid))
 
 
 def matched_size(pipe: Any, arguments: Arguments, reference: int | str) -> dict[str, Any]:
@@ -140,6 +145,12 @@ def source_size(arguments: Arguments, number: int) -> Grid | None:
     if isinstance(image, np.ndarray):  # [B, H, W, C]
         return image.shape[-3], image.shape[-2]
     return None
+
+
+def listed_size(arguments: Arguments, number: int) -> Grid | None:
+    """The same for pipelines that take a list as the condition images of one output."""
+    image = arguments["image"]
+    return source_size({"image": image[number] if isinstance(image, list) else image}, number)
 
 
 KONTEXT = Spec(

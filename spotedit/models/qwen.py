@@ -57,8 +57,8 @@ class FramePrefix(flux.DecoderPrefix):
     At 1024 x 1024 px they take 0.96 TFLOP; in three dimensions the same maps take 1.83.
     """
 
-    def __init__(self, vae: Any) -> None:
-        super().__init__(vae)
+    def __init__(self, vae: Any, like: Tensor) -> None:
+        super().__init__(vae, like)
         for parent in list(self.modules()):
             for name, layer in parent.named_children():
                 if isinstance(layer, nn.Conv3d):
@@ -69,14 +69,13 @@ class FramePrefix(flux.DecoderPrefix):
 
 
 def features(pipe: Any, y: Tensor, grid: Grid) -> Callable[[Tensor], list[Tensor]]:
-    prefix = FramePrefix(pipe.vae).to(y.device)
-    dtype = next(prefix.parameters()).dtype
+    prefix = FramePrefix(pipe.vae, y)
     config = pipe.vae.config
     mean, std = (
         torch.tensor(values, device=y.device)[:, None, None]  # [C, 1, 1]
         for values in (config.latents_mean, config.latents_std)
     )
-    return lambda tokens: prefix((flux.unpatch(tokens, grid) * std + mean).to(dtype))
+    return lambda tokens: prefix(flux.unpatch(tokens, grid) * std + mean)
 
 
 def plus_size(pipe: Any, arguments: Arguments, reference: int | str) -> dict[str, Any]:
@@ -92,15 +91,8 @@ def plus_size(pipe: Any, arguments: Arguments, reference: int | str) -> dict[str
     return {"height": height, "width": width}
 
 
-def source_size(arguments: Arguments, number: int) -> Grid | None:
-    if arguments.get("padding_mask_crop") is not None:
-        return None  # the tokens are those of a part of it
-    image = arguments["image"]
-    return flux.source_size({"image": image[number] if isinstance(image, list) else image}, number)
-
-
 EDIT = Spec(
-    pipelines=("QwenImageEditPipeline", "QwenImageEditInpaintPipeline"),
+    pipelines=("QwenImageEditPipeline",),
     grids=grids,
     rotary=rotary,
     narrow=lambda arguments, index: {},
@@ -108,7 +100,7 @@ EDIT = Spec(
     output=flux.output,
     features=features,
     matched_size=lambda pipe, arguments, reference: {},  # the pipeline's own choice matches
-    source_size=source_size,
+    source_size=flux.listed_size,
     token_pixels=lambda pipe: pipe.vae_scale_factor * 2,
     prompt_mask=prompt_mask,
     narrow_block=narrow_block,

@@ -131,6 +131,7 @@ def reference_number(
 
 
 _REGISTRY: dict[str, Spec] = {}
+_REFUSALS: dict[str, str] = {}
 
 
 def register(spec: Spec) -> None:
@@ -139,6 +140,11 @@ def register(spec: Spec) -> None:
     A later spec of the same class name replaces the earlier one, for pipelines enabled after it.
     """
     _REGISTRY.update(dict.fromkeys(spec.pipelines, spec))
+
+
+def register_refusal(pipeline: str, reason: str) -> None:
+    """Let `spotedit.enable` say why it does not take a pipeline, and what to do instead."""
+    _REFUSALS[pipeline] = reason
 
 
 def supported_pipelines() -> list[str]:
@@ -150,11 +156,13 @@ def spec_for(pipe: object) -> Spec:
     """The spec of `pipe`'s class or its nearest registered base class.
 
     Raises:
-        ValueError: none is registered; lists those that are.
+        ValueError: none is registered; lists those that are, or gives the reason of a refusal.
     """
     for cls in type(pipe).__mro__:
         if cls.__name__ in _REGISTRY:
             return _REGISTRY[cls.__name__]
+        if cls.__name__ in _REFUSALS:
+            raise ValueError(f"{type(pipe).__name__} is not supported: {_REFUSALS[cls.__name__]}")
     raise ValueError(
         f"{type(pipe).__name__} is not supported; expected one of these or a subclass: "
         f"{', '.join(supported_pipelines())}; to add it, describe it with spotedit.register "

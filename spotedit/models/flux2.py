@@ -1,0 +1,72 @@
+"""FLUX.2 and FLUX.2 klein."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import flux
+from .copies import clean_copy
+from .spec import Arguments, Grid, Projection, Spec, register, register_refusal
+
+
+def project(attn: Any, hidden: Tensor, prompt: Tensor | None) -> Projection:
+    """Single-stream blocks project queries, keys, values and the MLP's rows at once."""
+    if prompt is not None:
+        return flux.project(attn, hidden, prompt)
+    rows = attn.to_qkv_mlp_proj(hidden)
+    qkv, mlp = 3 * attn.inner_dim, attn.mlp_hidden_dim * attn.mlp_mult_factor
+    split = rows.shape[-1] * qkv // (qkv + mlp)  # a shard of a tensor-parallel model has fewer
+    parts = rows[..., :split].chunk(3, dim=-1)
+    q, k, v = (part.unflatten(-1, (-1, attn.head_dim)) for part in parts)
+    return Projection(q, k, v, flux.rms_norms(attn), rest=rows[..., split:])
+
+
+def output(
+    attn: Any, heads: Tensor, prompt: Tensor | None, projection: Projection
+) -> Tensor | tuple[Tensor, Tensor]:
+    if prompt is not None:
+        return flux.output(attn, heads, prompt, projection)
+    mlp = attn.mlp_act_fn(projection.rest)
+    return attn.to_out(torch.cat([heads.flatten(2, 3), mlp], dim=-1))
+
+
+def features(pipe: Any, y: Tensor, grid: Grid) -> Callable[[Tensor], list[Tensor]]:
+    prefix = flux.DecoderPrefix(pipe.vae, y)
+    bn: Any = clean_copy(pipe.vae.bn).to(y.device, torch.float32)
+    mean, std = bn.running_mean, (bn.running_var + bn.eps).sqrt()
+    return lambda tokens: prefix(flux.unpatch(tokens * std + mean, grid))
+
+
+def matched_size(pipe: Any, arguments: Arguments, reference: int | str) -> dict[str, Any]:
+    """The size that the pipeline gives condition image `reference`; its own choice is the first."""
+    images = arguments["image"]
+    if reference == "auto" or not isinstance(images, list) or int(reference) >= len(images):
+        return {}
+    width, height = images[int(reference)].size
+    scale = min(1.0, math.sqrt(1024 * 1024 / (width * height)))
+    multiple = pipe.vae_scale_factor * 2
+    sides = {"height": height, "width": width}
+    return {name: int(side * scale) // multiple * multiple for name, side in sides.items()}
+
+
+FLUX2 = Spec(
+    pipelines=("Flux2Pipeline", "Flux2KleinPipeline"),
+    grids=flux.grids,
+    rotary=flux.rotary,
+    narrow=flux.narrow,
+    project=project,
+    output=output,
+    features=features,
+    matched_size=matched_size,
+    source_size=flux.listed_size,
+    token_pixels=lambda pipe: pipe.vae_scale_factor * 2,
+)
+register(FLUX2)
+register_refusal(
+    "Flux2KleinKVPipeline",
+    "it keeps the condition's keys and values itself; expected Flux2KleinPipeline with the same "
+    "weights: Flux2KleinPipeline(**pipe.components, is_distilled=True)",
+)
