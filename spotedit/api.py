@@ -12,6 +12,7 @@ from . import (
 from .config import SpotEditConfig, resolve
 from .mask import MODES, UserMask, as_mask
 from .models.spec import spec_for, supported_pipelines
+from .preview import Preview, PreviewSession
 from .report import EditReport
 from .session import Session
 
@@ -78,7 +79,38 @@ class Handle:
             raise ValueError(f"mode is {mode!r}; expected one of {', '.join(MODES)}")
         self._mask = None if mask is None else UserMask(as_mask(mask), mode)
 
+    def preview(self, **call: Any) -> Preview:
+        """Run a call up to its first judgement, and decode the picture that it predicts there.
+
+        For people who set the mask or the threshold: with the same arguments and generator, the
+        call itself begins its first spot step with the same region. It costs the initial full
+        steps and one decoding.
+
+        Args:
+            **call: the pipeline's own arguments, for one picture. Without `output_type` and
+                `return_dict`, and with the number of steps of the call that is to follow.
+
+        Raises:
+            ValueError: nothing would be skipped (the message says why), several pictures, or a mask
+                that replaces the judgement.
+            RuntimeError: this handle is not in force, or a call is running.
+        """
+        if not self.enabled:
+            raise RuntimeError("this handle is not in force; enable the pipeline again")
+        if self._mask is not None and self._mask.mode == "replace":
+            raise ValueError(
+                "the mask replaces the judgement, so there is nothing to preview; "
+                'clear it with set_mask(None), or set it with mode="intersect" or "union"'
+            )
+        given = call | {"output_type": "pil", "return_dict": True}
+        output = self._run(PreviewSession, self._base, (), given)
+        assert self.report is not None  # the call has returned
+        return Preview(output.images[0], self.report)
+
     def _call(self, base: type, *args: Any, **kwargs: Any) -> Any:
+        return self._run(Session, base, args, kwargs)
+
+    def _run(self, kind: type[Session], base: type, args: tuple, kwargs: dict[str, Any]) -> Any:
         pipe = self._pipe
         if not self._running.acquire(blocking=False):
             raise RuntimeError(
@@ -93,7 +125,7 @@ class Handle:
                 and given.get("width") is None
             ):
                 given |= self._spec.matched_size(pipe, arguments, self.config.reference)
-            session = Session(pipe, self._spec, self.config, self._mask, arguments)
+            session = kind(pipe, self._spec, self.config, self._mask, arguments)
             self.report = None
             try:
                 with patch.attached(pipe, session):

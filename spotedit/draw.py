@@ -16,19 +16,48 @@ KINDS = ("dense", "full", "spot")
 COLOURS = {"dense": "#8a8f98", "full": "#d9822b", "spot": "#2b6cb0"}
 _TINT = np.array([43, 108, 176], dtype=np.float32)
 _STRENGTH = 0.38
+_HEAT = 0.9  # opacity of the highest score
 
 
 def tint(image: Image.Image, region: np.ndarray) -> Image.Image:
     """`image` in RGB, blue where `region` (bool [rows, cols], stretched over it) is True."""
-    resized = Image.fromarray(region).resize(image.size, Image.Resampling.NEAREST)
-    mask = np.asarray(resized, dtype=bool)
-    token = min(image.height // region.shape[0], image.width // region.shape[1])
-    width = max(1, min(min(image.size) // 150, token // 3))
+    mask, outline = _stretched(region, image)
     pixels = np.array(image.convert("RGB"), dtype=np.float32)
-    outline = mask & ~_eroded(mask, width)
     pixels[mask] += _STRENGTH * (_TINT - pixels[mask])
     pixels[outline] = _TINT
     return Image.fromarray(pixels.round().astype(np.uint8))
+
+
+def heat(
+    image: Image.Image, scores: np.ndarray, region: np.ndarray, limit: float = 0.0
+) -> Image.Image:
+    """`image` in grey, coloured by `scores`, with the outline of `region` in white.
+
+    Args:
+        scores: [rows, cols], at least 0, stretched over the image. The full colour stands for the
+            highest score, or for twice `limit` where that is more.
+        region: bool [rows, cols].
+        limit: the score up to which a token counts as unchanged.
+    """
+    from matplotlib import colormaps
+
+    share = scores / (max(float(scores.max()), 2 * limit) or 1.0)
+    colours = colormaps["inferno"](share, alpha=_HEAT * share, bytes=True)
+    layer = Image.fromarray(colours).resize(image.size, Image.Resampling.NEAREST)
+    grey = image.convert("L").convert("RGBA")
+    pixels = np.array(Image.alpha_composite(grey, layer).convert("RGB"))
+    pixels[_stretched(region, image)[1]] = 255
+    return Image.fromarray(pixels)
+
+
+def _stretched(region: np.ndarray, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+    """The region at the size of the image, and its outline: bool [H, W] each."""
+    mask = np.asarray(
+        Image.fromarray(region).resize(image.size, Image.Resampling.NEAREST), dtype=bool
+    )
+    token = min(image.height // region.shape[0], image.width // region.shape[1])
+    width = max(1, min(min(image.size) // 150, token // 3))
+    return mask, mask & ~_eroded(mask, width)
 
 
 def _eroded(mask: np.ndarray, width: int) -> np.ndarray:

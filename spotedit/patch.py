@@ -123,7 +123,20 @@ def attached(pipe: Any, session: Session) -> Iterator[None]:
 
         undo.callback(_restore(scheduler, "step"))
         scheduler.step = wrapper
+        session.stop = functools.partial(_stop, pipe, undo)
         yield
+
+
+def _stop(pipe: Any, undo: ExitStack) -> None:
+    """Let the running call's own loop skip its remaining steps, and decode what it has.
+
+    Inpainting pipelines put the source, noised for the next step, where nothing may change: from
+    here on it gets no noise.
+    """
+    undo.callback(setattr, pipe, "_interrupt", False)
+    pipe._interrupt = True
+    undo.callback(_restore(pipe.scheduler, "scale_noise"))
+    pipe.scheduler.scale_noise = lambda sample, *args, **kwargs: sample
 
 
 def _narrow_block(

@@ -45,6 +45,14 @@ def compiled(transformer: Any) -> bool:
     )
 
 
+def with_sample(result: Any, sample: Tensor) -> Any:
+    """A scheduler's result, a tuple or an output object, with other latents for the next step."""
+    if isinstance(result, tuple):
+        return (sample, *result[1:])
+    result.prev_sample = sample
+    return result
+
+
 @dataclass
 class Branch:
     """What is kept of one guidance branch: the forwards of equal rank among a step's.
@@ -80,6 +88,7 @@ class Session:
     reference: int  # image token at which `y` starts
     allowed: Tensor | None  # bool [B, N], the user's mask
     pad_to: int  # the number of active tokens is a multiple of it
+    stop: Callable[[], None]  # ends the call's loop after this step; set by `patch.attached`
 
     def __init__(
         self,
@@ -282,10 +291,7 @@ class Session:
         """Token replacement: reused tokens are the source, exactly."""
         previous = result[0] if isinstance(result, tuple) else result.prev_sample
         final = torch.where(self.spot.rows[..., None], previous, self.y.to(previous.dtype))
-        if isinstance(result, tuple):
-            return (final, *result[1:])
-        result.prev_sample = final
-        return result
+        return with_sample(result, final)
 
     def _record(self, active: int | Tensor, end: Mark) -> None:
         assert self._start is not None
