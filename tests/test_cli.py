@@ -15,7 +15,7 @@ from diffusers import FluxKontextPipeline
 from PIL import Image
 
 import spotedit
-from spotedit.cli import demo, edit, main, pipelines
+from spotedit.cli import demo, edit, main, pipelines, preview
 
 WIDTH, HEIGHT = 64, 48
 
@@ -31,6 +31,8 @@ class PromptedKontext(FluxKontextPipeline):
         width=None,
         num_inference_steps=28,
         generator=None,
+        output_type="pil",
+        return_dict=True,
         max_area=1024**2,
         _auto_resize=False,
     ):
@@ -57,7 +59,8 @@ def model(monkeypatch) -> list[object]:
         loaded.append(pipe)
         return pipe
 
-    monkeypatch.setattr(edit, "load", load)
+    for command in (edit, preview):
+        monkeypatch.setattr(command, "load", load)
     return loaded
 
 
@@ -286,6 +289,30 @@ def test_an_edit_that_is_cut_short_writes_nothing(run, model, monkeypatch, tmp_p
 
     monkeypatch.setattr(edit, "timed", stop)
     assert run() == status
+    assert names(tmp_path) == set()
+
+
+# -- preview
+
+
+def test_preview_writes_a_mask_that_edit_takes(model, picture, run, capsys, tmp_path):
+    given = ["preview", picture, "add a hat", "-o", tmp_path / "p.png", "--model", "some/model"]
+    given = [str(argument) for argument in (*given, "--steps", 8, "--threshold", 0.5)]
+    assert main(given) == 0
+    assert names(tmp_path) == {"p.png", "p-mask.png"}
+    assert "1 steps" in capsys.readouterr().out
+    mask = Image.open(tmp_path / "p-mask.png")
+    assert mask.size == (WIDTH, HEIGHT)
+    assert set(np.unique(mask)) <= {0, 255}
+    assert run("--mask", tmp_path / "p-mask.png", "--steps", 8, "--threshold", 0.5) == 0
+    assert main(given) == 2
+    assert "already exists" in capsys.readouterr().err
+
+
+def test_preview_of_an_edit_that_skips_nothing(model, picture, capsys, tmp_path):
+    given = ["preview", picture, "add a hat", "-o", tmp_path / "p.png", "--model", "some/model"]
+    assert main([str(argument) for argument in (*given, "--steps", 1)]) == 2
+    assert "too few steps" in capsys.readouterr().err
     assert names(tmp_path) == set()
 
 

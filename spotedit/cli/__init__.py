@@ -1,4 +1,4 @@
-"""The command `spotedit`: `demo`, `edit` and `env`.
+"""The command `spotedit`: `demo`, `edit`, `preview` and `env`.
 
 This module only reads the command line. A command's own module, and with it PyTorch, is imported
 when the command runs.
@@ -53,9 +53,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="spotedit", description="Edit pictures by instruction; compute only what changes."
     )
     parser.add_argument("--version", action="version", version=f"spotedit {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="demo | edit | env")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="demo | edit | preview | env"
+    )
     _add_demo(commands.add_parser("demo", help="compare dense and spot editing on a small model"))
     _add_edit(commands.add_parser("edit", help="edit a picture"))
+    _add_preview(commands.add_parser("preview", help="see what an edit would regenerate"))
     commands.add_parser("env", help="print versions and devices, for bug reports")
     return parser
 
@@ -78,10 +81,7 @@ def _add_demo(demo: argparse.ArgumentParser) -> None:
 
 
 def _add_edit(edit: argparse.ArgumentParser) -> None:
-    edit.add_argument("image", type=Path, metavar="IMAGE")
-    edit.add_argument("instruction", metavar="INSTRUCTION", help='as in "add a scarf to the dog"')
-    edit.add_argument("-o", "--output", type=Path, required=True, metavar="OUT")
-    edit.add_argument("--model", metavar="MODEL", help=MODELS)
+    _add_call(edit)
     edit.add_argument("--mask", type=Path, help="picture of IMAGE's size; white may change")
     edit.add_argument(
         "--mask-mode",
@@ -89,26 +89,43 @@ def _add_edit(edit: argparse.ArgumentParser) -> None:
         default="intersect",
         help="how the mask meets the model's own judgement (default: intersect)",
     )
-    edit.add_argument("--threshold", type=float, help="scores up to it are reused")
-    edit.add_argument("--steps", type=_at_least(1), metavar="T", help="default: the pipeline's")
-    edit.add_argument("--guidance", type=float, metavar="G", help="default: the pipeline's")
-    edit.add_argument("--seed", type=_at_least(0), default=0, help="default: 0")
-    edit.add_argument("--device", help="such as cuda, cuda:1, mps, cpu (default: the best here)")
-    edit.add_argument(
-        "--dtype",
-        choices=("bfloat16", "float16", "float32"),
-        help="default: float32 on a CPU, else bfloat16",
-    )
-    edit.add_argument(
-        "--offload",
-        choices=("none", "model", "group", "sequential"),
-        default="none",
-        help="keep weights in host memory: less GPU memory, more time",
-    )
     edit.add_argument(
         "--compare",
         action="store_true",
         help="also edit without skipping: OUT-dense, OUT-compare and both times",
     )
     edit.add_argument("--report", type=Path, metavar="R.json", help="write what was skipped")
-    edit.add_argument("--force", action="store_true", help="overwrite the output files")
+
+
+def _add_preview(preview: argparse.ArgumentParser) -> None:
+    preview.description = (
+        "Run an edit up to its first judgement and write OUT: source, draft, scores. OUT-mask.png, "
+        "in IMAGE's size, is white where the same `spotedit edit` would begin to regenerate: "
+        "change it as you like and give it to --mask."
+    )
+    _add_call(preview)
+
+
+def _add_call(command: argparse.ArgumentParser) -> None:
+    """What one call of a pipeline takes."""
+    command.add_argument("image", type=Path, metavar="IMAGE")
+    command.add_argument("instruction", metavar="INSTRUCTION", help='"add a scarf to the dog"')
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="OUT")
+    command.add_argument("--model", metavar="MODEL", help=MODELS)
+    command.add_argument("--threshold", type=float, help="scores up to it are reused")
+    command.add_argument("--steps", type=_at_least(1), metavar="T", help="default: the pipeline's")
+    command.add_argument("--guidance", type=float, metavar="G", help="default: the pipeline's")
+    command.add_argument("--seed", type=_at_least(0), default=0, help="default: 0")
+    command.add_argument("--device", help="such as cuda, cuda:1, mps, cpu (default: the best here)")
+    command.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float16", "float32"),
+        help="default: float32 on a CPU, else bfloat16",
+    )
+    command.add_argument(
+        "--offload",
+        choices=("none", "model", "group", "sequential"),
+        default="none",
+        help="keep weights in host memory: less GPU memory, more time",
+    )
+    command.add_argument("--force", action="store_true", help="overwrite the output files")

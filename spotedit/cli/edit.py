@@ -38,8 +38,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         BadInput, ImageError, OutputError, Failure: see `spotedit.cli.main`.
     """
-    if args.model is None:
-        raise BadInput(f"name a model with --model: {MODELS}")
+    require_model(args)
     outputs = _outputs(args)
     device = choose_device(args.device, args.offload)
     image, mask = load_image(args.image), args.mask and load_mask(args.mask)
@@ -48,12 +47,27 @@ def run(args: argparse.Namespace) -> None:
             f"{args.mask} is {mask.width} x {mask.height} pixels; expected the size of "
             f"{args.image}, {image.width} x {image.height}"
         )
-    with _explained(device):
+    with explained(device):
         config = spotedit.SpotEditConfig(threshold=args.threshold)
         pipe = load(args.model, args.dtype, device, args.offload)
         if args.model == "tiny":
-            image, mask = _native(pipe, image), mask and _native(pipe, mask)
+            image, mask = native(pipe, image), mask and native(pipe, mask)
         _edit(args, pipe, config, image, mask, outputs)
+
+
+def require_model(args: argparse.Namespace) -> None:
+    if args.model is None:
+        raise BadInput(f"name a model with --model: {MODELS}")
+
+
+def call_options(args: argparse.Namespace, image: Image.Image) -> dict[str, Any]:
+    """The pipeline's arguments, without the generator."""
+    options: dict[str, Any] = {"image": image, "prompt": args.instruction}
+    if args.steps is not None:
+        options["num_inference_steps"] = args.steps
+    if args.guidance is not None:
+        options["guidance_scale"] = args.guidance
+    return options
 
 
 def _outputs(args: argparse.Namespace) -> _Outputs:
@@ -69,7 +83,7 @@ def _outputs(args: argparse.Namespace) -> _Outputs:
 
 
 @contextmanager
-def _explained(device: torch.device) -> Iterator[None]:
+def explained(device: torch.device) -> Iterator[None]:
     """Turn what a model may raise about its input or its memory into the command's errors."""
     try:
         yield
@@ -81,7 +95,7 @@ def _explained(device: torch.device) -> Iterator[None]:
         raise BadInput(str(error)) from error
 
 
-def _native(pipe: Any, image: Image.Image) -> Image.Image:
+def native(pipe: Any, image: Image.Image) -> Image.Image:
     """`image` with the area that the tiny editor was trained on, in whole tokens."""
     from ..tiny.pipeline import NATIVE_SIZE
 
@@ -99,11 +113,7 @@ def _edit(
     mask: Image.Image | None,
     outputs: _Outputs,
 ) -> None:
-    options: dict[str, Any] = {"image": image, "prompt": args.instruction}
-    if args.steps is not None:
-        options["num_inference_steps"] = args.steps
-    if args.guidance is not None:
-        options["guidance_scale"] = args.guidance
+    options = call_options(args, image)
 
     def spot_edit(**more: Any) -> tuple[Image.Image, float, EditReport]:
         with spotedit.enable(pipe, config) as handle:

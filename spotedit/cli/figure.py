@@ -14,15 +14,19 @@ _INCHES = 2.2  # side of a square picture
 _TEXT = 0.75  # width of the text column, in pictures
 
 
-def save_figure(path: Path, rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> None:
-    """Write a PNG of (text, one picture for each of `COLUMNS`) rows; a file there is replaced."""
+def save_figure(
+    path: Path,
+    rows: Sequence[tuple[str, Sequence[Image.Image]]],
+    columns: Sequence[str] = COLUMNS,
+) -> None:
+    """Write a PNG of (text, one picture for each of `columns`) rows; a file there is replaced."""
     ratio = max(pictures[0].height / pictures[0].width for _, pictures in rows)
     figure = Figure(
-        figsize=((len(COLUMNS) + _TEXT) * _INCHES, len(rows) * _INCHES * ratio + 0.4),
+        figsize=((len(columns) + _TEXT) * _INCHES, len(rows) * _INCHES * ratio + 0.4),
         layout="constrained",
     )
     axes = figure.subplots(
-        len(rows), len(COLUMNS) + 1, squeeze=False, width_ratios=(_TEXT, *[1] * len(COLUMNS))
+        len(rows), len(columns) + 1, squeeze=False, width_ratios=(_TEXT, *[1] * len(columns))
     )
     for line, (text, pictures) in zip(axes, rows, strict=True):
         for cell in line:
@@ -30,7 +34,7 @@ def save_figure(path: Path, rows: Sequence[tuple[str, Sequence[Image.Image]]]) -
         line[0].text(0, 0.5, textwrap.fill(text, 19), va="center", transform=line[0].transAxes)
         for cell, picture in zip(line[1:], pictures, strict=True):
             cell.imshow(picture, interpolation="antialiased")
-    for cell, title in zip(axes[0][1:], COLUMNS, strict=True):
+    for cell, title in zip(axes[0][1:], columns, strict=True):
         cell.set_title(title)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=130)

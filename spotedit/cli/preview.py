@@ -1,0 +1,42 @@
+"""`spotedit preview`: what an edit would regenerate, before it is made."""
+
+import argparse
+
+import torch
+from PIL import Image
+
+import spotedit
+
+from ..images import check_output, load_image, save_image
+from .edit import call_options, explained, native, require_model
+from .figure import save_figure
+from .pipelines import choose_device, load
+
+_COLUMNS = ("source", "draft", "scores, region outlined")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Check, load the model, run the first steps, write the figure and the mask.
+
+    Raises:
+        BadInput, ImageError, OutputError, Failure: see `spotedit.cli.main`.
+    """
+    require_model(args)
+    figure = check_output(args.output, args.force, (".png",))
+    mask = check_output(figure.with_stem(f"{figure.stem}-mask"), args.force)
+    device = choose_device(args.device, args.offload)
+    image = load_image(args.image)
+    with explained(device):
+        pipe = load(args.model, args.dtype, device, args.offload)
+        source = native(pipe, image) if args.model == "tiny" else image
+        with spotedit.enable(pipe, threshold=args.threshold) as handle:
+            preview = handle.preview(
+                **call_options(args, source),
+                generator=torch.Generator().manual_seed(args.seed),
+            )
+    region = Image.fromarray(preview.region).resize(image.size, Image.Resampling.NEAREST)
+    pictures = source, preview.image, preview.heat_map
+    save_figure(figure, [(args.instruction, pictures)], _COLUMNS)
+    save_image(region.convert("L"), mask, args.force)
+    print(preview.report.summary())
+    print(f"{figure}: the draft\n{mask}: {preview.region.mean():.0%} would be regenerated")
