@@ -51,6 +51,10 @@ class SpotEditConfig:
             the output's grid, the one that the pipeline takes the output's size from.
         match_size: where the call names no height and width, edit on the condition image's own
             grid. Without it most photographs get another grid and nothing can be reused.
+        on_misaligned: what happens to a call whose whole frame moves, grows or changes colour (see
+            `EditReport.misalignment`). `"cache"`: all tokens are computed, with the condition
+            cached; `"dense"`: the stock pipeline's steps from there on. It is looked for in calls
+            of one image without a mask.
         impl: which kernels run, `"auto"`, `"triton"` or `"reference"` (PyTorch).
 
     Raises:
@@ -69,6 +73,7 @@ class SpotEditConfig:
     cache_dtype: Literal["auto", "int8"] = "auto"
     reference: int | Literal["auto"] = "auto"
     match_size: bool = True
+    on_misaligned: Literal["cache", "dense"] = "cache"
     impl: Impl = "auto"
 
     def __post_init__(self) -> None:
@@ -131,6 +136,12 @@ class SpotEditConfig:
         for field in ("condition_cache", "match_size"):
             value = getattr(self, field)
             _require(isinstance(value, bool), field, value, "True or False")
+        _require(
+            self.on_misaligned in ("cache", "dense"),
+            "on_misaligned",
+            self.on_misaligned,
+            "'cache' or 'dense'",
+        )
         _require(self.impl in IMPLEMENTATIONS, "impl", self.impl, f"one of {IMPLEMENTATIONS}")
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from .draw import KINDS, plot_steps, tint
+from .misalignment import Misalignment
 
 Mark = float | torch.cuda.Event  # time.perf_counter() in seconds, or a recorded event
 
@@ -62,6 +63,8 @@ class EditReport:
         cache_bytes: bytes of the buffers that held keys and values.
         reason: why nothing was skipped, or None.
         threshold, judge: what decided which tokens are reused; `"auto"`: the scores' own cut.
+        misalignment: how the whole frame differs from the source's, if that was found to be why so
+            many tokens change; every token was computed then. None: not found, or not looked for.
     """
 
     def __init__(
@@ -76,11 +79,12 @@ class EditReport:
         reason: str | None,
         threshold: float | Literal["auto"] | None,
         judge: str | None,
+        misalignment: Misalignment | None = None,
     ) -> None:
         """`region` is bool [B, N] (True = regenerated) and `scores` fp32 [B, N], as last judged."""
         self.pipeline, self.grid, self.batch = pipeline, grid, batch
         self.cache_bytes, self.reason = cache_bytes, reason
-        self.threshold, self.judge = threshold, judge
+        self.threshold, self.judge, self.misalignment = threshold, judge, misalignment
         self._records, self._region, self._scores = list(records), region, scores
 
     @cached_property
@@ -185,8 +189,15 @@ class EditReport:
                 f"r = {self.mean_ratio:.1%} of the tokens in a spot step, {self.flops_saved:.0%} "
                 f"of the transformer's work skipped ({self.judge} <= {limit} is reused)"
             )
-            if self.mean_ratio == 1.0:
+            if self.mean_ratio == 1.0 and self.misalignment is None:
                 lines.append("every token was judged to change: only the condition was cached")
+        if self.misalignment is not None:
+            dense = any(step["kind"] == "dense" for step in self.steps)
+            lines.append(
+                f"the whole frame does not match the source: {self.misalignment}; "
+                f"{'the rest ran dense' if dense else 'only the condition is cached'}. "
+                "Another seed, or asking to keep the framing and the colours, may help"
+            )
         lines.append(f"cache {self.cache_bytes / 2**20:.1f} MiB")
         return "\n".join(lines)
 
@@ -204,6 +215,7 @@ class EditReport:
             "reason": self.reason,
             "threshold": self.threshold,
             "judge": self.judge,
+            "misalignment": self.misalignment and asdict(self.misalignment),
             "region": None if self.region is None else self.region.astype(int).tolist(),
         }
 

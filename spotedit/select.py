@@ -69,6 +69,15 @@ class Selection:
     dropped: Tensor
 
 
+def everything(previous: Selection, pad_to: int) -> Selection:
+    """All tokens of one image, instead of `previous`; their number is padded to `pad_to`."""
+    tokens = previous.rows.shape[1]
+    active = torch.arange(tokens, device=previous.rows.device)
+    none = active[:0]
+    active = F.pad(active, (0, -tokens % pad_to), value=-1)
+    return Selection(torch.ones_like(previous.rows), active, none, none)
+
+
 class NotFiniteError(ValueError):
     """The predicted clean image has NaN or infinite values."""
 

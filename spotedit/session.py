@@ -19,11 +19,12 @@ from .cache import LayerCache, Place, allocate, blend, keep
 from .config import SpotEditConfig
 from .fusion import weights
 from .mask import UserMask, token_mask
+from .misalignment import MUCH, Misalignment, detect
 from .models.spec import Arguments, Grid, Spec, reference_number
 from .processor import Forward, SpotProcessor
 from .report import EditReport, Mark, StepRecord
 from .schedule import plan
-from .select import JUDGES, NotFiniteError, Selection, SpotSelector, unchanged
+from .select import JUDGES, NotFiniteError, Selection, SpotSelector, everything, unchanged
 
 NO_VELOCITY = 1e-6  # its square is not 0 in float32, and it moves no latent noticeably
 PAD_TO = 64  # tokens, where matrix products and compiled blocks want few shapes
@@ -116,6 +117,7 @@ class Session:
         self._selector: SpotSelector | None = None
         self._spot: Selection | None = None  # of the last judgement
         self._judged = 0  # step of the last judgement
+        self.misalignment: Misalignment | None = None
         self._start: Mark | None = None
 
     @property
@@ -269,9 +271,14 @@ class Session:
     def _select(self, output: Tensor, sample: Tensor) -> None:
         """Find the tokens of the next step."""
         after_full = self.kind() == "full"
+        if self.misalignment is not None:
+            return
         if after_full or self.index - self._judged == self.judge_every:
             x0 = sample.float() - self.sigmas[self.index] * output.float()
+            first = self._spot is None
             self._spot = self._judge(x0, None if after_full else self.spot)
+            if first:
+                self._check_frame(x0)
         else:
             self._spot = unchanged(self.spot)
 
@@ -286,6 +293,18 @@ class Session:
                 f"step {self.index}: the latents are not finite; check the image and `latents`, or "
                 "use bfloat16 or float32 if the model overflows in float16"
             ) from None
+
+    def _check_frame(self, x0: Tensor) -> None:
+        """Where the frame changes as a whole, every token is computed from here on."""
+        changed = self.noise - self.spot.reused.shape[-1]
+        if self.mask is not None or self.batch > 1 or changed < MUCH * self.noise:
+            return
+        self.misalignment = detect(x0[0], self.y[0], self.grid, self.spec.token_pixels(self.pipe))
+        if self.misalignment is not None:
+            self._spot = everything(self.spot, self.pad_to)
+            if self.config.on_misaligned == "dense":
+                later = self.kinds[self.index + 1 :]
+                self.kinds[self.index + 1 :] = ["dense"] * len(later)
 
     def _replace(self, result: Any) -> Any:
         """Token replacement: reused tokens are the source, exactly."""
@@ -376,4 +395,5 @@ class Session:
             reason=self.reason,
             threshold=self.threshold,
             judge=self.config.judge,
+            misalignment=self.misalignment,
         )

@@ -25,6 +25,7 @@ from spotedit.fusion import weights
         ("fusion", "linear"),
         ("condition_cache", 1),
         ("match_size", None),
+        ("on_misaligned", "stop"),
         ("impl", "cuda"),
     ],
 )
