@@ -116,7 +116,8 @@ def _fit(edit: Tensor, source: Tensor, changed: Tensor, known: Tensor) -> Tensor
     )
     alike = (a * b).sum() / (a.square().sum() * b.square().sum()).sqrt().clamp_min(1e-9)
     against = (change * (new > old)).sum() / change.sum().clamp_min(1e-9)
-    return torch.stack([1 - new.mean() / old.mean().clamp_min(1e-9), against, alike])
+    least = 1e-3 * edit.square().mean() * len(edit)  # equal pictures have nothing to explain
+    return torch.stack([1 - (new.mean() + least) / (old.mean() + least), against, alike])
 
 
 def _smooth(z: Tensor) -> Tensor:

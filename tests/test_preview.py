@@ -58,6 +58,22 @@ def test_nothing_remains_of_a_preview(name):
     assert torch.equal(pipe(**family.arguments(**family.stock)).images, dense)
 
 
+@pytest.mark.parametrize("name", [name for name in FAMILIES if "Inpaint" in name])
+def test_an_inpainting_draft_has_the_source_without_noise_outside_the_mask(name):
+    family, pipe = FAMILIES[name], FAMILIES[name].make(0)
+    mask = torch.zeros(1, 1, *(8 * side for side in family.grid))
+    mask[..., : mask.shape[-1] // 2] = 1
+    calls, decode = [], pipe.vae.decode
+    pipe.vae.decode = lambda latents, **kwargs: calls.append(latents) or decode(latents, **kwargs)
+    given = {"mask_image": mask, "output_type": "np"}
+    pipe(**family.arguments(**{**family.stock, **given}))
+    spotedit.enable(pipe, judge="l2", threshold=0.0).preview(**family.arguments(**given))
+    final, draft = calls
+    kept = final.shape[-1] // 2
+    assert torch.allclose(draft[..., kept:], final[..., kept:], atol=1e-5)
+    assert not torch.allclose(draft[..., :kept], final[..., :kept], atol=1e-2)
+
+
 def test_the_draft_is_the_predicted_clean_picture(pipe):
     """Without noise to predict, the clean estimate is the sample itself."""
     seen = {}
