@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -10,36 +10,45 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
-import spotedit.api
 import spotedit.patch
+import spotedit.session
 from spotedit.cache import LayerCache, Place, Rows
+from spotedit.forwards import Branch, Forwards
 from spotedit.models.spec import Arguments, Projection, Spec
 from spotedit.processor import Forward
-from spotedit.select import SpotSelector
-from spotedit.session import Branch, Session
+from spotedit.select import Selection
 
 
-class UnfusedSession(Session):
-    """Leaves blending and buffers to the processors, and the active set unpadded."""
+class Step(NamedTuple):
+    """What all layers of a spot forward share."""
+
+    place: Place
+    slots: Tensor  # joint index of the prompt's and the active tokens' rows
+    reused: Tensor  # joint index
+    weight: float  # of the cached value
+    queries: list[Tensor]  # cos, sin [M, D] of the rows, padding included
+    keys: list[Tensor]  # cos, sin [S, D] in the order [prompt, active, reused, condition]
+
+
+class UnfusedForwards(Forwards):
+    """Leaves buffers and blending to the layers."""
 
     def _new_branch(self, place: Place, kwargs: Arguments) -> Branch:
-        branch = Branch(place, self.spec.rotary(self.pipe.transformer, kwargs))
         none = torch.empty(0)
-        branch.layers = {name: LayerCache(Rows(none), Rows(none), None) for name in self.layers}
-        self.branches[self.branch] = branch
-        return branch
+        layers = {name: LayerCache(Rows(none), Rows(none), None) for name in self.layers}
+        return Branch(place, self.spec.rotary(self.transformer, kwargs), layers=layers)
 
-    def _blend(self, branch: Branch) -> None:
-        """Every layer mixes its rows in `UnfusedProcessor._joint`."""
-
-    def _make_selector(self) -> SpotSelector:
-        self.pad_to = 1
-        return super()._make_selector()
-
-    def _tell_layers(self, mode: str, branch: Branch, kwargs: Arguments) -> None:
-        super()._tell_layers(mode, branch, kwargs)
+    def _blend(self, branch: Branch, spot: Selection, weight: float) -> None:
+        place, device = branch.place, spot.reused.device
+        prompt = torch.arange(place.prompt, device=device)
+        rest = torch.arange(place.rows.stop, place.sequence, device=device)
+        slots = torch.cat([prompt, place.prompt + spot.active[spot.active >= 0]])
+        reused = place.prompt + spot.reused
+        order = torch.cat([slots, reused, rest])
+        rows = torch.cat([prompt, place.prompt + spot.active.clamp(min=0)])
+        queries, keys = ([table[i] for table in branch.rope] for i in (rows, order))
         for layer in self.layers.values():
-            layer.session, layer.branch = self, branch  # type: ignore[attr-defined]
+            layer.step = Step(place, slots, reused, weight, queries, keys)  # type: ignore[attr-defined]
 
 
 class UnfusedProcessor:
@@ -50,8 +59,7 @@ class UnfusedProcessor:
     """
 
     cache: LayerCache
-    session: Session
-    branch: Branch
+    step: Step
 
     def __init__(self, stock: Any, spec: Spec, impl: str, forward: Forward) -> None:
         self.stock, self.spec, self.forward = stock, spec, forward
@@ -71,14 +79,12 @@ class UnfusedProcessor:
                 attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
             )
         q, k, v = _project(attn, hidden_states, encoder_hidden_states)
-        queries = keys = self.branch.rope  # of all tokens, [S, D]
+        queries = keys = self.forward.rope  # of all tokens, [S, D]
         if self.forward.mode == "capture":
             self.cache.k, self.cache.v = Rows(k), Rows(v)
         else:
-            queries, keys = self._tables()
-            k, v = (
-                self._joint(x, kept) for x, kept in ((k, self.cache.k.data), (v, self.cache.v.data))
-            )
+            queries, keys = self.step.queries, self.step.keys
+            k, v = self._joint(k, self.cache.k.data), self._joint(v, self.cache.v.data)
         out = dispatch_attention_fn(
             apply_rotary_emb(q, queries, sequence_dim=1),
             apply_rotary_emb(k, keys, sequence_dim=1),
@@ -90,25 +96,11 @@ class UnfusedProcessor:
 
     def _joint(self, fresh: Tensor, kept: Tensor) -> Tensor:
         """Rows [prompt, active, reused, condition] of keys or values, [B, S, H, D]."""
-        session, place = self.session, self.branch.place
-        kept.index_copy_(1, self.forward.slots, fresh)
-        own = place.prompt + session.spot.reused
-        cached, reference = kept[:, own], kept[:, own + place.reference]
-        weight = session.weights[session.index]
-        reused = weight * cached + (1 - weight) * reference
+        place, slots, own, weight, *_ = self.step
+        fresh = fresh[:, : len(slots)]  # without padding
+        kept.index_copy_(1, slots, fresh)
+        reused = weight * kept[:, own] + (1 - weight) * kept[:, own + place.reference]
         return torch.cat([fresh, reused, kept[:, place.rows.stop :]], dim=1)
-
-    def _tables(self) -> tuple[list[Tensor], list[Tensor]]:
-        """cos, sin [M, D] of the rows and [S, D] in the order of `_joint`; once a step."""
-        session, place = self.session, self.branch.place
-        step, *tables = getattr(session, "unfused_tables", (None,))
-        if step != session.index:
-            own = place.prompt + session.spot.reused
-            rest = torch.arange(place.rows.stop, place.sequence, device=own.device)
-            orders = self.forward.slots, torch.cat([self.forward.slots, own, rest])
-            tables = [[table[order] for table in self.branch.rope] for order in orders]
-            session.unfused_tables = session.index, *tables
-        return tuple(tables)
 
 
 def _project(attn: Any, hidden: Tensor, prompt: Tensor | None) -> list[Tensor]:
@@ -133,6 +125,6 @@ def unfused() -> Iterator[None]:
     """Enabled pipelines run `UnfusedProcessor` inside the block."""
     with (
         patch.object(spotedit.patch, "spot_processor", UnfusedProcessor),
-        patch.object(spotedit.api, "Session", UnfusedSession),
+        patch.object(spotedit.session, "Forwards", UnfusedForwards),
     ):
         yield

@@ -101,7 +101,7 @@ def attached(pipe: Any, session: Session) -> Iterator[None]:
     base: type = type(transformer)
     stock, spec = transformer.attn_processors, session.spec
     session.layers = {
-        name: spot_processor(processor, spec, session.config.impl, session.forward)
+        name: spot_processor(processor, spec, session.config.impl, session.told)
         for name, processor in stock.items()
     }
     with ExitStack() as undo:
@@ -109,7 +109,7 @@ def attached(pipe: Any, session: Session) -> Iterator[None]:
         transformer.set_attn_processor(dict(session.layers))  # it empties the dict
         if spec.narrow_block is not None:
             for block in transformer.transformer_blocks:
-                hook = functools.partial(_narrow_block, spec.narrow_block, session.forward)
+                hook = functools.partial(_narrow_block, spec.narrow_block, session.told)
                 undo.callback(block.register_forward_pre_hook(hook, with_kwargs=True).remove)
         undo.callback(_restore(transformer, _SESSION))
         vars(transformer)[_SESSION] = session

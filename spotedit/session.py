@@ -1,13 +1,12 @@
 """One call of an enabled pipeline, step by step.
 
 The session is told of every forward of the transformer and of every step of the scheduler. It picks
-the kind of the step, narrows the forward to the rows that have to be computed, widens its output
-with the straight-line velocity of the reused tokens, and judges the predicted clean image.
+the kind of the step, widens the output of a spot forward with the straight-line velocity of the
+reused tokens, and judges the predicted clean image.
 """
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,12 +14,12 @@ from spotedit_kernels.rows import gather_rows, scatter_rows
 from spotedit_kernels.select_tokens import Mode
 from torch import Tensor
 
-from .cache import LayerCache, Place, allocate, blend, keep
 from .config import SpotEditConfig
+from .forwards import Forwards
 from .fusion import weights
 from .mask import UserMask, token_mask
 from .misalignment import MUCH, Misalignment, detect
-from .models.spec import Arguments, Grid, Spec, reference_number
+from .models.spec import Grid, Spec, reference_number
 from .processor import Forward, SpotProcessor
 from .report import EditReport, Mark, StepRecord
 from .schedule import plan
@@ -54,28 +53,6 @@ def with_sample(result: Any, sample: Tensor) -> Any:
     return result
 
 
-@dataclass
-class Branch:
-    """What is kept of one guidance branch: the forwards of equal rank among a step's.
-
-    Attributes:
-        rope: cos, sin fp32 [S, D] of the joint sequence.
-        weight: of the cached value, in the reused rows as the buffers hold them.
-        layers: buffers of every attention layer, by its name.
-    """
-
-    place: Place
-    rope: tuple[Tensor, Tensor]
-    weight: float = 1.0
-    layers: dict[str, LayerCache] = field(default_factory=dict)
-
-    def rope_ref(self) -> tuple[Tensor, Tensor]:
-        """The tables that rotate the source's keys to the noise tokens' positions."""
-        rows, after = self.place.rows, slice(self.place.source.stop, None)
-        cos, sin = (torch.cat([table[rows], table[after]]) for table in self.rope)
-        return cos, sin
-
-
 class Session:
     """State of one call. It ends with the call, however that ends."""
 
@@ -86,7 +63,7 @@ class Session:
     sigmas: list[float]
     weights: list[float]
     y: Tensor  # [B, N, C], the source
-    reference: int  # image token at which `y` starts
+    forwards: Forwards
     allowed: Tensor | None  # bool [B, N], the user's mask
     pad_to: int  # the number of active tokens is a multiple of it
     stop: Callable[[], None]  # ends the call's loop after this step; set by `patch.attached`
@@ -108,10 +85,9 @@ class Session:
         self.reason: str | None = None  # why this call is dense
         self.kinds: list[str] = []  # of the steps; empty in a dense call
         self.index = 0  # of the denoising step
-        self.forward = Forward()
+        self.told = Forward()
         self.layers: dict[str, SpotProcessor] = {}  # set by `patch.attached`
-        self.branch = 0  # ordinal of the forward since the last scheduler step
-        self.branches: dict[int, Branch] = {}
+        self.rank = 0  # of the next forward, since the last scheduler step
         self.rows = self.sequence = 0  # of the last forward
         self.records: list[StepRecord] = []
         self._selector: SpotSelector | None = None
@@ -142,95 +118,19 @@ class Session:
         prompt = kwargs["encoder_hidden_states"].shape[1]
         self.sequence = self.rows = prompt + hidden.shape[1]
         spot = self.kind() == "spot"
-        try:
-            if not spot and self.kind(1) != "spot":
-                return forward(**kwargs)
-            branch = self.branches.get(self.branch)
-            if spot and branch is not None and branch.place.prompt == prompt:
-                return self._spot_forward(forward, kwargs, branch)
-            output = self._captured_forward(forward, kwargs, prompt)
-            if not spot:
-                return output
-            # a prompt or a guidance branch that no full step has seen
-            return self._widen(output, hidden, gather_rows(output[0], self.spot.active))
-        finally:
-            self.forward.mode = "stock"
-            self.branch += 1
-
-    def _captured_forward(
-        self, forward: Callable[..., Any], kwargs: dict[str, Any], prompt: int
-    ) -> Any:
-        """All rows run, and every layer's keys and values are kept."""
-        place = Place(prompt, self.noise, self.reference, self.sequence)
-        branch = self.branches.get(self.branch)
-        if branch is None or branch.place != place:
-            branch = self._new_branch(place, kwargs)
-        branch.weight = 1.0
-        self._tell_layers("capture", branch, kwargs)
-        self.forward.slots, self.forward.rope_ref = None, branch.rope_ref()
-        output = forward(**kwargs)
-        for layer in branch.layers.values():
-            keep(layer, place)
-        return output
-
-    def _spot_forward(
-        self, forward: Callable[..., Any], kwargs: dict[str, Any], branch: Branch
-    ) -> Any:
-        """The prompt's and the active tokens' rows run."""
-        hidden, spot = kwargs["hidden_states"], self.spot
-        self._blend(branch)
-        index = spot.active
-        if not self.config.condition_cache:
-            condition = torch.arange(self.noise, hidden.shape[1], device=index.device)
-            index = torch.cat([index, condition.expand(*index.shape[:-1], -1)], dim=-1)
-        prompt = torch.arange(branch.place.prompt, device=index.device)
-        joint = torch.where(index < 0, index, index + branch.place.prompt)
-        self._tell_layers("spot", branch, kwargs)
-        told = self.forward
-        told.index = index
-        told.slots = torch.cat([prompt.expand(*index.shape[:-1], -1), joint], dim=-1)
-        if self.config.cache_dtype == "int8":  # its rows are computed in buffers of their own
-            rows = told.slots.clamp(min=0)
-            told.rope = branch.rope[0][rows], branch.rope[1][rows]
-        told.rope_ref = None if self.config.condition_cache else branch.rope_ref()
-        self.rows = told.slots.shape[-1]
-        narrowed = kwargs | self.spec.narrow(kwargs, index)
-        output = forward(**narrowed | {"hidden_states": gather_rows(hidden, index)})
-        return self._widen(output, hidden, output[0][:, : spot.active.shape[-1]])
-
-    def _blend(self, branch: Branch) -> None:
-        spot, weight = self.spot, self.weights[self.index]
-        changed = weight != branch.weight
-        stale = spot.reused if changed else spot.dropped[..., : None if weight != 1.0 else 0]
-        branch.weight = weight
-        for layer in branch.layers.values():
-            blend(layer, branch.place, spot.dropped, stale, weight, self.config.impl)
-
-    def _tell_layers(self, mode: str, branch: Branch, kwargs: Arguments) -> None:
-        self.forward.mode, self.forward.prompt = mode, branch.place.prompt
-        self.forward.rope = branch.rope
-        mask = self.spec.prompt_mask(kwargs)
-        if mask is not None:
-            image = mask.new_ones(len(mask), branch.place.sequence - branch.place.prompt)
-            mask = torch.cat([mask, image], dim=1)
-        self.forward.key_mask = mask
-        for name, layer in self.layers.items():
-            layer.cache = branch.layers[name]
-
-    def _new_branch(self, place: Place, kwargs: Arguments) -> Branch:
-        hidden, transformer = kwargs["hidden_states"], self.pipe.transformer
-        dtype, device = hidden.dtype, hidden.device
-        if torch.is_autocast_enabled(device.type):
-            dtype = torch.get_autocast_dtype(device.type)
-        like = hidden.new_empty(0, dtype=dtype)
-        mixed = any(weight != 1.0 for weight in self.weights)
-        int8 = self.config.cache_dtype == "int8"
-        branch = Branch(place, self.spec.rotary(transformer, kwargs))
-        heads = self.spec.heads(transformer)
-        for name in self.layers:
-            branch.layers[name] = allocate(len(hidden), place, heads, mixed, int8, like)
-        self.branches[self.branch] = branch
-        return branch
+        rank, self.rank = self.rank, self.rank + 1
+        if not spot and self.kind(1) != "spot":
+            return forward(**kwargs)
+        if not spot:
+            return self.forwards.full(rank, forward, kwargs)
+        active = self.spot.active
+        if self.forwards.holds(rank, prompt):
+            weight = self.weights[self.index]
+            output, self.rows = self.forwards.spot(rank, forward, kwargs, self.spot, weight)
+            return self._widen(output, hidden, output[0][:, : active.shape[-1]])
+        # a prompt or a guidance branch that no full step has seen
+        output = self.forwards.full(rank, forward, kwargs)
+        return self._widen(output, hidden, gather_rows(output[0], active))
 
     def _widen(self, output: Any, hidden: Tensor, computed: Tensor) -> Any:
         """The output with, in reused tokens, the velocity whose clean estimate is the source."""
@@ -265,7 +165,7 @@ class Session:
             result = self._replace(result)
         self._record(active, mark(sample))
         self.index += 1
-        self.branch = 0
+        self.rank = 0
         return result
 
     def _select(self, output: Tensor, sample: Tensor) -> None:
@@ -333,7 +233,7 @@ class Session:
 
     def _begin(self, arguments: Mapping[str, Any]) -> None:
         """Learn the call's grid and steps from the transformer's first arguments."""
-        scheduler, hidden = self.pipe.scheduler, arguments["hidden_states"]
+        scheduler, hidden, spec = self.pipe.scheduler, arguments["hidden_states"], self.spec
         first = scheduler.begin_index or 0
         steps = len(scheduler.timesteps) - first
         grids = self.spec.grids(arguments)
@@ -347,13 +247,24 @@ class Session:
         if number is not None and "spot" not in kinds:
             self.reason = f"too few steps: of {steps}, all are initial steps or resets"
         elif number is not None:
-            self.reference = sum(rows * cols for rows, cols in grids[: number + 1])
+            start = sum(rows * cols for rows, cols in grids[: number + 1])
             few = hidden.is_cuda or compiled(self.pipe.transformer)
             self.pad_to = PAD_TO if few else 1
-            self.y = hidden[:, self.reference : self.reference + self.noise].clone()
+            self.y = hidden[:, start : start + self.noise].clone()
             self.weights = weights(config.fusion, self.sigmas)
             self.allowed = self._allowed(hidden.device, number)
             self.kinds = kinds
+            mixed = any(weight != 1.0 for weight in self.weights)
+            self.forwards = Forwards(
+                self.pipe.transformer,
+                spec,
+                config,
+                self.told,
+                self.layers,
+                self.noise,
+                start,
+                mixed,
+            )
 
     def _make_selector(self) -> SpotSelector:
         spec, config = self.spec, self.config
@@ -391,7 +302,7 @@ class Session:
             region=None if self._spot is None else self._spot.rows,
             scores=None if self._selector is None else self._selector.scores,
             batch=self.batch,
-            cache_bytes=sum(c.nbytes for b in self.branches.values() for c in b.layers.values()),
+            cache_bytes=self.forwards.nbytes if self.kinds else 0,
             reason=self.reason,
             threshold=self.threshold,
             judge=self.config.judge,

@@ -9,7 +9,7 @@ from conftest import call_arguments, random_kontext
 
 import spotedit
 from spotedit.cache import Rows, quantise
-from spotedit.session import Branch
+from spotedit.forwards import Branch
 
 GUIDED = {
     "true_cfg_scale": 2.0,

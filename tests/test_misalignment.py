@@ -123,7 +123,7 @@ def run(pipe, monkeypatch):
         target = tokens(pipe, picture)[None]
 
         def predict(**kwargs):
-            told = pipe.transformer._spotedit_session.forward
+            told = pipe.transformer._spotedit_session.told
             rows = kwargs["hidden_states"]
             clean = target[:, told.index] if told.mode == "spot" else target
             sigma = kwargs["timestep"][0]

@@ -1,0 +1,159 @@
+"""The transformer's forwards of one call: full ones that are kept, and spot ones."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from spotedit_kernels.rows import gather_rows
+from torch import Tensor
+
+from .cache import LayerCache, Place, allocate, blend, keep
+from .config import SpotEditConfig
+from .models.spec import Arguments, Spec
+from .processor import Forward, SpotProcessor
+from .select import Selection
+
+Call = Callable[..., Any]  # the stock forward
+
+
+@dataclass
+class Branch:
+    """What is kept of one guidance branch: the forwards of equal rank among a step's.
+
+    Attributes:
+        rope: cos, sin fp32 [S, D] of the joint sequence.
+        weight: of the cached value, in the reused rows as the buffers hold them.
+        layers: buffers of every attention layer, by its name.
+    """
+
+    place: Place
+    rope: tuple[Tensor, Tensor]
+    weight: float = 1.0
+    layers: dict[str, LayerCache] = field(default_factory=dict)
+
+    def rope_ref(self) -> tuple[Tensor, Tensor]:
+        """The tables that rotate the source's keys to the noise tokens' positions."""
+        rows, after = self.place.rows, slice(self.place.source.stop, None)
+        cos, sin = (torch.cat([table[rows], table[after]]) for table in self.rope)
+        return cos, sin
+
+
+class Forwards:
+    """Runs forwards and keeps what later ones need, for each guidance branch.
+
+    Args:
+        told, layers: what the layers read, and their processors by name.
+        noise: tokens.
+        reference: image token at which the source begins.
+        mixed: whether reused rows are ever blended.
+    """
+
+    def __init__(
+        self,
+        transformer: Any,
+        spec: Spec,
+        config: SpotEditConfig,
+        told: Forward,
+        layers: Mapping[str, SpotProcessor],
+        noise: int,
+        reference: int,
+        mixed: bool,
+    ) -> None:
+        self.transformer, self.spec, self.config = transformer, spec, config
+        self.told, self.layers = told, layers
+        self.noise, self.reference, self.mixed = noise, reference, mixed
+        self.branches: dict[int, Branch] = {}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(c.nbytes for branch in self.branches.values() for c in branch.layers.values())
+
+    def holds(self, rank: int, prompt: int) -> bool:
+        """Whether a full forward of this rank and prompt length was kept."""
+        return rank in self.branches and self.branches[rank].place.prompt == prompt
+
+    def full(self, rank: int, forward: Call, kwargs: dict[str, Any]) -> Any:
+        """All rows run, and every layer's keys and values are kept."""
+        prompt, image = (
+            kwargs[name].shape[1] for name in ("encoder_hidden_states", "hidden_states")
+        )
+        place = Place(prompt, self.noise, self.reference, prompt + image)
+        branch = self.branches.get(rank)
+        if branch is None or branch.place != place:
+            branch = self.branches[rank] = self._new_branch(place, kwargs)
+        branch.weight = 1.0
+        self._tell(branch, kwargs)
+        self.told.slots, self.told.rope_ref = None, branch.rope_ref()
+        output = self._run("capture", forward, kwargs)
+        for layer in branch.layers.values():
+            keep(layer, place)
+        return output
+
+    def spot(
+        self, rank: int, forward: Call, kwargs: dict[str, Any], spot: Selection, weight: float
+    ) -> tuple[Any, int]:
+        """Only the prompt's and the active tokens' rows run, and the conditions' where uncached.
+
+        Returns the output and the number of rows.
+        """
+        branch, hidden, told = self.branches[rank], kwargs["hidden_states"], self.told
+        self._blend(branch, spot, weight)
+        index = spot.active
+        if not self.config.condition_cache:
+            condition = torch.arange(self.noise, hidden.shape[1], device=index.device)
+            index = torch.cat([index, condition.expand(*index.shape[:-1], -1)], dim=-1)
+        prompt = torch.arange(branch.place.prompt, device=index.device)
+        joint = torch.where(index < 0, index, index + branch.place.prompt)
+        self._tell(branch, kwargs)
+        told.index = index
+        told.slots = torch.cat([prompt.expand(*index.shape[:-1], -1), joint], dim=-1)
+        if self.config.cache_dtype == "int8":  # its rows are computed in buffers of their own
+            rows = told.slots.clamp(min=0)
+            told.rope = branch.rope[0][rows], branch.rope[1][rows]
+        told.rope_ref = None if self.config.condition_cache else branch.rope_ref()
+        narrowed = kwargs | self.spec.narrow(kwargs, index)
+        narrowed["hidden_states"] = gather_rows(hidden, index)
+        return self._run("spot", forward, narrowed), told.slots.shape[-1]
+
+    def _run(self, mode: str, forward: Call, kwargs: dict[str, Any]) -> Any:
+        self.told.mode = mode
+        try:
+            return forward(**kwargs)
+        finally:
+            self.told.mode = "stock"
+
+    def _blend(self, branch: Branch, spot: Selection, weight: float) -> None:
+        """Bring the reused rows up to date."""
+        changed = weight != branch.weight
+        stale = spot.reused if changed else spot.dropped[..., : None if weight != 1.0 else 0]
+        branch.weight = weight
+        for layer in branch.layers.values():
+            blend(layer, branch.place, spot.dropped, stale, weight, self.config.impl)
+
+    def _tell(self, branch: Branch, kwargs: Arguments) -> None:
+        """What is the same in full and spot forwards."""
+        self.told.prompt, self.told.rope = branch.place.prompt, branch.rope
+        mask = self.spec.prompt_mask(kwargs)
+        if mask is not None:
+            image = mask.new_ones(len(mask), branch.place.sequence - branch.place.prompt)
+            mask = torch.cat([mask, image], dim=1)
+        self.told.key_mask = mask
+        for name, layer in self.layers.items():
+            layer.cache = branch.layers[name]
+
+    def _new_branch(self, place: Place, kwargs: Arguments) -> Branch:
+        hidden = kwargs["hidden_states"]
+        dtype, device = hidden.dtype, hidden.device
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        like = hidden.new_empty(0, dtype=dtype)
+        heads, int8 = self.spec.heads(self.transformer), self.config.cache_dtype == "int8"
+        return Branch(
+            place,
+            self.spec.rotary(self.transformer, kwargs),
+            layers={
+                name: allocate(len(hidden), place, heads, self.mixed, int8, like)
+                for name in self.layers
+            },
+        )
