@@ -172,12 +172,12 @@ class Session:
         if not self.config.condition_cache:
             condition = torch.arange(self.noise, hidden.shape[1], device=index.device)
             index = torch.cat([index, condition.expand(*index.shape[:-1], -1)], dim=-1)
-        prompt = torch.arange(branch.place.prompt, device=index.device)
         joint = torch.where(index < 0, index, index + branch.place.prompt)
         self._tell_layers("spot", branch, kwargs)
         told = self.forward
         told.index = index
-        told.slots = torch.cat([prompt.expand(*index.shape[:-1], -1), joint], dim=-1)
+        assert told.prompt is not None
+        told.slots = torch.cat([told.prompt.expand(*index.shape[:-1], -1), joint], dim=-1)
         if self.config.cache_dtype == "int8":  # its rows are computed in buffers of their own
             rows = told.slots.clamp(min=0)
             told.rope = branch.rope[0][rows], branch.rope[1][rows]
@@ -196,7 +196,9 @@ class Session:
             blend(layer, branch.place, spot.dropped, stale, weight, self.config.impl)
 
     def _tell_layers(self, mode: str, branch: Branch, kwargs: Arguments) -> None:
-        self.forward.mode, self.forward.prompt = mode, branch.place.prompt
+        device = kwargs["hidden_states"].device
+        self.forward.mode = mode
+        self.forward.prompt = torch.arange(branch.place.prompt, device=device)
         self.forward.rope = branch.rope
         mask = self.spec.prompt_mask(kwargs)
         if mask is not None:
