@@ -17,7 +17,7 @@ from diffusers import (
     SchedulerMixin,
     UniPCMultistepScheduler,
 )
-from families import FAMILIES
+from families import DEFAULT, FAMILIES, MARKS, each_family
 from families.offload import OFFLOAD
 from peft import LoraConfig
 from torch import nn
@@ -131,7 +131,6 @@ COMBINATIONS = {
     **SCHEDULERS,
 }
 WITHIN = {"output pil": 1 / 255}  # 8 bits: a value at a boundary may fall to either side
-DEFAULT = ["FluxKontextPipeline", "QwenImageEditPipeline"]  # others share most of their code
 # the stock pipelines' own limits, given as reasons in bench/support_matrix.py
 CALLBACKS = {"callback changes latents", "callback changes prompt", "interrupt"}
 NEEDS_SCALE_NOISE = {"UniPC, flow sigmas": "Inpaint"}
@@ -153,10 +152,6 @@ def each_with(combinations):
             if possible(name, combination)
         ],
     )
-
-
-MARKS = {name: [] if name in DEFAULT else [pytest.mark.full] for name in FAMILIES}
-each_family = pytest.mark.parametrize("name", [pytest.param(n, marks=MARKS[n]) for n in FAMILIES])
 
 
 def pictures(pipe, arguments):
@@ -206,15 +201,18 @@ def test_it_is_in_force(combination):
     assert not torch.equal(pictures(pipe, family.arguments(**family.stock, **extra)), plain)
 
 
-def test_layerwise_casting_that_computes_in_bfloat16():
+@pytest.mark.parametrize("name", DEFAULT)
+def test_layerwise_casting_that_computes_in_bfloat16(name):
     """As near to the stock pipeline as that is to the same weights in fp32, twice."""
-    family = FAMILIES[DEFAULT[0]]
+    family = FAMILIES[name]
 
     def cast(dtype):
         pipe = family.make(0).to(torch.bfloat16).to(dtype)
         pipe.transformer.enable_layerwise_casting(torch.float8_e4m3fn, dtype)
         call = family.arguments()
-        embeddings = {k: v.to(dtype) for k, v in call.items() if torch.is_tensor(v)}
+        embeddings = {
+            k: v.to(dtype) for k, v in call.items() if torch.is_tensor(v) and v.is_floating_point()
+        }
         noise = torch.randn(1, 48, 16, generator=torch.Generator().manual_seed(3))
         return pipe, call | embeddings | {"latents": noise.to(torch.bfloat16).to(dtype)}
 
