@@ -21,6 +21,7 @@ def each_of(names):
             pytest.param(n, how, id=f"{n}-{how}", marks=[] if n in KINDS else [pytest.mark.full])
             for n in names
             for how in OFFLOAD
+            if how != "model offload" or "Modular" not in n  # these have a ComponentsManager
         ],
     )
 

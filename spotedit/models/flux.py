@@ -118,7 +118,8 @@ def matched_size(pipe: Any, arguments: Arguments, reference: int | str) -> dict[
     if image is None:
         return {}
     multiple = pipe.vae_scale_factor * 2
-    if isinstance(image, Tensor) and image.shape[1:2] == (pipe.vae.config.latent_channels,):
+    channels = pipe.vae.config.latent_channels
+    if isinstance(image, Tensor) and image.ndim == 4 and image.shape[1] == channels:
         height, width = (side * pipe.vae_scale_factor for side in image.shape[2:])
     else:
         first = image[0] if isinstance(image, list) else image
@@ -155,7 +156,7 @@ def listed_size(arguments: Arguments, number: int) -> Grid | None:
 
 
 KONTEXT = Spec(
-    pipelines=("FluxKontextPipeline",),
+    pipelines=("FluxKontextPipeline", "FluxKontextModularPipeline"),
     grids=grids,
     rotary=rotary,
     narrow=narrow,
