@@ -121,8 +121,8 @@ class Handle:
             given, arguments = patch.bind(base, pipe, args, kwargs)
             if (
                 self.config.match_size
-                and given.get("height") is None
-                and given.get("width") is None
+                and arguments.get("height") is None
+                and arguments.get("width") is None
             ):
                 given |= self._spec.matched_size(pipe, arguments, self.config.reference)
             session = kind(pipe, self._spec, self.config, self._mask, arguments)

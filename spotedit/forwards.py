@@ -103,11 +103,11 @@ class Forwards:
         if not self.config.condition_cache:
             condition = torch.arange(self.noise, hidden.shape[1], device=index.device)
             index = torch.cat([index, condition.expand(*index.shape[:-1], -1)], dim=-1)
-        prompt = torch.arange(branch.place.prompt, device=index.device)
         joint = torch.where(index < 0, index, index + branch.place.prompt)
         self._tell(branch, kwargs)
+        assert told.prompt is not None
         told.index = index
-        told.slots = torch.cat([prompt.expand(*index.shape[:-1], -1), joint], dim=-1)
+        told.slots = torch.cat([told.prompt.expand(*index.shape[:-1], -1), joint], dim=-1)
         if self.config.cache_dtype == "int8":  # its rows are computed in buffers of their own
             rows = told.slots.clamp(min=0)
             told.rope = branch.rope[0][rows], branch.rope[1][rows]
@@ -133,7 +133,9 @@ class Forwards:
 
     def _tell(self, branch: Branch, kwargs: Arguments) -> None:
         """What is the same in full and spot forwards."""
-        self.told.prompt, self.told.rope = branch.place.prompt, branch.rope
+        device = kwargs["hidden_states"].device
+        self.told.prompt = torch.arange(branch.place.prompt, device=device)
+        self.told.rope = branch.rope
         mask = self.spec.prompt_mask(kwargs)
         if mask is not None:
             image = mask.new_ones(len(mask), branch.place.sequence - branch.place.prompt)

@@ -47,6 +47,11 @@ def bind(
     """A call's arguments by name: as given, and with the pipeline's defaults."""
     bound = inspect.signature(base.__call__).bind(pipe, *args, **kwargs)
     given = dict(list(bound.arguments.items())[1:])
+    if hasattr(pipe, "blocks"):  # a modular pipeline, of arguments that its blocks name
+        given |= given.pop("kwargs", {})
+        defaults = {item.name: item.default for item in pipe.blocks.inputs}
+        state = given.get("state")
+        return given, defaults | (state.values if state else {}) | given
     bound.apply_defaults()
     return given, dict(list(bound.arguments.items())[1:])
 
@@ -55,9 +60,14 @@ def refuse(pipe: Any) -> None:
     """Raise where something else owns the transformer's forward.
 
     Raises:
-        ValueError: a diffusers cache, context parallelism or an IP-Adapter is in use.
+        ValueError: a diffusers cache, context parallelism or an IP-Adapter is in use, or a modular
+            pipeline has no transformer yet.
     """
-    transformer = pipe.transformer
+    transformer = getattr(pipe, "transformer", None)
+    if transformer is None:
+        raise ValueError(
+            "the pipeline has no transformer; expected one: call pipe.load_components()"
+        )
     if getattr(transformer, "is_cache_enabled", False):
         raise ValueError(
             "the transformer has a cache enabled; expected none: "

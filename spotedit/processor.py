@@ -24,7 +24,7 @@ class Forward:
 
     Attributes:
         mode: "capture": all rows run and are kept; "spot": the rows `slots` run; else "stock".
-        prompt: prompt tokens.
+        prompt: the prompt's rows, [P]. A tensor, as graphs take its size as a variable.
         slots: joint index of each row, int64 [M] or [B, M], -1 = padding; None: all, in order.
         index: image token of each row after the prompt's, as `slots`; of spot forwards.
         rope: cos, sin fp32 [S, D] of the joint sequence; with an int8 cache those of the rows,
@@ -34,7 +34,7 @@ class Forward:
     """
 
     mode: str = "stock"
-    prompt: int = 0
+    prompt: Tensor | None = None
     slots: Tensor | None = None
     index: Tensor | None = None
     rope: tuple[Tensor, Tensor] | None = None
@@ -88,6 +88,7 @@ class SpotProcessor:
             raise ValueError("spotedit takes no attention_mask; expected the prompt's mask alone")
         forward, cache = self.forward, self.cache
         assert forward.rope is not None
+        assert forward.prompt is not None
         rows = self.spec.project(attn, hidden, prompt)
         direct = cache.k.scale is None
         k = cache.k.data if direct else torch.empty_like(rows.k)
@@ -109,7 +110,7 @@ class SpotProcessor:
             forward.slots if direct else None,
             cos,
             sin,
-            text_len=forward.prompt,
+            text_len=forward.prompt.shape[0],
             interleaved=self.spec.interleaved,
             impl=self.impl,
             **rows.norms,

@@ -9,6 +9,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchLCMScheduler,
@@ -16,7 +17,8 @@ from diffusers import (
     SchedulerMixin,
     UniPCMultistepScheduler,
 )
-from families import FAMILIES
+from families import DEFAULT, FAMILIES, MARKS
+from families.offload import OFFLOAD
 from peft import LoraConfig
 from torch import nn
 
@@ -38,8 +40,11 @@ def lora(pipe, family):
 def scaled_lora(pipe, family):
     lora(pipe, family)
     pipe.transformer.set_adapters("default", weights=[0.5])
-    takes = inspect.signature(pipe.transformer.forward).parameters
-    return {"joint_attention_kwargs": {"scale": 0.7}} if "joint_attention_kwargs" in takes else {}
+    layer = inspect.signature(pipe.transformer.forward).parameters
+    if not any(name.endswith("attention_kwargs") for name in layer):
+        return {}
+    takes = inspect.signature(type(pipe).__call__).parameters
+    return {name: {"scale": 0.7} for name in takes if name.endswith("attention_kwargs")}
 
 
 def fused_lora(pipe, family):
@@ -113,6 +118,7 @@ COMBINATIONS = {
     "LoRA fused": fused_lora,
     "LoRA unfused": unfused_lora,
     "fused projections": fused_projections,
+    **OFFLOAD,
     "layerwise casting, fp8": layerwise_casting,
     "two images a prompt": two_images,
     "callback changes latents": at_every_step("latents"),
@@ -125,35 +131,33 @@ COMBINATIONS = {
     **SCHEDULERS,
 }
 WITHIN = {"output pil": 1 / 255}  # 8 bits: a value at a boundary may fall to either side
-TESTED = ["FluxKontextPipeline", "FluxKontextInpaintPipeline", "LongCatImageEditPipeline"]
-
-
+# the stock pipelines' own limits, given as reasons in bench/support_matrix.py
 CALLBACKS = {"callback changes latents", "callback changes prompt", "interrupt"}
-# the stock pipelines' own limits: this one needs `scheduler.scale_noise`, others take no callback
-IMPOSSIBLE = {("FluxKontextInpaintPipeline", "UniPC, flow sigmas")}
+UNKNOWN = {"UniPC, flow sigmas": "Inpaint", "model offload": "Modular"}
 
 
 def possible(name, combination):
-    takes = inspect.signature(getattr(diffusers, name).__call__).parameters
+    takes = inspect.signature(getattr(diffusers, name.partition(" ")[0]).__call__).parameters
     callback = combination not in CALLBACKS or "callback_on_step_end" in takes
-    return callback and (name, combination) not in IMPOSSIBLE
+    return callback and UNKNOWN.get(combination, "no name") not in name
 
 
 def each_with(combinations):
-    """Of every pipeline tested; by default only the first, as the others share its code."""
     return pytest.mark.parametrize(
         ("name", "combination"),
         [
             pytest.param(name, combination, marks=MARKS[name], id=f"{name}-{combination}")
-            for name in TESTED
+            for name in FAMILIES
             for combination in combinations
             if possible(name, combination)
         ],
     )
 
 
-MARKS = {name: [] if name == TESTED[0] else [pytest.mark.full] for name in TESTED}
-each_tested = pytest.mark.parametrize("name", [pytest.param(n, marks=MARKS[n]) for n in TESTED])
+# modular pipelines are made and saved by their blocks
+each_stock = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=MARKS[n]) for n in FAMILIES if "Modular" not in n]
+)
 
 
 def pictures(pipe, arguments):
@@ -187,31 +191,34 @@ def test_combination(name, combination):
     assert [step["kind"] for step in handle.report.steps].count("spot") >= 3
     assert same(spot, dense, combination)
     handle.disable()
-    call["generator"] = family.arguments()["generator"]
+    call |= {k: v for k, v in family.arguments().items() if k == "generator"}
     assert torch.equal(pictures(pipe, call | family.stock), dense)
 
 
-NEUTRAL = {"fused projections", "output latent", "output np", "output pil"}
+NEUTRAL = {"fused projections", "output latent", "output np", "output pil", *OFFLOAD}
 
 
 @pytest.mark.parametrize("combination", [name for name in COMBINATIONS if name not in NEUTRAL])
 def test_it_is_in_force(combination):
-    family = FAMILIES[TESTED[0]]
+    family = FAMILIES[DEFAULT[0]]
     pipe = family.make(0)
     plain = pictures(pipe, family.arguments(**family.stock))
     extra = COMBINATIONS[combination](pipe, family)
     assert not torch.equal(pictures(pipe, family.arguments(**family.stock, **extra)), plain)
 
 
-def test_layerwise_casting_that_computes_in_bfloat16():
+@pytest.mark.parametrize("name", DEFAULT)
+def test_layerwise_casting_that_computes_in_bfloat16(name):
     """As near to the stock pipeline as that is to the same weights in fp32, twice."""
-    family = FAMILIES[TESTED[0]]
+    family = FAMILIES[name]
 
     def cast(dtype):
         pipe = family.make(0).to(torch.bfloat16).to(dtype)
         pipe.transformer.enable_layerwise_casting(torch.float8_e4m3fn, dtype)
         call = family.arguments()
-        embeddings = {k: v.to(dtype) for k, v in call.items() if torch.is_tensor(v)}
+        embeddings = {
+            k: v.to(dtype) for k, v in call.items() if torch.is_tensor(v) and v.is_floating_point()
+        }
         noise = torch.randn(1, 48, 16, generator=torch.Generator().manual_seed(3))
         return pipe, call | embeddings | {"latents": noise.to(torch.bfloat16).to(dtype)}
 
@@ -226,6 +233,15 @@ def test_layerwise_casting_that_computes_in_bfloat16():
     assert (spot - stock).norm() <= 2 * (stock - exact).norm()
 
 
+def tokens(latents, family):
+    """Packed latents [B, N, C] from those, or from [B, C, (1,) h, w] that were unpacked."""
+    if latents.ndim == 3:
+        return latents
+    latents = latents.flatten(1, -3)
+    side = latents.shape[-1] // family.grid[1]
+    return F.pixel_unshuffle(latents, side).flatten(2).transpose(1, 2)
+
+
 @each_with(SCHEDULERS)
 def test_reused_tokens_end_at_the_source_with(name, combination):
     """Also where the scheduler adds noise or remembers earlier steps."""
@@ -236,14 +252,15 @@ def test_reused_tokens_end_at_the_source_with(name, combination):
     mask[:2] = 1
     handle.set_mask(mask, mode="replace")
     SCHEDULERS[combination](pipe, family)
-    images = pipe(**family.arguments()).images
+    images = tokens(pipe(**family.arguments()).images, family)
     reused = ~torch.from_numpy(handle.report.region).flatten()
-    sources = pipe(**family.arguments(num_inference_steps=2)).images  # one full step, one spot
+    few = family.arguments(num_inference_steps=2)  # one full step, one spot
+    sources = tokens(pipe(**few).images, family)
     assert torch.equal(images[:, reused], sources[:, reused])
     assert torch.isfinite(images).all()
 
 
-@each_tested
+@each_stock
 def test_siblings_stay_stock(name):
     family, pipe = FAMILIES[name], FAMILIES[name].make(0)
     dense = pipe(**family.arguments(**family.stock)).images
@@ -253,7 +270,7 @@ def test_siblings_stay_stock(name):
     assert torch.equal(sibling(**family.arguments(**family.stock)).images, dense)
 
 
-@each_tested
+@each_stock
 def test_saved_and_loaded_again(name, tmp_path):
     family, pipe = FAMILIES[name], FAMILIES[name].make(0)
     base = type(pipe)

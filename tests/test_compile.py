@@ -3,6 +3,8 @@
 import pytest
 import torch
 from conftest import call_arguments, random_kontext
+from families import qwen
+from peft import LoraConfig
 
 import spotedit
 
@@ -44,20 +46,47 @@ def edit(pipe, **extra):
     return pipe(**call_arguments(size=SIZE, num_inference_steps=4, **extra)).images
 
 
+def guided_edit(pipe):
+    """The negative prompt is shorter."""
+    return pipe(**qwen.call(num_inference_steps=4, **qwen.GUIDED)).images
+
+
+def kontext_with_lora():
+    pipe = random_kontext()
+    targets = ["to_q", "add_k_proj", "proj_out", "ff.net.2"]
+    pipe.transformer.add_adapter(LoraConfig(target_modules=targets, init_lora_weights=False))
+    return pipe
+
+
 def relative(a, b):
     return ((a - b).norm() / b.norm()).item()
 
 
+KONTEXT, LORA, QWEN = (
+    (random_kontext, edit),
+    (kontext_with_lora, edit),
+    (qwen.random_qwen, guided_edit),
+)
+
+
 @pytest.mark.parametrize(
-    "compiled",
+    ("pipeline", "compiled"),
     [
-        compile_blocks,
-        compile_transformer,
-        pytest.param(wrap_transformer, marks=pytest.mark.full),
+        pytest.param(KONTEXT, compile_blocks, id="blocks"),
+        pytest.param(KONTEXT, compile_transformer, id="transformer"),
+        pytest.param(KONTEXT, wrap_transformer, id="wrapped", marks=pytest.mark.full),
+        pytest.param(LORA, compile_blocks, id="LoRA-blocks", marks=pytest.mark.full),
+        pytest.param(LORA, compile_transformer, id="LoRA-transformer", marks=pytest.mark.full),
+        pytest.param(QWEN, compile_blocks, id="Qwen-CFG-blocks"),
+        pytest.param(QWEN, compile_transformer, id="Qwen-CFG-transformer", marks=pytest.mark.full),
     ],
 )
-def test_compiled_equals_eager_and_compiles_no_more_after_warming_up(compiled):
-    pipe, backend = random_kontext(), Counter()
+def test_compiled_equals_eager_and_compiles_no_more_after_warming_up(
+    pipeline, compiled, monkeypatch
+):
+    monkeypatch.setattr(qwen, "AREA", SIZE[0] * SIZE[1])
+    (make, edit), backend = pipeline, Counter()
+    pipe = make()
     masks = [(torch.arange(192) < count).view(12, 16) for count in COUNTS]
     handle = spotedit.enable(pipe, reset_every=2)
 

@@ -1,12 +1,11 @@
 """Linear layers may be anything that can be called: quantisers replace `nn.Linear`."""
 
+import pytest
 import torch
 import torch.nn.functional as F
-from conftest import call_arguments, random_kontext
+from families import FAMILIES, each_family
 
 import spotedit
-
-SIZE = {"height": 48, "width": 64, "max_area": 48 * 64}
 
 
 class Int8Linear(torch.nn.Module):
@@ -17,7 +16,7 @@ class Int8Linear(torch.nn.Module):
         weight = linear.weight.detach()
         self.register_buffer("scale", weight.abs().amax(1, keepdim=True) / 127)
         self.register_buffer("data", (weight / self.scale).round().to(torch.int8))
-        self.register_buffer("offset", linear.bias.detach())
+        self.register_buffer("offset", None if linear.bias is None else linear.bias.detach())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.data * self.scale, self.offset)
@@ -35,27 +34,30 @@ def quantise(module: torch.nn.Module) -> int:
     return count
 
 
-def test_all_tokens_active_equals_the_same_quantised_pipeline():
-    pipe = random_kontext()
-    exact = pipe(**call_arguments(**SIZE)).images
-    assert quantise(pipe.transformer) > 40
+@each_family
+def test_all_tokens_active_equals_the_same_quantised_pipeline(name):
+    family, pipe = FAMILIES[name], FAMILIES[name].make(0)
+    exact = pipe(**family.arguments(**family.stock)).images
+    assert quantise(pipe.transformer) > 20
     assert not [m for m in pipe.transformer.modules() if isinstance(m, torch.nn.Linear)]
-    dense = pipe(**call_arguments(**SIZE)).images
+    dense = pipe(**family.arguments(**family.stock)).images
     assert 1e-4 < (dense - exact).norm() / exact.norm() < 0.1
     with spotedit.enable(pipe, condition_cache=False) as handle:
-        handle.set_mask(torch.ones(48, 64), mode="replace")
-        spot = pipe(**call_arguments()).images
+        handle.set_mask(torch.ones(family.grid), mode="replace")
+        spot = pipe(**family.arguments()).images
         assert [s["kind"] for s in handle.report.steps].count("spot") == 5
     assert (spot - dense).norm() <= 1e-4 * dense.norm()
-    assert torch.equal(pipe(**call_arguments(**SIZE)).images, dense)
+    assert torch.equal(pipe(**family.arguments(**family.stock)).images, dense)
 
 
-def test_a_part_of_a_quantised_pipeline():
+@each_family
+def test_a_part_of_a_quantised_pipeline(name):
     """Spot steps, with everything that they cache and blend, are those of the rounded weights."""
-    half = torch.arange(64).expand(48, 64) < 32
+    family = FAMILIES[name]
+    half = (torch.arange(family.grid[1]) < family.grid[1] // 2).float().expand(family.grid)
     pictures = []
     for rounded_in_place in (False, True):
-        pipe = random_kontext()
+        pipe = family.make(0)
         if rounded_in_place:
             for linear in pipe.transformer.modules():
                 if isinstance(linear, torch.nn.Linear):
@@ -65,6 +67,6 @@ def test_a_part_of_a_quantised_pipeline():
             quantise(pipe.transformer)
         handle = spotedit.enable(pipe)
         handle.set_mask(half, mode="replace")
-        pictures.append(pipe(**call_arguments()).images)
-        assert handle.report.mean_ratio == 0.5
+        pictures.append(pipe(**family.arguments()).images)
+        assert handle.report.mean_ratio == pytest.approx(half.mean().item())
     assert torch.equal(*pictures)

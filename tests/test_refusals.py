@@ -80,3 +80,10 @@ def test_a_wrong_argument_of_the_call_names_it(pipe):
     spotedit.enable(pipe)
     with pytest.raises(TypeError, match="promt_embeds"):
         pipe(promt_embeds=None)
+
+
+def test_a_modular_pipeline_before_its_components_are_loaded():
+    from diffusers import FluxKontextModularPipeline
+
+    with pytest.raises(ValueError, match="load_components"):
+        spotedit.enable(FluxKontextModularPipeline())

@@ -8,7 +8,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from .copies import clean_copy, compute_dtype
+from .copies import clean_copy, compute_dtype, weight_of
 from .spec import Arguments, Grid, Projection, Spec, register
 
 
@@ -32,9 +32,10 @@ def narrow(arguments: Arguments, index: Tensor) -> dict[str, Any]:
     return {"img_ids": ids.new_zeros(*ids.shape[:-2], index.shape[-1], ids.shape[-1])}
 
 
-def rms_norms(attn: Any) -> dict[str, Any]:
+def rms_norms(attn: Any, device: torch.device) -> dict[str, Any]:
     """`Projection.norms` of a block with one stream."""
-    weights = {"q_weight": attn.norm_q.weight, "k_weight": attn.norm_k.weight}
+    norms = {"q_weight": attn.norm_q, "k_weight": attn.norm_k}
+    weights: dict[str, Any] = {name: weight_of(norm, device) for name, norm in norms.items()}
     return weights | {"text_q_weight": None, "text_k_weight": None, "eps": attn.norm_q.eps}
 
 
@@ -48,13 +49,13 @@ def project(attn: Any, hidden: Tensor, prompt: Tensor | None) -> Projection:
             parts = [getattr(attn, name)(states) for name in separate]
         return [part.unflatten(-1, (-1, attn.inner_dim // attn.heads)) for part in parts]
 
-    norms = rms_norms(attn)
+    norms = rms_norms(attn, hidden.device)
     rows = heads("to_qkv", ("to_q", "to_k", "to_v"), hidden)
     if prompt is not None:
         text = heads("to_added_qkv", ("add_q_proj", "add_k_proj", "add_v_proj"), prompt)
         rows = [torch.cat(pair, dim=1) for pair in zip(text, rows, strict=True)]
-        norms["text_q_weight"] = attn.norm_added_q.weight
-        norms["text_k_weight"] = attn.norm_added_k.weight
+        norms["text_q_weight"] = weight_of(attn.norm_added_q, hidden.device)
+        norms["text_k_weight"] = weight_of(attn.norm_added_k, hidden.device)
     q, k, v = rows
     return Projection(q, k, v, norms)
 
@@ -79,7 +80,7 @@ class DecoderPrefix(nn.Module):
         parts = [decoder.conv_in, decoder.mid_block, decoder.up_blocks[0]]
         if getattr(vae, "post_quant_conv", None) is not None:
             parts[0] = nn.Sequential(vae.post_quant_conv, parts[0])
-        self.layers = nn.ModuleList(clean_copy(part) for part in parts)
+        self.layers = nn.ModuleList(clean_copy(part, vae) for part in parts)
         self.dtype = compute_dtype(self, like.dtype)
         self.to(like.device, self.dtype)
 
@@ -117,7 +118,8 @@ def matched_size(pipe: Any, arguments: Arguments, reference: int | str) -> dict[
     if image is None:
         return {}
     multiple = pipe.vae_scale_factor * 2
-    if isinstance(image, Tensor) and image.ndim == 4 and image.shape[1] == pipe.latent_channels:
+    channels = pipe.vae.config.latent_channels
+    if isinstance(image, Tensor) and image.ndim == 4 and image.shape[1] == channels:
         height, width = (side * pipe.vae_scale_factor for side in image.shape[2:])
     else:
         first = image[0] if isinstance(image, list) else image
@@ -154,7 +156,7 @@ def listed_size(arguments: Arguments, number: int) -> Grid | None:
 
 
 KONTEXT = Spec(
-    pipelines=("FluxKontextPipeline",),
+    pipelines=("FluxKontextPipeline", "FluxKontextModularPipeline"),
     grids=grids,
     rotary=rotary,
     narrow=narrow,

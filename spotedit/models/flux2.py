@@ -21,7 +21,7 @@ def project(attn: Any, hidden: Tensor, prompt: Tensor | None) -> Projection:
     split = rows.shape[-1] * qkv // (qkv + mlp)  # a shard of a tensor-parallel model has fewer
     parts = rows[..., :split].chunk(3, dim=-1)
     q, k, v = (part.unflatten(-1, (-1, attn.head_dim)) for part in parts)
-    return Projection(q, k, v, flux.rms_norms(attn), rest=rows[..., split:])
+    return Projection(q, k, v, flux.rms_norms(attn, hidden.device), rest=rows[..., split:])
 
 
 def output(
@@ -35,7 +35,7 @@ def output(
 
 def features(pipe: Any, y: Tensor, grid: Grid) -> Callable[[Tensor], list[Tensor]]:
     prefix = flux.DecoderPrefix(pipe.vae, y)
-    bn: Any = clean_copy(pipe.vae.bn).to(y.device, torch.float32)
+    bn: Any = clean_copy(pipe.vae.bn, pipe.vae).to(y.device, torch.float32)
     mean, std = bn.running_mean, (bn.running_var + bn.eps).sqrt()
     return lambda tokens: prefix(flux.unpatch(tokens * std + mean, grid))
 

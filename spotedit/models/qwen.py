@@ -106,6 +106,5 @@ EDIT = Spec(
     narrow_block=narrow_block,
 )
 register(EDIT)
-register(
-    replace(EDIT, pipelines=("QwenImageEditPlusPipeline",), matched_size=plus_size, followed=-1)
-)
+PLUS = ("QwenImageEditPlusPipeline", "QwenImageEditPlusModularPipeline")
+register(replace(EDIT, pipelines=PLUS, matched_size=plus_size, followed=-1))

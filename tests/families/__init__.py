@@ -1,10 +1,24 @@
 """Random pipelines of every family: pipeline's class name and variant -> `Family`."""
 
+import pytest
+
 from .family import Family
 from .flux2 import FLUX2
 from .kontext import KONTEXT
 from .kontext_inpaint import KONTEXT_INPAINT
 from .longcat import LONGCAT
+from .modular import MODULAR
 from .qwen import QWEN
 
-FAMILIES: dict[str, Family] = {**KONTEXT, **KONTEXT_INPAINT, **LONGCAT, **QWEN, **FLUX2}
+FAMILIES: dict[str, Family] = {
+    **KONTEXT,
+    **KONTEXT_INPAINT,
+    **LONGCAT,
+    **QWEN,
+    **FLUX2,
+    **MODULAR,
+}
+
+DEFAULT = ["FluxKontextPipeline", "QwenImageEditPipeline"]  # others share most of their code
+MARKS = {name: [] if name in DEFAULT else [pytest.mark.full] for name in FAMILIES}
+each_family = pytest.mark.parametrize("name", [pytest.param(n, marks=MARKS[n]) for n in FAMILIES])

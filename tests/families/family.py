@@ -19,8 +19,8 @@ class Family:
         guided: further arguments that turn classifier-free guidance on; empty: there is none.
         grid: token grid of the output and of the condition image.
         batches: whether a call takes several images.
-        prompt: pipeline -> arguments of a call with a prompt as text in place of embeddings, which
-            `num_images_per_prompt` needs; None: not tested.
+        prompt: pipeline -> further arguments that `num_images_per_prompt=2` needs, such as a
+            prompt as text in place of embeddings.
     """
 
     make: Callable[[int], Any]
@@ -29,4 +29,4 @@ class Family:
     guided: Mapping[str, Any] = field(default_factory=dict)
     grid: tuple[int, int] = (6, 8)
     batches: bool = True
-    prompt: Callable[[Any], dict[str, Any]] | None = None
+    prompt: Callable[[Any], dict[str, Any]] = lambda pipe: {}

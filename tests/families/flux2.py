@@ -100,8 +100,14 @@ def inpaint_arguments(seed: int = 0, batch: int = 1, **extra: Any) -> dict:
 GUIDED = {"guidance_scale": 2.5, "negative_prompt_embeds": torch.ones(1, 4, 12)}
 
 
+def two_images(pipe: Any) -> dict[str, Any]:
+    """Latents for two; the embeddings are those of one prompt."""
+    return {"latents": torch.randn(2, CHANNELS * 4, 6, 8, generator=torch.Generator())}
+
+
 def family(cls: type, arguments: Callable[..., dict], **extra: Any) -> dict[str, Family]:
-    return {cls.__name__: Family(partial(random_pipeline, cls), arguments, **extra)}
+    make = partial(random_pipeline, cls)
+    return {cls.__name__: Family(make, arguments, prompt=two_images, **extra)}
 
 
 FLUX2 = {

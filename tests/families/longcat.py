@@ -84,6 +84,5 @@ LONGCAT = {
         guided={"guidance_scale": 4.5},
         grid=(7, 9),
         batches=False,
-        prompt=lambda pipe: {},
     )
 }

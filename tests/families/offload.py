@@ -1,0 +1,53 @@
+"""Ways to offload a pipeline, here from the CPU to the CPU or to files."""
+
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def model(pipe: Any, family: Any = None) -> dict:
+    pipe.enable_model_cpu_offload(device="cpu")
+    return {}
+
+
+def group(level: str, to_disk: bool = False) -> Callable[..., dict]:
+    """diffusers' group offloading of the transformer and of the VAE."""
+
+    def offload(pipe: Any, family: Any = None) -> dict:
+        # one for each component: diffusers names files by layers and keeps those that exist
+        pipe._folders = []
+        for component in (pipe.transformer, pipe.vae):
+            options: dict[str, Any] = {"offload_type": level}
+            if level == "block_level":
+                options["num_blocks_per_group"] = 1
+            if to_disk:
+                if component is pipe.vae and not decodes_from_disk(pipe.vae, level):
+                    continue
+                pipe._folders.append(tempfile.TemporaryDirectory())
+                options["offload_to_disk_path"] = pipe._folders[-1].name
+            component.enable_group_offload(onload_device=torch.device("cpu"), **options)
+        return {}
+
+    return offload
+
+
+def decodes_from_disk(vae: Any, level: str) -> bool:
+    """Whether the stock pipeline reads right weights of a VAE in files.
+
+    FLUX.2's reads the statistics of `vae.bn` without calling it; a VAE that does not name its
+    blocks is loaded by its `forward`, which no pipeline calls.
+    """
+    return not hasattr(vae, "bn") and (
+        level == "leaf_level" or bool(getattr(vae, "_group_offload_block_modules", None))
+    )
+
+
+OFFLOAD: dict[str, Callable[..., dict]] = {
+    "model offload": model,
+    "group offload, leaf level": group("leaf_level"),
+    "group offload, block level": group("block_level"),
+    "group offload, leaf level, to disk": group("leaf_level", to_disk=True),
+    "group offload, block level, to disk": group("block_level", to_disk=True),
+}
