@@ -91,8 +91,8 @@ class Handle:
                 `return_dict`, and with the number of steps of the call that is to follow.
 
         Raises:
-            ValueError: nothing would be skipped (the message says why), several pictures, or a mask
-                that replaces the judgement.
+            ValueError: nothing would be skipped (the message says why), several pictures, a mask
+                that replaces the judgement, or a pipeline that cannot be interrupted.
             RuntimeError: this handle is not in force, or a call is running.
         """
         if not self.enabled:
@@ -101,6 +101,11 @@ class Handle:
             raise ValueError(
                 "the mask replaces the judgement, so there is nothing to preview; "
                 'clear it with set_mask(None), or set it with mode="intersect" or "union"'
+            )
+        if not hasattr(self._pipe, "interrupt"):
+            raise ValueError(
+                f"{type(self._pipe).__name__} cannot be interrupted; expected a pipeline whose "
+                "loop can: preview with the stock one of the same components"
             )
         given = call | {"output_type": "pil", "return_dict": True}
         output = self._run(PreviewSession, self._base, (), given)

@@ -11,6 +11,8 @@ import spotedit
 from spotedit import tiny
 from spotedit.draw import heat
 
+INTERRUPTIBLE = [name for name in FAMILIES if "Modular" not in name]
+
 
 def first_active_set(pipe, call):
     """bool [N] of the first spot step."""
@@ -27,7 +29,7 @@ def first_active_set(pipe, call):
     return seen[0].numpy()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", INTERRUPTIBLE)
 @pytest.mark.parametrize(("steps", "initial"), [(8, 1), (20, 2)])
 def test_the_region_is_that_of_the_calls_first_spot_step(name, steps, initial):
     family, pipe = FAMILIES[name], FAMILIES[name].make(0)
@@ -44,7 +46,7 @@ def test_the_region_is_that_of_the_calls_first_spot_step(name, steps, initial):
     assert np.array_equal(active.reshape(family.grid), preview.region)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", INTERRUPTIBLE)
 def test_nothing_remains_of_a_preview(name):
     family, pipe = FAMILIES[name], FAMILIES[name].make(0)
     dense = pipe(**family.arguments(**family.stock)).images
@@ -147,3 +149,10 @@ def test_a_heat_map_colours_high_scores_and_outlines_the_region():
     assert high > low > none == 0
     unchanged = np.asarray(heat(grey, 0 * scores, scores > 1))
     assert np.array_equal(unchanged, np.asarray(grey))
+
+
+def test_a_modular_pipeline_has_no_preview():
+    family = FAMILIES["FluxKontextModularPipeline"]
+    handle = spotedit.enable(family.make(0))
+    with pytest.raises(ValueError, match="cannot be interrupted"):
+        handle.preview(**family.arguments())
