@@ -102,7 +102,7 @@ class Handle:
                 "the mask replaces the judgement, so there is nothing to preview; "
                 'clear it with set_mask(None), or set it with mode="intersect" or "union"'
             )
-        if not hasattr(self._pipe, "interrupt"):
+        if not hasattr(type(self._pipe), "interrupt"):
             raise ValueError(
                 f"{type(self._pipe).__name__} cannot be interrupted; expected a pipeline whose "
                 "loop can: preview with the stock one of the same components"
