@@ -27,11 +27,16 @@ ROWS = {
     "test_the_triton_kernels_equal_the_references": "Triton kernels, interpreted",
     "test_all_tokens_active_equals_the_same_quantised_pipeline": "quantised layers (int8 stand-in)",
     "test_a_part_of_a_quantised_pipeline": "quantised layers (int8 stand-in)",
+    "test_layerwise_casting_that_computes_in_bfloat16": "layerwise casting, fp8 to bfloat16",
+    "test_the_judge_moves_no_component": "the judge moves no offloaded component",
+    "test_a_copy_has_the_weights_of_the_offloaded": "offloaded weights are found",
+    "test_a_layer_that_is_not_called_has_its_weight": "offloaded weights are found",
     "test_siblings_stay_stock": "from_pipe siblings stay stock",
     "test_saved_and_loaded_again": "save_pretrained and reload",
 }
 # row -> why it is not tested everywhere; a row of which nothing is tested is in the table too
 CALLBACK = "LongCat's pipeline and the modular ones take no callback."
+ONE_A_VAE = "tested once for each class of VAE."
 WHY = {
     "classifier-free guidance": "`Flux2Pipeline` has none. The modular pipelines have a guider: "
     "Qwen's is on in all of their rows, Kontext's have none.",
@@ -39,16 +44,20 @@ WHY = {
     "batches": "not taken by the pipeline, or (modular) only tested as two images a prompt.",
     "UniPC, flow sigmas": "the inpainting pipelines call `scheduler.scale_noise`, which it lacks.",
     "model offload": "a modular pipeline has a `ComponentsManager` in its place.",
+    "layerwise casting, fp8 to bfloat16": "tested on two architectures.",
+    "the judge moves no offloaded component": ONE_A_VAE,
+    "offloaded weights are found": ONE_A_VAE,
     "callback changes latents": CALLBACK,
     "callback changes prompt": CALLBACK,
     "interrupt": CALLBACK,
     "from_pipe siblings stay stock": "modular pipelines have no `from_pipe`.",
     "save_pretrained and reload": "modular pipelines are saved as blocks.",
     "sequential offload": "on a machine without an accelerator the stock pipelines themselves fail "
-    "with it (diffusers 0.42.1, accelerate's `post_forward`). Tested here: the judge's copies have "
-    "the offloaded weights. `pytest -m gpu` has whole edits, and has not been run.",
+    "with it (diffusers 0.42.1, accelerate's `post_forward`). Tested here: *offloaded weights are "
+    "found*. `pytest -m gpu` has whole edits, and has not been run.",
     "offload on a GPU, with streams": "no GPU here; in `pytest -m gpu`, not run.",
 }
+NOT_HERE = ("sequential offload", "offload on a GPU, with streams")
 GUIDED = "classifier-free guidance"
 HEADER = """# What works with what
 
@@ -71,7 +80,7 @@ def outcomes(junit: str) -> dict[tuple[str, str], str]:
         if name is None:
             continue
         test, pipeline, rest = name.groups()
-        row = GUIDED if rest == "CFG" else ROWS.get(test, rest)
+        row = GUIDED if rest == "CFG" else ROWS.get(test, rest or test)
         tags = {child.tag for child in case}
         result = "fails" if tags & {"failure", "error"} else "skipped" if tags else "yes"
         worst = ("yes", "skipped", "fails")
@@ -85,7 +94,7 @@ def table(found: Mapping[tuple[str, str], str]) -> str:
     Below it, why a row has gaps.
     """
     rows, pipelines = (list(dict.fromkeys(keys)) for keys in zip(*found, strict=True))
-    rows += [row for row in WHY if "offload" in row and row not in rows]
+    rows += [row for row in NOT_HERE if row not in rows]
     lines = [["", *(f"`{name}`" for name in pipelines)], ["---"] * (len(pipelines) + 1)]
     lines += [[row, *(found.get((row, name), "not tested") for name in pipelines)] for row in rows]
     gaps = [line[0] for line in lines if "not tested" in line]

@@ -71,9 +71,9 @@ def _copy(module: nn.Module, elsewhere: Mapping[Tensor, Callable[[], Tensor]]) -
     return copy
 
 
-def weight_of(norm: Any, device: torch.device) -> Tensor:
+def weight_of(norm: Any, device: torch.device) -> Tensor | None:
     """The weight of a layer that is never called, so that no hook brings it to `device`."""
-    if norm.weight.device == device and _group(norm) is None:
+    if norm.weight is None or (norm.weight.device == device and _group(norm) is None):
         return norm.weight
     copy: Any = clean_copy(norm)
     return copy.weight.to(device)

@@ -62,7 +62,7 @@ INPAINTING: dict[str, Any] = {
 }
 register(replace(FLUX2, pipelines=("Flux2KleinInpaintPipeline",), **INPAINTING))
 register(replace(EDIT, pipelines=("QwenImageEditInpaintPipeline",), **INPAINTING))
-# edits and inpaints; its own mask is no user's, as its mask processor is another
+# edits and inpaints; its `mask_image` does not count as the user's
 register(replace(EDIT, pipelines=("QwenImageEditModularPipeline",), source_size=shown_size))
 own_source = {"source_size": kontext_size, "own_mask": kontext_mask}
 register(replace(KONTEXT, pipelines=("FluxKontextInpaintPipeline",), **INPAINTING | own_source))

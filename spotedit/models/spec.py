@@ -14,7 +14,8 @@ class Projection(NamedTuple):
     """Queries, keys and values [B, M, H, D] before normalisation, prompt rows first.
 
     `norms` are the arguments of `qk_norm_rope` for the RMS norms: `q_weight`, `k_weight`,
-    `text_q_weight`, `text_k_weight` ([D] or None) and `eps`. `rest` is handed to `Spec.output`.
+    `text_q_weight`, `text_k_weight` ([D] or None) and `eps`; `copies.weight_of` finds offloaded
+    ones. `rest` is handed to `Spec.output`.
     """
 
     q: Tensor
