@@ -1,0 +1,89 @@
+"""Train the tiny Qwen editor: ``python -m bench.tiny_qwen.train {vae,editor,export} ...``."""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from spotedit import tiny
+
+from ..tiny_editor.architecture import LATENT_CHANNELS
+from ..tiny_editor.editor import build_optimizers, flow_loss
+from ..tiny_editor.loop import Batch, Loop
+from ..tiny_editor.pool import Pool
+from ..tiny_editor.train import train_vae
+from ..tiny_editor.vae import calm_residuals, read_components
+from .architecture import build_vae, convert, install_components
+from .editor import Editor, StillVae, forget_words, prompt_ids
+
+
+def still_vae(filters: torch.Tensor, bias: torch.Tensor) -> nn.Module:
+    """The autoencoder before its decoder's training."""
+    vae = build_vae()
+    calm_residuals(vae)
+    install_components(vae, filters, bias)
+    return StillVae(vae)
+
+
+def train_editor(args: argparse.Namespace) -> None:
+    """Train the converted transformer on cached latents; one scene of a batch is told nothing."""
+    torch.manual_seed(args.seed)
+    start = tiny.load()
+    pool = Pool(
+        args.folder / "pool-128", args.photos, start.tokenizer_2,
+        read_components(start.vae, LATENT_CHANNELS), scenes=args.scenes, batch=args.batch,
+    )  # fmt: skip
+    ids = torch.cat([pool.batch(step)[3] for step in range(16)])
+    with torch.no_grad():
+        prompts, pooled = start.text_encoder_2(ids)[0], start.text_encoder(ids).pooler_output
+    editor = Editor(convert(start.transformer, prompts, pooled), start.text_encoder_2)
+    if args.compile:
+        editor.transformer.compile_repeated_blocks()
+    empty = prompt_ids(start.tokenizer_2, [""])[0]
+
+    def batch(step: int) -> Batch:
+        return forget_words(pool.batch(step), empty)
+
+    loop = Loop(
+        "qwen", editor, build_optimizers(editor, args.lr, args.matrix_lr),
+        partial(flow_loss, editor, early=args.early, temper=args.temper), batch, args.folder,
+        seed=args.seed, decay=args.decay, save_every=args.save_every,
+    )  # fmt: skip
+    loop.resume()
+    loop.run(args.steps, args.until)
+    pool.close()
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--photos", type=Path, nargs="+", default=[], help="folders of pictures")
+    common.add_argument("--folder", type=Path, required=True, help="caches, checkpoints, plots")
+    common.add_argument("--seed", type=int, default=0)
+    common.add_argument("--batch", type=int, default=16)
+    common.add_argument("--steps", type=int, default=3000)
+    common.add_argument("--until", type=int, help="stop early, keeping the schedule of --steps")
+    common.add_argument("--decay", type=int, default=2000, help="steps of falling learning rate")
+    common.add_argument("--save-every", type=int, default=100)
+    stages = parser.add_subparsers(required=True)
+    vae = stages.add_parser("vae", parents=[common])
+    vae.add_argument("--crop", type=int, default=64)
+    vae.add_argument("--lr", type=float, default=2e-3)
+    vae.add_argument("--pictures", type=int, default=6000)
+    vae.set_defaults(device="cpu", run=lambda args: train_vae(args, still_vae))
+    editor = stages.add_parser("editor", parents=[common])
+    editor.add_argument("--lr", type=float, default=1e-3, help="AdamW's peak")
+    editor.add_argument("--matrix-lr", type=float, default=2e-3, help="Muon's peak")
+    editor.add_argument("--scenes", type=int, default=81920)
+    editor.add_argument("--early", type=float, default=0.5, help="share of times above 0.75")
+    editor.add_argument("--temper", type=float, default=0.0, help="share of the mean answer, 0..1")
+    editor.add_argument("--compile", action="store_true", help="torch.compile the blocks")
+    editor.set_defaults(run=train_editor)
+    args = parser.parse_args(argv)
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()
