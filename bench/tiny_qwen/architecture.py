@@ -112,9 +112,8 @@ def convert(
         (made.time_text_embed.timestep_embedder, kontext.time_text_embed.timestep_embedder),
     ):
         mine.load_state_dict(its.state_dict())
-    made.time_text_embed.timestep_embedder.linear_2.bias += (
-        kontext.time_text_embed.text_embedder(pooled).mean(dim=0)
-    )
+    pooled = kontext.time_text_embed.text_embedder(pooled)
+    made.time_text_embed.timestep_embedder.linear_2.bias += pooled.mean(dim=0)
     made.txt_norm.weight.fill_(prompts.square().mean().sqrt())
     states = [_from_dual(block) for block in kontext.transformer_blocks]
     states += [_from_single(kontext.single_transformer_blocks[i]) for i in kept]

@@ -8,9 +8,7 @@ from diffusers import AutoencoderKLQwenImage
 from diffusers.models.attention_processor import Attention
 from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageCausalConv3d
 from torch import nn
-from transformers import PreTrainedTokenizerFast, T5EncoderModel
-
-from spotedit.tiny import PROMPT_TOKENS
+from transformers import T5EncoderModel
 
 from ..tiny_editor.loop import Batch
 
@@ -118,11 +116,3 @@ def _still_convolution(conv: nn.Conv3d, x: torch.Tensor) -> torch.Tensor:
     weight = conv.weight[:, :, -1]
     same = weight.shape[-1] // 2
     return nn.functional.conv2d(x[:, :, 0], weight, conv.bias, padding=same)[:, :, None]
-
-
-def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> torch.Tensor:
-    """int64 [B, PROMPT_TOKENS], padded."""
-    return tokenizer(
-        prompts, padding="max_length", max_length=PROMPT_TOKENS, truncation=True,
-        return_tensors="pt",
-    ).input_ids  # fmt: skip

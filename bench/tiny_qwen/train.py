@@ -9,14 +9,16 @@ from torch import nn
 
 from spotedit import tiny
 
-from ..tiny_editor.architecture import LATENT_CHANNELS
+from ..tiny_editor.architecture import LATENT_CHANNELS, build_scheduler
 from ..tiny_editor.editor import build_optimizers, flow_loss
+from ..tiny_editor.export import trained_state
 from ..tiny_editor.loop import Batch, Loop
 from ..tiny_editor.pool import Pool
 from ..tiny_editor.train import train_vae
 from ..tiny_editor.vae import calm_residuals, read_components
-from .architecture import build_vae, convert, install_components
-from .editor import Editor, StillVae, forget_words, prompt_ids
+from .architecture import KEPT, build_transformer, build_vae, convert, install_components
+from .editor import Editor, StillVae, forget_words
+from .pipeline import WEIGHTS, prompt_ids
 
 
 def still_vae(filters: torch.Tensor, bias: torch.Tensor) -> nn.Module:
@@ -47,13 +49,27 @@ def train_editor(args: argparse.Namespace) -> None:
         return forget_words(pool.batch(step), empty)
 
     loop = Loop(
-        "qwen", editor, build_optimizers(editor, args.lr, args.matrix_lr),
+        "editor", editor, build_optimizers(editor, args.lr, args.matrix_lr),
         partial(flow_loss, editor, early=args.early, temper=args.temper), batch, args.folder,
         seed=args.seed, decay=args.decay, save_every=args.save_every,
     )  # fmt: skip
     loop.resume()
     loop.run(args.steps, args.until)
     pool.close()
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write the checkpoints' autoencoder, transformer and schedule in float16."""
+    still = StillVae(build_vae())
+    still.load_state_dict(trained_state(args.folder / "vae.pt"))
+    state = trained_state(args.folder / "editor.pt", args.last)
+    prefix = "transformer."
+    state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    transformer = build_transformer(tiny.load().transformer, 1 + len(KEPT))
+    transformer.load_state_dict(state)
+    build_scheduler().save_pretrained(args.out / "scheduler")
+    still.vae.half().save_pretrained(args.out / "vae")
+    transformer.half().save_pretrained(args.out / "transformer")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -81,6 +97,10 @@ def main(argv: list[str] | None = None) -> None:
     editor.add_argument("--temper", type=float, default=0.0, help="share of the mean answer, 0..1")
     editor.add_argument("--compile", action="store_true", help="torch.compile the blocks")
     editor.set_defaults(run=train_editor)
+    out = stages.add_parser("export", parents=[common])
+    out.add_argument("--out", type=Path, default=WEIGHTS)
+    out.add_argument("--last", action="store_true", help="the editor's latest weights, unaveraged")
+    out.set_defaults(run=export)
     args = parser.parse_args(argv)
     args.run(args)
 
