@@ -20,6 +20,8 @@ from .architecture import KEPT, build_transformer, build_vae, convert, install_c
 from .editor import Editor, StillVae, forget_words
 from .pipeline import WEIGHTS, prompt_ids
 
+_WORDLESS_EVERY = 16  # scenes; also where the pool's scenes with an empty prompt are
+
 
 def still_vae(filters: torch.Tensor, bias: torch.Tensor) -> nn.Module:
     """The autoencoder before its decoder's training."""
@@ -30,12 +32,13 @@ def still_vae(filters: torch.Tensor, bias: torch.Tensor) -> nn.Module:
 
 
 def train_editor(args: argparse.Namespace) -> None:
-    """Train the converted transformer on cached latents; one scene of a batch is told nothing."""
+    """Train the converted transformer on cached latents; one scene in 16 is told nothing."""
     torch.manual_seed(args.seed)
     start = tiny.load()
     pool = Pool(
-        args.folder / "pool-128", args.photos, start.tokenizer_2,
+        args.folder / f"pool-{args.size}", args.photos, start.tokenizer_2,
         read_components(start.vae, LATENT_CHANNELS), scenes=args.scenes, batch=args.batch,
+        size=args.size,
     )  # fmt: skip
     ids = torch.cat([pool.batch(step)[3] for step in range(16)])
     with torch.no_grad():
@@ -46,7 +49,8 @@ def train_editor(args: argparse.Namespace) -> None:
     empty = prompt_ids(start.tokenizer_2, [""])[0]
 
     def batch(step: int) -> Batch:
-        return forget_words(pool.batch(step), empty)
+        made, seen = pool.batch(step), (step + 1) * args.batch
+        return made if seen % _WORDLESS_EVERY else forget_words(made, empty)
 
     loop = Loop(
         "editor", editor, build_optimizers(editor, args.lr, args.matrix_lr),
@@ -93,6 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     editor.add_argument("--lr", type=float, default=1e-3, help="AdamW's peak")
     editor.add_argument("--matrix-lr", type=float, default=2e-3, help="Muon's peak")
     editor.add_argument("--scenes", type=int, default=81920)
+    editor.add_argument("--size", type=int, default=128, help="of the scenes, in pixels")
     editor.add_argument("--early", type=float, default=0.5, help="share of times above 0.75")
     editor.add_argument("--temper", type=float, default=0.0, help="share of the mean answer, 0..1")
     editor.add_argument("--compile", action="store_true", help="torch.compile the blocks")
