@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bench import tiny_qwen
 from bench.tiny_qwen import edits
 from bench.tiny_qwen.architecture import build_vae, install_components
 from bench.tiny_qwen.editor import Editor, StillVae, forget_words
+from bench.tiny_qwen.train import main
 from spotedit import tiny
 
 
@@ -76,6 +78,20 @@ def test_the_encoder_is_the_components_and_the_still_decoder_the_stock_one():
         still = StillVae(vae).decoder(latents[:, :, 0])
     assert torch.allclose(latents[:, :, 0], expected, atol=1e-3)
     assert torch.allclose(still.clamp(-1, 1), decoded, atol=1e-5)
+
+
+def test_training_makes_weights_that_load(tmp_path):
+    for i, photo in enumerate(tiny.heldout_photos()[:2]):
+        Image.fromarray(photo).resize((360, 260)).save(tmp_path / f"{i}.png")
+    common = ["--photos", str(tmp_path), "--folder", str(tmp_path / "run"), "--batch", "2"]
+    main(["vae", *common, "--steps", "1", "--crop", "16", "--pictures", "2"])
+    small = ["--size", "32", "--shard", "4", "--scenes", "4", "--no-prefetch"]
+    main(["editor", *common, *small, "--steps", "1"])
+    main(["export", "--folder", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
+    made, trained = tiny_qwen.load(folder=tmp_path / "out"), torch.load(tmp_path / "run/editor.pt")
+    for name, value in made.transformer.state_dict().items():
+        expected = trained["averaged"]["transformer." + name]
+        assert torch.allclose(value, expected, rtol=1e-3, atol=1e-6), name
 
 
 def test_the_last_scene_of_a_batch_keeps_its_target_and_loses_its_words():

@@ -31,6 +31,13 @@ def still_vae(filters: torch.Tensor, bias: torch.Tensor) -> nn.Module:
     return StillVae(vae)
 
 
+def train_decoder(args: argparse.Namespace) -> None:
+    """`bench.tiny_editor`'s training, with the components of its published encoder."""
+    args.folder.mkdir(parents=True, exist_ok=True)
+    torch.save(read_components(tiny.load().vae, LATENT_CHANNELS), args.folder / "components.pt")
+    train_vae(args, still_vae)
+
+
 def train_editor(args: argparse.Namespace) -> None:
     """Train the converted transformer on cached latents; one scene in 16 is told nothing."""
     torch.manual_seed(args.seed)
@@ -38,7 +45,7 @@ def train_editor(args: argparse.Namespace) -> None:
     pool = Pool(
         args.folder / f"pool-{args.size}", args.photos, start.tokenizer_2,
         read_components(start.vae, LATENT_CHANNELS), scenes=args.scenes, batch=args.batch,
-        size=args.size,
+        size=args.size, shard=args.shard, prefetch=args.prefetch,
     )  # fmt: skip
     ids = torch.cat([pool.batch(step)[3] for step in range(16)])
     with torch.no_grad():
@@ -92,11 +99,13 @@ def main(argv: list[str] | None = None) -> None:
     vae.add_argument("--crop", type=int, default=64)
     vae.add_argument("--lr", type=float, default=2e-3)
     vae.add_argument("--pictures", type=int, default=6000)
-    vae.set_defaults(device="cpu", run=lambda args: train_vae(args, still_vae))
+    vae.set_defaults(device="cpu", run=train_decoder)
     editor = stages.add_parser("editor", parents=[common])
     editor.add_argument("--lr", type=float, default=1e-3, help="AdamW's peak")
     editor.add_argument("--matrix-lr", type=float, default=2e-3, help="Muon's peak")
     editor.add_argument("--scenes", type=int, default=81920)
+    editor.add_argument("--shard", type=int, default=1024)
+    editor.add_argument("--prefetch", action=argparse.BooleanOptionalAction, default=True)
     editor.add_argument("--size", type=int, default=128, help="of the scenes, in pixels")
     editor.add_argument("--early", type=float, default=0.5, help="share of times above 0.75")
     editor.add_argument("--temper", type=float, default=0.0, help="share of the mean answer, 0..1")
