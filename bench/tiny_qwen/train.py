@@ -61,7 +61,7 @@ def train_editor(args: argparse.Namespace) -> None:
 
     loop = Loop(
         "editor", editor, build_optimizers(editor, args.lr, args.matrix_lr),
-        partial(flow_loss, editor, early=args.early, temper=args.temper), batch, args.folder,
+        partial(flow_loss, editor, early=args.early), batch, args.folder,
         seed=args.seed, decay=args.decay, save_every=args.save_every,
     )  # fmt: skip
     loop.resume()
@@ -108,7 +108,6 @@ def main(argv: list[str] | None = None) -> None:
     editor.add_argument("--prefetch", action=argparse.BooleanOptionalAction, default=True)
     editor.add_argument("--size", type=int, default=128, help="of the scenes, in pixels")
     editor.add_argument("--early", type=float, default=0.5, help="share of times above 0.75")
-    editor.add_argument("--temper", type=float, default=0.0, help="share of the mean answer, 0..1")
     editor.add_argument("--compile", action="store_true", help="torch.compile the blocks")
     editor.set_defaults(run=train_editor)
     out = stages.add_parser("export", parents=[common])
