@@ -7,6 +7,7 @@ run that was cut short goes on where it stopped.
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from spotedit.tiny.scenes import Scene
 from . import edits, environment, metrics, rows
 from .summary import summarise
 from .timing import call_seconds
+from .tiny_qwen import edits as qwen
 
 NOTES = (
     "Held-out photographs and seeds; every method starts from the same noise. PSNR on 8-bit "
@@ -46,6 +48,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "l2": {"judge": "l2"},
     "cached-condition": {"threshold": 0.0},  # every token active
 }
+EDITORS = {"kontext": edits, "qwen": qwen}  # each with load, arguments and WEIGHTS
 Record = dict[str, Any]
 
 
@@ -120,11 +123,14 @@ def collect(
     pipe: Any,
     store: Store,
     scenes: Callable[[int], Scene],
+    given: Callable[[Scene, int], Mapping[str, Any]],
     seeds: Sequence[int],
     methods: Sequence[str],
-    steps: int,
 ) -> list[Record]:
-    """Records of every method on every seed, computed where the store does not have them."""
+    """Records of every method on every seed, computed where the store does not have them.
+
+    `given` makes the pipeline's arguments from scene and seed.
+    """
     todo = [(s, m) for s in seeds for m in ("floor", *methods) if (m, s) not in store.records]
     for seed, method in tqdm(todo, desc="editing", unit="edit"):
         scene = scenes(seed)
@@ -132,13 +138,14 @@ def collect(
             trip, everywhere = edits.round_trip(pipe, scene.source), np.ones_like(scene.mask)
             found: Record = {"floor_db": quality.psnr(trip, scene.source, everywhere)}
         else:
-            found = edit(pipe, scene, edits.arguments(scene, seed, steps), method)
+            found = edit(pipe, scene, given(scene, seed), method)
         store.add({"method": method, "seed": seed, "kind": scene.kind, **found})
     return [store.records[m, s] for m in ("floor", *methods) for s in seeds]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.editor", description=__doc__)
+    parser.add_argument("--editor", choices=EDITORS, default="kontext", help="default: kontext")
     parser.add_argument("--scenes", type=int, default=64)
     parser.add_argument("--first-seed", type=int, default=edits.FIRST_SEED)
     parser.add_argument(
@@ -152,15 +159,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("build/bench"), help="finished edits")
     parser.add_argument("--out", type=Path, default=rows.RESULTS, help="folder for the rows")
     args = parser.parse_args(argv)
-    machine = environment.describe(args.device, edits.WEIGHTS) | {"dtype": args.dtype}
-    pipe = edits.load(args.device, getattr(torch, args.dtype))
+    editor = EDITORS[args.editor]
+    machine = environment.describe(args.device, editor.WEIGHTS) | {"dtype": args.dtype}
+    pipe = editor.load(args.device, getattr(torch, args.dtype))
     args.work.mkdir(parents=True, exist_ok=True)
     code = f"{machine['weights'].split()[1][:12]}-{machine['commit'].rstrip('+')}"
     store = Store(args.work / f"editor-{code}-{args.device}-{args.dtype}-{args.steps}.jsonl")
     seeds = range(args.first_seed, args.first_seed + args.scenes)
-    records = collect(pipe, store, edits.heldout, seeds, ["dense", *args.variants], args.steps)
+    records = collect(
+        pipe, store, edits.heldout, partial(editor.arguments, steps=args.steps), seeds,
+        ["dense", *args.variants],
+    )  # fmt: skip
     found = summarise(records, args.variants)
-    print(rows.save("editor", found, machine | {"steps": str(args.steps)}, NOTES, args.out))
+    name = "editor" if args.editor == "kontext" else f"editor-{args.editor}"
+    print(rows.save(name, found, machine | {"steps": str(args.steps)}, NOTES, args.out))
 
 
 if __name__ == "__main__":

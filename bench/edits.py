@@ -1,6 +1,5 @@
 """Edits with the tiny editor, and what can be seen of them from outside."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -9,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKLQwenImage
 from torch import Tensor
 
 import spotedit.tiny
-from spotedit.models.flux import grids
 from spotedit.tiny.scenes import KINDS, Scene, make_scene
 
 FIRST_SEED = 0  # of the scenes reported; settings are to be chosen on others
@@ -47,10 +46,12 @@ def arguments(scene: Scene, seed: int, steps: int) -> dict[str, Any]:
 def round_trip(pipe: Any, picture: np.ndarray) -> np.ndarray:
     """uint8 [H, W, 3] through the VAE and back: the best that a reused token can look."""
     pixels = pipe.image_processor.preprocess(picture[None] / np.float32(255))
+    video = isinstance(pipe.vae, AutoencoderKLQwenImage)
+    pixels = pixels[:, :, None] if video else pixels
     with torch.no_grad():
         latents = pipe.vae.encode(pixels.to(pipe.device, pipe.vae.dtype)).latent_dist.mode()
         decoded = pipe.vae.decode(latents).sample
-    return np.asarray(pipe.image_processor.postprocess(decoded)[0])
+    return np.asarray(pipe.image_processor.postprocess(decoded[:, :, 0] if video else decoded)[0])
 
 
 def decode(pipe: Any, tokens: Tensor, size: tuple[int, int]) -> np.ndarray:
@@ -89,9 +90,8 @@ def traced(pipe: Any) -> Iterator[tuple[Trace, dict[str, Any]]]:
 
     def before(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         if not trace.states:
-            hidden, noise = kwargs["hidden_states"], math.prod(grids(kwargs)[0])
-            trace.source = hidden[:, noise : 2 * noise]
-            trace.states.append(hidden[:, :noise])
+            noise, trace.source = kwargs["hidden_states"].chunk(2, dim=1)  # their grids are equal
+            trace.states.append(noise)
             trace.sigmas = pipe.scheduler.sigmas.tolist()
 
     def after(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict:

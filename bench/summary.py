@@ -1,6 +1,6 @@
 """From the records of `bench.editor` to rows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,13 @@ RECALL = 0.95
 ACTIVE_PER_TOUCHED = 2.5
 
 
-def summarise(records: Sequence[Record], variants: Sequence[str]) -> list[Row]:
-    """The rows of the floor, of dense, and of every variant beside dense."""
+def summarise(
+    records: Sequence[Record], variants: Sequence[str], targets: Mapping[str, float] = EDIT_DB
+) -> list[Row]:
+    """The rows of the floor, of dense, and of every variant beside dense.
+
+    `targets` are for the edited region against the truth, in dB by kind of instruction or "all".
+    """
     by_method = {
         method: sorted((r for r in records if r["method"] == method), key=lambda r: r["seed"])
         for method in ("floor", "dense", *variants)
@@ -27,20 +32,20 @@ def summarise(records: Sequence[Record], variants: Sequence[str]) -> list[Row]:
     floors = [r["floor_db"] for r in by_method["floor"]]
     rows = [Row.median("VAE round trip of the source", floors, "dB")]
     for method in ("dense", *variants):
-        rows += _edits(method, by_method[method])
+        rows += _edits(method, by_method[method], targets)
     for method in variants:
         rows += _against_dense(method, by_method[method], by_method["dense"])
     return rows
 
 
-def _edits(method: str, records: Sequence[Record]) -> Iterator[Row]:
+def _edits(method: str, records: Sequence[Record], targets: Mapping[str, float]) -> Iterator[Row]:
     """Of all scenes and, for dense, of every kind of instruction."""
     kinds = ("all", *EDIT_DB) if method == "dense" else ("all",)
     for kind in kinds:
         ours = [r for r in records if kind in ("all", r["kind"])]
         if not ours:
             continue
-        where, target = {"method": method, "kind": kind}, EDIT_DB.get(kind)
+        where, target = {"method": method, "kind": kind}, targets.get(kind)
         yield Row.median(
             "edited region against the truth", [r["edit_db"] for r in ours], "dB",
             at_least=target, parameters=where,

@@ -1,11 +1,13 @@
 """Train the tiny editor: ``python -m bench.tiny_editor.train {vae,editor,export} ...``."""
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from spotedit.tiny.pipeline import TinyKontextPipeline
 
@@ -27,8 +29,22 @@ from .vae import (
 )
 
 
-def train_vae(args: argparse.Namespace) -> None:
-    """Fit the encoder in closed form, then train the decoder on square crops."""
+def flux_vae(filters: torch.Tensor, bias: torch.Tensor) -> nn.Module:
+    """The autoencoder before its decoder's training."""
+    vae = build_vae()
+    calm_residuals(vae)
+    install_components(vae, filters, bias)
+    return vae.to(memory_format=torch.channels_last)
+
+
+def train_vae(
+    args: argparse.Namespace,
+    build: Callable[[torch.Tensor, torch.Tensor], nn.Module] = flux_vae,
+) -> None:
+    """Fit the encoder in closed form, then train the decoder on square crops.
+
+    `build` makes a module from filters and bias; its `decoder` maps latents [N, C, h, w] to images.
+    """
     torch.manual_seed(args.seed)
     photos = load_photos(args.photos, args.folder)
     bank_file = args.folder / "pictures.npy"
@@ -38,11 +54,9 @@ def train_vae(args: argparse.Namespace) -> None:
     file = args.folder / "components.pt"
     if not file.exists():
         torch.save(components(bank[:2000].numpy() / 127.5 - 1, LATENT_CHANNELS), file)
-    filters, bias = (t.to(args.device) for t in torch.load(file, weights_only=True))
-    vae = build_vae().to(args.device)
-    calm_residuals(vae)
-    install_components(vae, filters, bias)
-    vae.to(memory_format=torch.channels_last)
+    filters, bias = torch.load(file, weights_only=True)
+    vae = build(filters, bias).to(args.device)
+    filters, bias = filters.to(args.device), bias.to(args.device)
 
     def batch(step: int) -> Batch:
         rng = np.random.default_rng([args.seed, step])

@@ -1,0 +1,5 @@
+"""A trained tiny editor of Qwen-Image-Edit's architecture."""
+
+from .pipeline import WEIGHTS, TinyQwenPipeline, load, prompt
+
+__all__ = ["WEIGHTS", "TinyQwenPipeline", "load", "prompt"]

@@ -1,0 +1,155 @@
+"""The parts of a Qwen-Image-Edit pipeline, warm-started from the tiny FLUX.1-Kontext editor's."""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import AutoencoderKLQwenImage, FluxTransformer2DModel, QwenImageTransformer2DModel
+from torch import nn
+
+from ..tiny_editor.architecture import LATENT_CHANNELS
+
+KEPT = (0, 3, 6)  # single-stream blocks that become dual-stream ones, after the dual-stream one
+_LEVEL = 1024.0  # of the constant channels; latents are about 1
+_LOG_VARIANCE = -9.0
+_RENAMED = {
+    "norm1.linear": "img_mod.1",
+    "norm1_context.linear": "txt_mod.1",
+    "ff.": "img_mlp.",
+    "ff_context.": "txt_mlp.",
+}
+
+
+def build_vae() -> AutoencoderKLQwenImage:
+    """Factor-4 autoencoder of 0.6 M parameters; its latents need no mean and no scale."""
+    return AutoencoderKLQwenImage(
+        base_dim=16,
+        z_dim=LATENT_CHANNELS,
+        dim_mult=[1, 2, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False, False],
+        latents_mean=[0.0] * LATENT_CHANNELS,
+        latents_std=[1.0] * LATENT_CHANNELS,
+    )
+
+
+@torch.no_grad()
+def install_components(
+    vae: AutoencoderKLQwenImage, filters: torch.Tensor, bias: torch.Tensor
+) -> None:
+    """Make `vae.encoder` compute the filters [C, 3, 4, 4] of a still picture, and freeze it.
+
+    The residual blocks and the attention are switched off. Constant channels dominate the last
+    norm, so that it is linear; silu(a) - silu(-a) = a undoes the activation after it.
+    """
+    encoder, channels = vae.encoder, filters.shape[0]
+    for parameter in (*encoder.parameters(), *vae.quant_conv.parameters()):
+        parameter.zero_()
+        parameter.requires_grad_(False)
+    encoder.conv_in.weight[:3, :, -1, 1, 1] = torch.eye(3)
+    _, first, widen, second, _ = encoder.down_blocks
+    halve, quarter = first.resample[1], second.resample[1]
+    widen.conv_shortcut.weight[:12, :12, 0, 0, 0] = torch.eye(12)
+    for dy in (0, 1):
+        for dx in (0, 1):
+            for c in range(3):
+                halve.weight[c * 4 + dy * 2 + dx, c, dy, dx] = 1
+                part = filters[:, c, 2 * dy : 2 * dy + 2, 2 * dx : 2 * dx + 2].flatten(1)
+                signed = torch.cat([part, -part])
+                quarter.weight[: 2 * channels, 4 * c : 4 * c + 4, dy, dx] = signed
+    quarter.bias[: 2 * channels] = torch.cat([bias, -bias])
+    quarter.bias[2 * channels :] = _LEVEL
+    width = len(quarter.bias)
+    encoder.norm_out.gamma[: 2 * channels] = _LEVEL * (1 - 2 * channels / width) ** 0.5
+    for c in range(channels):
+        encoder.conv_out.weight[c, c, -1, 1, 1] = 1
+        encoder.conv_out.weight[c, channels + c, -1, 1, 1] = -1
+    encoder.conv_out.bias[channels:] = _LOG_VARIANCE
+    vae.quant_conv.weight[..., 0, 0, 0] = torch.eye(2 * channels)
+    for parameter in vae.post_quant_conv.parameters():
+        parameter.zero_()
+        parameter.requires_grad_(False)
+    vae.post_quant_conv.weight[..., 0, 0, 0] = torch.eye(channels)
+
+
+def build_transformer(kontext: FluxTransformer2DModel, blocks: int) -> QwenImageTransformer2DModel:
+    """Random weights; heads, widths and rotary axes of `kontext`."""
+    config = kontext.config
+    return QwenImageTransformer2DModel(
+        patch_size=1,
+        in_channels=config.in_channels,
+        out_channels=config.in_channels,
+        num_layers=blocks,
+        attention_head_dim=config.attention_head_dim,
+        num_attention_heads=config.num_attention_heads,
+        joint_attention_dim=config.joint_attention_dim,
+        axes_dims_rope=config.axes_dims_rope,
+    )
+
+
+@torch.no_grad()
+def convert(
+    kontext: FluxTransformer2DModel,
+    prompts: torch.Tensor,
+    pooled: torch.Tensor,
+    kept: Sequence[int] = KEPT,
+) -> QwenImageTransformer2DModel:
+    """A dual-stream transformer that starts near `kontext`.
+
+    Both streams of a former single-stream block get its weights. Attention and MLP ran side by
+    side there; here the MLP comes after. The pooled text vector's mean becomes a constant.
+
+    Args:
+        prompts: T5's output [B, L, C]; their scale is kept by the norm in front of them.
+        pooled: CLIP's pooled vectors [B, C'].
+        kept: indices of the single-stream blocks.
+    """
+    made = build_transformer(kontext, len(kontext.transformer_blocks) + len(kept))
+    for mine, its in (
+        (made.img_in, kontext.x_embedder),
+        (made.txt_in, kontext.context_embedder),
+        (made.norm_out, kontext.norm_out),
+        (made.proj_out, kontext.proj_out),
+        (made.time_text_embed.timestep_embedder, kontext.time_text_embed.timestep_embedder),
+    ):
+        mine.load_state_dict(its.state_dict())
+    pooled = kontext.time_text_embed.text_embedder(pooled)
+    made.time_text_embed.timestep_embedder.linear_2.bias += pooled.mean(dim=0)
+    made.txt_norm.weight.fill_(prompts.square().mean().sqrt())
+    states = [_from_dual(block) for block in kontext.transformer_blocks]
+    states += [_from_single(kontext.single_transformer_blocks[i]) for i in kept]
+    for block, state in zip(made.transformer_blocks, states, strict=True):
+        block.load_state_dict(state)
+    return made
+
+
+def _from_dual(block: nn.Module) -> dict[str, torch.Tensor]:
+    state = {}
+    for name, value in block.state_dict().items():
+        for old, new in _RENAMED.items():
+            name = new + name.removeprefix(old) if name.startswith(old) else name
+        state[name] = value
+    return state
+
+
+def _from_single(block: nn.Module) -> dict[str, torch.Tensor]:
+    width = block.proj_out.out_features
+    out, bias = block.proj_out.weight, block.proj_out.bias
+    norm, attn = block.norm.linear, block.attn
+    state = {}
+    for stream in ("img", "txt"):
+        state[f"{stream}_mod.1.weight"] = norm.weight.repeat(2, 1)
+        state[f"{stream}_mod.1.bias"] = norm.bias.repeat(2)
+        state[f"{stream}_mlp.net.0.proj.weight"] = block.proj_mlp.weight
+        state[f"{stream}_mlp.net.0.proj.bias"] = block.proj_mlp.bias
+        state[f"{stream}_mlp.net.2.weight"] = out[:, width:]
+        state[f"{stream}_mlp.net.2.bias"] = torch.zeros_like(bias)
+    for name in "qkv":
+        for theirs in (f"to_{name}", f"add_{name}_proj"):
+            state[f"attn.{theirs}.weight"] = getattr(attn, f"to_{name}").weight
+            state[f"attn.{theirs}.bias"] = getattr(attn, f"to_{name}").bias
+    for theirs in ("to_out.0", "to_add_out"):
+        state[f"attn.{theirs}.weight"], state[f"attn.{theirs}.bias"] = out[:, :width], bias
+    for name in "qk":
+        for theirs in (f"norm_{name}", f"norm_added_{name}"):
+            state[f"attn.{theirs}.weight"] = getattr(attn, f"norm_{name}").weight
+    return state

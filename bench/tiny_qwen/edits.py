@@ -1,0 +1,23 @@
+"""Edits with the tiny Qwen editor: what `bench.edits` offers for the Kontext one."""
+
+from typing import Any
+
+import torch
+
+from spotedit.tiny.scenes import Scene
+
+from .. import edits
+from . import pipeline
+from .pipeline import WEIGHTS as WEIGHTS
+
+GUIDANCE = 1.5
+
+
+def load(device: str = "cpu", dtype: torch.dtype = torch.float32) -> pipeline.TinyQwenPipeline:
+    return pipeline.load(dtype, device)
+
+
+def arguments(scene: Scene, seed: int, steps: int, guidance: float = GUIDANCE) -> dict[str, Any]:
+    """Keyword arguments of the pipeline's call; with a `guidance` of 1, one branch a step."""
+    given = edits.arguments(scene, seed, steps) | {"true_cfg_scale": guidance}
+    return given | ({"negative_prompt": ""} if guidance > 1 else {})

@@ -1,0 +1,122 @@
+"""Train the tiny Qwen editor: ``python -m bench.tiny_qwen.train {vae,editor,export} ...``."""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from spotedit import tiny
+
+from ..tiny_editor.architecture import LATENT_CHANNELS, build_scheduler
+from ..tiny_editor.editor import build_optimizers, flow_loss
+from ..tiny_editor.export import trained_state
+from ..tiny_editor.loop import Batch, Loop
+from ..tiny_editor.pool import Pool
+from ..tiny_editor.train import train_vae
+from ..tiny_editor.vae import calm_residuals, read_components
+from .architecture import KEPT, build_transformer, build_vae, convert, install_components
+from .editor import Editor, StillVae, forget_words
+from .pipeline import WEIGHTS, prompt_ids
+
+_WORDLESS_EVERY = 16  # scenes; also where the pool's scenes with an empty prompt are
+
+
+def still_vae(filters: torch.Tensor, bias: torch.Tensor) -> nn.Module:
+    """The autoencoder before its decoder's training."""
+    vae = build_vae()
+    calm_residuals(vae)
+    install_components(vae, filters, bias)
+    return StillVae(vae)
+
+
+def train_decoder(args: argparse.Namespace) -> None:
+    """`bench.tiny_editor`'s training, with the components of its published encoder."""
+    args.folder.mkdir(parents=True, exist_ok=True)
+    torch.save(read_components(tiny.load().vae, LATENT_CHANNELS), args.folder / "components.pt")
+    train_vae(args, still_vae)
+
+
+def train_editor(args: argparse.Namespace) -> None:
+    """Train the converted transformer on cached latents; one scene in 16 is told nothing."""
+    torch.manual_seed(args.seed)
+    start = tiny.load()
+    pool = Pool(
+        args.folder / f"pool-{args.size}", args.photos, start.tokenizer_2,
+        read_components(start.vae, LATENT_CHANNELS), scenes=args.scenes, batch=args.batch,
+        size=args.size, shard=args.shard, prefetch=args.prefetch,
+    )  # fmt: skip
+    ids = torch.cat([pool.batch(step)[3] for step in range(16)])
+    with torch.no_grad():
+        prompts, pooled = start.text_encoder_2(ids)[0], start.text_encoder(ids).pooler_output
+    editor = Editor(convert(start.transformer, prompts, pooled), start.text_encoder_2)
+    if args.compile:
+        editor.transformer.compile_repeated_blocks()
+    empty = prompt_ids(start.tokenizer_2, [""])[0]
+
+    def batch(step: int) -> Batch:
+        made, seen = pool.batch(step), (step + 1) * args.batch
+        return made if seen % _WORDLESS_EVERY else forget_words(made, empty)
+
+    loop = Loop(
+        "editor", editor, build_optimizers(editor, args.lr, args.matrix_lr),
+        partial(flow_loss, editor, early=args.early), batch, args.folder,
+        seed=args.seed, decay=args.decay, save_every=args.save_every,
+    )  # fmt: skip
+    loop.resume()
+    loop.run(args.steps, args.until)
+    pool.close()
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write the checkpoints' autoencoder, transformer and schedule in float16."""
+    still = StillVae(build_vae())
+    still.load_state_dict(trained_state(args.folder / "vae.pt"))
+    state = trained_state(args.folder / "editor.pt", args.last)
+    prefix = "transformer."
+    state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    transformer = build_transformer(tiny.load().transformer, 1 + len(KEPT))
+    transformer.load_state_dict(state)
+    build_scheduler().save_pretrained(args.out / "scheduler")
+    still.vae.half().save_pretrained(args.out / "vae")
+    transformer.half().save_pretrained(args.out / "transformer")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--photos", type=Path, nargs="+", default=[], help="folders of pictures")
+    common.add_argument("--folder", type=Path, required=True, help="caches, checkpoints, plots")
+    common.add_argument("--seed", type=int, default=0)
+    common.add_argument("--batch", type=int, default=16)
+    common.add_argument("--steps", type=int, default=3000)
+    common.add_argument("--until", type=int, help="stop early, keeping the schedule of --steps")
+    common.add_argument("--decay", type=int, default=2000, help="steps of falling learning rate")
+    common.add_argument("--save-every", type=int, default=100)
+    stages = parser.add_subparsers(required=True)
+    vae = stages.add_parser("vae", parents=[common])
+    vae.add_argument("--crop", type=int, default=64)
+    vae.add_argument("--lr", type=float, default=2e-3)
+    vae.add_argument("--pictures", type=int, default=6000)
+    vae.set_defaults(device="cpu", run=train_decoder)
+    editor = stages.add_parser("editor", parents=[common])
+    editor.add_argument("--lr", type=float, default=1e-3, help="AdamW's peak")
+    editor.add_argument("--matrix-lr", type=float, default=2e-3, help="Muon's peak")
+    editor.add_argument("--scenes", type=int, default=81920)
+    editor.add_argument("--shard", type=int, default=1024)
+    editor.add_argument("--prefetch", action=argparse.BooleanOptionalAction, default=True)
+    editor.add_argument("--size", type=int, default=128, help="of the scenes, in pixels")
+    editor.add_argument("--early", type=float, default=0.5, help="share of times above 0.75")
+    editor.add_argument("--compile", action="store_true", help="torch.compile the blocks")
+    editor.set_defaults(run=train_editor)
+    out = stages.add_parser("export", parents=[common])
+    out.add_argument("--out", type=Path, default=WEIGHTS)
+    out.add_argument("--last", action="store_true", help="the editor's latest weights, unaveraged")
+    out.set_defaults(run=export)
+    args = parser.parse_args(argv)
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()
