@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from pie import make_pie
 from spotedit.cli import main
 from spotedit.evaluation.store import Lines
 
-PICTURES, STEPS = 3, 4
+PICTURES, STEPS = 2, 4
 KILLS = 3
 
 
@@ -97,7 +98,7 @@ def test_a_run_killed_three_times_ends_with_the_same_rows(data, start, finished,
     assert total == 4 * PICTURES  # two modes, each with a row and a row of figures
     for lines in sorted(moments.sample(range(1, total - 2), KILLS)):
         process = start(command(data, tmp_path))
-        code = lambda process=process: process.exitcode  # noqa: E731
+        code = partial(getattr, process, "exitcode")
         kill_after(process, code, tmp_path, lines, moments.uniform(0, 0.1))
         process.join()
         assert process.exitcode == -signal.SIGKILL
@@ -124,9 +125,8 @@ def test_24_pictures_killed_three_times_as_users_run_it(tmp_path):
 
 @pytest.mark.full
 def test_two_processes_share_the_pictures(data, finished, tmp_path):
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    program = [*launch, "-m", "spotedit.cli", *command(data, tmp_path)]
-    subprocess.run(program, check=True)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
+    subprocess.run([*launch, "spotedit.cli", *command(data, tmp_path)], check=True)
     assert len(list(tmp_path.glob("rows-*.jsonl"))) == 2
     assert untimed(tmp_path) == untimed(finished)
 
@@ -174,12 +174,12 @@ def test_another_loop_is_refused(data, copy, capsys):
     ],
 )
 def test_a_table_of_unlike_rows_is_refused(data, copy, capsys, change):
-    row = Lines(copy, "rows").read()["000000000002", "spot"]
+    row = Lines(copy, "rows").read()["000000000001", "spot"]
     change(row)
     Lines(copy, "rows").append(row)
     assert main(command(data, copy, "--score-only")) == 2
     error = capsys.readouterr().err
-    assert "000000000002" in error
+    assert "000000000001" in error
     assert "expected" in error or "not the same loop" in error
 
 
@@ -239,7 +239,7 @@ def test_scores_come_back_from_a_judge(data, copy, capsys):
     capsys.readouterr()
     assert main(command(data, copy, "--score-only")) == 0
     out = capsys.readouterr().out
-    assert cells(out, "SpotEdit")[6] == "4 (n = 2; 1 no scores)"
+    assert cells(out, "SpotEdit")[6] == "4 (n = 1; 1 no scores)"
     assert "line 1: score 9; expected 1 to 5" in out
     assert "line 2: no such picture" in out
     assert out.count("not a line of key, mode and score") == 2

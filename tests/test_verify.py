@@ -21,7 +21,7 @@ def given(tmp_path) -> list[str]:
 
 def test_verify(given, tmp_path, capsys):
     row = tmp_path / "row.json"
-    arguments = ["verify", "tiny", *given, "--steps", "8", "--device", "cpu", "--row", str(row)]
+    arguments = ["verify", "tiny", *given, "--steps", "6", "--device", "cpu", "--row", str(row)]
     assert main(arguments) == 0
     out = capsys.readouterr().out
     assert "| private-name.png | " in out
@@ -30,7 +30,7 @@ def test_verify(given, tmp_path, capsys):
         assert private not in text
     found = json.loads(text)
     (figures,) = found["edits"]
-    assert (found["model"], found["settings"]["num_inference_steps"]) == ("tiny", 8)
+    assert (found["model"], found["settings"]["num_inference_steps"]) == ("tiny", 6)
     assert 0 < figures["r"] < 1
     assert figures["seconds_spot"] > 0
     assert figures["size"] == [128, 128]
