@@ -46,6 +46,11 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
     return _load(Path(path), _to_rgb)
 
 
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """As `load_image`, from the bytes of a picture file that errors are to call `name`."""
+    return _decode(BytesIO(data), name, len(data), _to_rgb)
+
+
 def load_mask(path: str | os.PathLike[str]) -> Image.Image:
     """A mask as one 8-bit channel (mode L), turned as its EXIF orientation says.
 
@@ -61,33 +66,42 @@ def _load(path: Path, convert: Callable[[Image.Image], Image.Image]) -> Image.Im
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "no such file"
         raise ImageError(f"{path}: {kind}; expected a picture file")
+    return _decode(path, path, path.stat().st_size, convert)
+
+
+def _decode(
+    source: Path | BytesIO,
+    name: Path | str,
+    size: int,
+    convert: Callable[[Image.Image], Image.Image],
+) -> Image.Image:
+    """`source`, of `size` bytes, decoded; errors call it `name`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(path)
+            opened = Image.open(source)
     except Image.DecompressionBombError:
-        raise _too_large(path, "too many pixels") from None
+        raise _too_large(name, "too many pixels") from None
     except Exception as error:  # decoders raise what they like
         raise ImageError(
-            f"{path}: not a picture that Pillow can read "
-            f"({path.stat().st_size} bytes); convert it to PNG or JPEG"
+            f"{name}: not a picture that Pillow can read ({size} bytes); convert it to PNG or JPEG"
         ) from error
     with opened:
         if opened.width * opened.height > MAX_PIXELS:
-            raise _too_large(path, f"{opened.width} x {opened.height} pixels")
+            raise _too_large(name, f"{opened.width} x {opened.height} pixels")
         try:
             return convert(ImageOps.exif_transpose(opened))
         except ImageError as error:
-            raise ImageError(f"{path}: {error}") from None
+            raise ImageError(f"{name}: {error}") from None
         except Exception as error:
             raise ImageError(
-                f"{path}: the {opened.format} data is damaged or cut short ({error}); "
+                f"{name}: the {opened.format} data is damaged or cut short ({error}); "
                 "export the picture again"
             ) from error
 
 
-def _too_large(path: Path, size: str) -> ImageError:
-    return ImageError(f"{path}: {size}; expected at most {MAX_PIXELS}: scale it down first")
+def _too_large(name: Path | str, size: str) -> ImageError:
+    return ImageError(f"{name}: {size}; expected at most {MAX_PIXELS}: scale it down first")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

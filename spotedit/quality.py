@@ -29,7 +29,23 @@ def background(region: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     Returns:
         bool [height, width].
     """
-    side = 2 * MARGIN + 1
-    windows = np.lib.stride_tricks.sliding_window_view(np.pad(region, MARGIN), (side, side))
-    far = Image.fromarray(~windows.any(axis=(2, 3)))
-    return np.asarray(far.resize(size[::-1], Image.Resampling.NEAREST), dtype=bool)
+    return _pixels(~_grown(region, MARGIN), size)
+
+
+def seam(region: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Pixels of the reused tokens that touch the active set, corners included: a ring around it.
+
+    Arguments and result are those of `background`.
+    """
+    return _pixels(_grown(region, 1) & ~region, size)
+
+
+def _grown(region: np.ndarray, by: int) -> np.ndarray:
+    """`region` grown by that many tokens on every side."""
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(region, by), (2 * by + 1,) * 2)
+    return np.asarray(windows.any(axis=(2, 3)))
+
+
+def _pixels(tokens: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    enlarged = Image.fromarray(tokens).resize(size[::-1], Image.Resampling.NEAREST)
+    return np.asarray(enlarged, dtype=bool)

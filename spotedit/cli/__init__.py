@@ -1,4 +1,4 @@
-"""The command `spotedit`: `demo`, `edit`, `preview` and `env`.
+"""The command `spotedit`: `demo`, `edit`, `preview`, `verify`, `eval` and `env`.
 
 This module only reads the command line. A command's own module, and with it PyTorch, is imported
 when the command runs.
@@ -53,12 +53,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="spotedit", description="Edit pictures by instruction; compute only what changes."
     )
     parser.add_argument("--version", action="version", version=f"spotedit {__version__}")
-    commands = parser.add_subparsers(
-        dest="command", required=True, metavar="demo | edit | preview | env"
-    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_demo(commands.add_parser("demo", help="compare dense and spot editing on a small model"))
     _add_edit(commands.add_parser("edit", help="edit a picture"))
     _add_preview(commands.add_parser("preview", help="see what an edit would regenerate"))
+    _add_verify(commands.add_parser("verify", help="dense against spot on pictures of your own"))
+    _add_eval(commands.add_parser("eval", help="dense against spot on a published benchmark"))
     commands.add_parser("env", help="print versions and devices, for bug reports")
     return parser
 
@@ -81,7 +81,7 @@ def _add_demo(demo: argparse.ArgumentParser) -> None:
 
 
 def _add_edit(edit: argparse.ArgumentParser) -> None:
-    _add_call(edit)
+    _add_picture(edit)
     edit.add_argument("--mask", type=Path, help="picture of IMAGE's size; white may change")
     edit.add_argument(
         "--mask-mode",
@@ -103,29 +103,85 @@ def _add_preview(preview: argparse.ArgumentParser) -> None:
         "in IMAGE's size, is white where the same `spotedit edit` would begin to regenerate: "
         "change it as you like and give it to --mask."
     )
-    _add_call(preview)
+    _add_picture(preview)
 
 
-def _add_call(command: argparse.ArgumentParser) -> None:
-    """What one call of a pipeline takes."""
+def _add_picture(command: argparse.ArgumentParser) -> None:
+    """What one edit takes."""
     command.add_argument("image", type=Path, metavar="IMAGE")
     command.add_argument("instruction", metavar="INSTRUCTION", help='"add a scarf to the dog"')
     command.add_argument("-o", "--output", type=Path, required=True, metavar="OUT")
     command.add_argument("--model", metavar="MODEL", help=MODELS)
-    command.add_argument("--threshold", type=float, help="scores up to it are reused")
-    command.add_argument("--steps", type=_at_least(1), metavar="T", help="default: the pipeline's")
-    command.add_argument("--guidance", type=float, metavar="G", help="default: the pipeline's")
-    command.add_argument("--seed", type=_at_least(0), default=0, help="default: 0")
-    command.add_argument("--device", help="such as cuda, cuda:1, mps, cpu (default: the best here)")
-    command.add_argument(
+    command.add_argument("--force", action="store_true", help="overwrite the output files")
+    _add_call(command)
+
+
+def _add_call(parser: argparse.ArgumentParser) -> None:
+    """How a pipeline is loaded and called."""
+    parser.add_argument("--threshold", type=float, help="scores up to it are reused")
+    parser.add_argument("--steps", type=_at_least(1), metavar="T", help="default: the pipeline's")
+    parser.add_argument("--guidance", type=float, metavar="G", help="default: the pipeline's")
+    parser.add_argument("--seed", type=_at_least(0), default=0, help="default: 0")
+    parser.add_argument("--device", help="such as cuda, cuda:1, mps, cpu (default: the best here)")
+    parser.add_argument(
         "--dtype",
         choices=("bfloat16", "float16", "float32"),
         help="default: float32 on a CPU, else bfloat16",
     )
-    command.add_argument(
+    parser.add_argument(
         "--offload",
         choices=("none", "model", "group", "sequential"),
         default="none",
         help="keep weights in host memory: less GPU memory, more time",
     )
-    command.add_argument("--force", action="store_true", help="overwrite the output files")
+
+
+def _add_guidance(parser: argparse.ArgumentParser) -> None:
+    """Two forwards a step, for the pipelines that take them."""
+    parser.add_argument("--true-cfg", type=float, metavar="G", help="default: the pipeline's")
+    parser.add_argument("--negative-prompt", metavar="TEXT", help="default: the pipeline's")
+
+
+def _add_verify(verify: argparse.ArgumentParser) -> None:
+    verify.description = (
+        "Edit pictures dense and spot in the same loop and compare time, background and seam. "
+        "Writes the figures, without pictures, names or instructions, to a JSON file to share."
+    )
+    verify.usage = "%(prog)s MODEL PICTURE INSTRUCTION [PICTURE INSTRUCTION ...] [options]"
+    verify.add_argument("model", metavar="MODEL", help=MODELS)
+    verify.add_argument("pairs", nargs="+", metavar="PICTURE INSTRUCTION")
+    verify.add_argument(
+        "--row", type=Path, default=Path("spotedit-verify.json"), metavar="FILE.json",
+        help="the figures (default: %(default)s)",
+    )  # fmt: skip
+    verify.add_argument("--force", action="store_true", help="overwrite FILE.json")
+    _add_call(verify)
+    _add_guidance(verify)
+
+
+def _add_eval(evaluate: argparse.ArgumentParser) -> None:
+    evaluate.description = (
+        "Edit every picture of a benchmark dense and spot, measure, and print a table. A run that "
+        "was stopped goes on where it was; `accelerate launch -m spotedit.cli eval ...` shares it "
+        "among GPUs."
+    )
+    evaluate.add_argument(
+        "data", type=Path, metavar="DATA", help="folder of PIE-Bench, PIE-Bench++ or ImgEdit Basic"
+    )
+    evaluate.add_argument(
+        "--out", type=Path, required=True, help="folder for rows, pictures and table.md"
+    )
+    evaluate.add_argument("--model", metavar="MODEL", help=MODELS)
+    evaluate.add_argument(
+        "--pictures", type=Path, metavar="FOLDER", help="what the list's paths start from"
+    )
+    evaluate.add_argument("--limit", type=_at_least(1), metavar="N", help="the first N pictures")
+    evaluate.add_argument("--clip", metavar="MODEL", help="default: openai/clip-vit-large-patch14")
+    evaluate.add_argument(
+        "--prompts", action="store_true", help="write prompts.jsonl and source/ for a judge"
+    )
+    evaluate.add_argument(
+        "--score-only", action="store_true", help="edit nothing: measure what is there"
+    )
+    _add_call(evaluate)
+    _add_guidance(evaluate)

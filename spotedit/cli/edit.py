@@ -3,13 +3,10 @@
 import argparse
 import inspect
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 import spotedit
@@ -17,9 +14,9 @@ import spotedit
 from ..images import atomic_write, check_output, load_image, load_mask, save_image
 from ..report import EditReport
 from . import MODELS
-from .errors import BadInput, Failure
+from .errors import BadInput
 from .figure import save_figure
-from .pipelines import choose_device, load, timed
+from .pipelines import choose_device, explained, load, native, timed
 
 _WARM_UP_STEPS = 3  # one full step and two spot steps
 
@@ -80,29 +77,6 @@ def _outputs(args: argparse.Namespace) -> _Outputs:
     if args.report:
         check_output(args.report, args.force, (".json",))
     return _Outputs(out, dense, figure, args.report)
-
-
-@contextmanager
-def explained(device: torch.device) -> Iterator[None]:
-    """Turn what a model may raise about its input or its memory into the command's errors."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise Failure(
-            f"out of memory on {device}; use --offload model, or group for the least memory"
-        ) from error
-    except ValueError as error:
-        raise BadInput(str(error)) from error
-
-
-def native(pipe: Any, image: Image.Image) -> Image.Image:
-    """`image` with the area that the tiny editor was trained on, in whole tokens."""
-    from ..tiny.pipeline import NATIVE_SIZE
-
-    token = 2 * pipe.vae_scale_factor
-    scale = NATIVE_SIZE / (image.width * image.height) ** 0.5
-    width, height = (max(1, round(side * scale / token)) * token for side in image.size)
-    return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def _edit(

@@ -1,7 +1,9 @@
 """A pipeline to edit with: which device, where from, how it is timed."""
 
+import argparse
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,40 @@ def _unreadable(model: str, error: Exception) -> Failure:
         f"--model {model} cannot be loaded: {first}\nExpected {MODELS}. A hub needs the network, "
         "and for some models an accepted licence and `hf auth login`."
     )
+
+
+@contextmanager
+def explained(device: torch.device) -> Iterator[None]:
+    """Turn what a model may raise about its input or its memory into the command's errors."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise Failure(
+            f"out of memory on {device}; use --offload model, or group for the least memory"
+        ) from error
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+
+
+def native(pipe: Any, image: Image.Image) -> Image.Image:
+    """`image` with the area that the tiny editor was trained on, in whole tokens."""
+    from ..tiny.pipeline import NATIVE_SIZE
+
+    token = 2 * pipe.vae_scale_factor
+    scale = NATIVE_SIZE / (image.width * image.height) ** 0.5
+    width, height = (max(1, round(side * scale / token)) * token for side in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def call_given(args: argparse.Namespace) -> dict[str, Any]:
+    """Options of the pipeline's call that the command line names."""
+    options = {
+        "num_inference_steps": args.steps,
+        "guidance_scale": args.guidance,
+        "true_cfg_scale": args.true_cfg,
+        "negative_prompt": args.negative_prompt,
+    }
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def timed(pipe: Any, seed: int, options: Mapping[str, Any]) -> tuple[Image.Image, float]:

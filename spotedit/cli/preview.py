@@ -8,9 +8,9 @@ from PIL import Image
 import spotedit
 
 from ..images import check_output, load_image, save_image
-from .edit import call_options, explained, native, require_model
+from .edit import call_options, require_model
 from .figure import save_figure
-from .pipelines import choose_device, load
+from .pipelines import choose_device, explained, load, native
 
 _COLUMNS = ("source", "draft", "scores, region outlined")
 

@@ -1,0 +1,92 @@
+"""`spotedit verify`: does it reproduce here, on these pictures?"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from tqdm import tqdm
+
+import spotedit
+
+from ..evaluation.edits import loop_settings
+from ..evaluation.verify import Figures, verify
+from ..images import atomic_write, check_output, load_image
+from .errors import BadInput
+from .pipelines import call_given, choose_device, explained, load, native
+
+_COLUMNS = {
+    "r": "r", "seconds_dense": "dense s", "seconds_spot": "spot s",
+    "background_dense": "background dB, dense", "background_spot": "spot",
+    "background_floor": "VAE floor", "background_to_floor": "spot to floor",
+    "seam_dense": "seam dB, dense", "seam_spot": "spot", "seam_floor": "VAE floor",
+}  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> None:
+    """Edit, print the table, write the row.
+
+    Raises:
+        BadInput, ImageError, OutputError, Failure: see `spotedit.cli.main`.
+    """
+    if len(args.pairs) % 2:
+        raise BadInput(f"{args.pairs[-1]}: no instruction; expected PICTURE INSTRUCTION pairs")
+    check_output(args.row, args.force, (".json",))
+    pairs = [(load_image(p), i) for p, i in zip(args.pairs[::2], args.pairs[1::2], strict=True)]
+    device = choose_device(args.device, args.offload)
+    with explained(device):
+        config = spotedit.SpotEditConfig(threshold=args.threshold)
+        pipe = load(args.model, args.dtype, device, args.offload)
+        pipe.set_progress_bar_config(disable=True)
+        given = call_given(args)
+        settings = loop_settings(pipe, given) | {"seed": args.seed, "threshold": args.threshold}
+        figures = []
+        for image, instruction in tqdm(pairs, desc="5 edits a picture", unit="picture"):
+            prepared = native(pipe, image) if args.model == "tiny" else image
+            figures.append(verify(pipe, prepared, instruction, given, args.seed, config))
+    print(_table(args.pairs[::2], figures))
+    with atomic_write(args.row) as temporary:
+        row = _row(args.model, pipe, settings, figures)
+        temporary.write_text(json.dumps(row, indent=1) + "\n")
+    print(f"\n{args.row}: the figures, without pictures, names or instructions")
+
+
+def _table(names: Sequence[str], figures: Sequence[Figures]) -> str:
+    lines = [["picture", *_COLUMNS.values()], ["---"] * (len(_COLUMNS) + 1)]
+    for name, found in zip(names, figures, strict=True):
+        lines.append([Path(name).name, *(_cell(key, found.get(key)) for key in _COLUMNS)])
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    reasons = [
+        f"{Path(name).name}: nothing was skipped: {found['reason']}"
+        for name, found in zip(names, figures, strict=True)
+        if found["reason"]
+    ]
+    return "\n".join([text, *reasons])
+
+
+def _cell(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.0%}" if name == "r" else f"{value:.2f}"
+
+
+def _row(model: str, pipe: Any, settings: Figures, figures: Sequence[Figures]) -> Figures:
+    """What may be shared: nothing of the pictures, of the machine only its devices' names."""
+    device = pipe._execution_device
+    cuda = device.type == "cuda"
+    return {
+        "model": "a local folder" if Path(model).is_dir() else model,
+        "pipeline": type(pipe).__name__,
+        "settings": {k: v for k, v in settings.items() if k != "negative_prompt"},
+        "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name(device) if cuda else device.type,
+        "versions": {
+            "spotedit": spotedit.__version__,
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+        },
+        "edits": list(figures),
+    }

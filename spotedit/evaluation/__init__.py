@@ -1,0 +1,1 @@
+"""Dense against spot editing on published benchmarks and on pictures of one's own."""

@@ -1,0 +1,191 @@
+"""The editing loop: every picture dense and spot, resumable, and fair or refused.
+
+A row of `rows-N.jsonl` is one picture in one mode:
+
+    key, mode ("dense" or "spot"), category
+    settings   what has to be equal in all rows, see `settings_of`
+    size       [width, height] of the output in pixels
+    forwards   calls of the transformer, as counted
+    seconds    of the call
+    r, reason  of a spot edit: `EditReport.mean_ratio` and `reason`; else None
+    sha256     of the picture's file, MODE/KEY.png
+    problem    in place of the last five: why there is no picture
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+import spotedit
+
+from ..images import save_image
+from .data import DataSet, Item
+from .edits import MODES, call_options, edit, loop_settings, warm_up
+from .store import Lines, Row, digest
+
+Prepare = Callable[[Image.Image], Image.Image]
+
+
+class Unfair(ValueError):
+    """Rows that were not made the same way are not to be compared."""
+
+
+def settings_of(
+    pipe: Any,
+    model: str,
+    data: DataSet,
+    given: Mapping[str, Any],
+    seed: int,
+    config: spotedit.SpotEditConfig,
+) -> dict[str, Any]:
+    """What dense and spot rows have to share: data, model, loop, seed, machine and versions.
+
+    Raises:
+        ValueError: the pipeline does not take an option in `given`.
+    """
+    device = pipe._execution_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    settings = {
+        "data": data.identity,
+        "model": model,
+        "pipeline": type(pipe).__name__,
+        "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
+        **loop_settings(pipe, given),
+        "seed": seed,
+        "config": asdict(config),
+        "device": name,
+        "versions": {name: version(name) for name in ("torch", "diffusers")}
+        | {"spotedit": spotedit.__version__},
+    }
+    return json.loads(json.dumps(settings))  # as rows read back hold it
+
+
+def picture_path(out: Path, key: str, mode: str) -> Path:
+    return out / mode / f"{key}.png"
+
+
+def check_fair(rows: Iterable[Row], settings: Mapping[str, Any] | None = None) -> None:
+    """Refuse rows that differ from `settings`, or from the first one, in anything but the mode.
+
+    Raises:
+        Unfair: settings differ, or a picture's two edits ran the transformer a different number
+            of times.
+    """
+    forwards: dict[str, int] = {}
+    for row in rows:
+        settings = row["settings"] if settings is None else settings
+        for name in sorted(settings.keys() | row["settings"].keys()):
+            expected, actual = settings.get(name), row["settings"].get(name)
+            if expected != actual:
+                raise Unfair(
+                    f"the {row['mode']} row of {row['key']} was made with {name} = {actual!r}; "
+                    f"expected {expected!r}: use another output folder, or the same settings"
+                )
+        if "problem" not in row:
+            first = forwards.setdefault(row["key"], row["forwards"])
+            if first != row["forwards"]:
+                raise Unfair(
+                    f"{row['key']}: the transformer ran {row['forwards']} times in {row['mode']} "
+                    f"and {first} times in the other mode; they are not the same loop"
+                )
+
+
+def edit_all(
+    pipe: Any,
+    items: Sequence[Item],
+    out: Path,
+    settings: Mapping[str, Any],
+    given: Mapping[str, Any],
+    config: spotedit.SpotEditConfig,
+    prepare: Prepare,
+    process: int = 0,
+) -> None:
+    """Edit what has no row and picture yet, this process's share of the items.
+
+    Where a picture cannot be read or the pipeline refuses it (a `ValueError`), the row says so and
+    a later run tries again.
+
+    Args:
+        out: folder of the rows and of MODE/KEY.png.
+        settings: of `settings_of`; rows that are there already must have the same.
+        given: the call's options besides picture and prompt.
+        prepare: what is done to a picture before it is edited.
+        process: number of this process.
+
+    Raises:
+        Unfair: see `check_fair`.
+    """
+    lines = Lines(out, "rows", process)
+    done = lines.read()
+    check_fair(done.values(), settings)
+    for mode in MODES:
+        (out / mode).mkdir(parents=True, exist_ok=True)
+    warm = False
+    progress = tqdm(items, desc="editing", unit="picture", disable=process != 0)
+    for number, item in enumerate(progress):
+        # the order alternates, so that a drift of the machine's speed hits both alike
+        order = MODES if number % 2 == 0 else MODES[::-1]
+        missing = [mode for mode in order if not _finished(out, done.get((item.key, mode)))]
+        if not missing:
+            continue
+        try:
+            options = call_options(pipe, prepare(item.load()), item.instruction, given)
+            if not warm:
+                warm_up(pipe, options, settings["seed"], config)
+                warm = True
+        except ValueError as error:
+            for mode in missing:
+                lines.append(_row(item, mode, settings) | {"problem": _line(error)})
+            continue
+        for mode in missing:
+            row = _row(item, mode, settings)
+            try:
+                row |= _edited(pipe, mode, options, settings["seed"], config, out, item.key)
+            except ValueError as error:
+                row |= {"problem": _line(error)}
+            lines.append(row)
+
+
+def _edited(
+    pipe: Any,
+    mode: str,
+    options: Mapping[str, Any],
+    seed: int,
+    config: spotedit.SpotEditConfig,
+    out: Path,
+    key: str,
+) -> Row:
+    result = edit(pipe, mode, options, seed, config)
+    path = picture_path(out, key, mode)
+    save_image(result.picture, path, force=True)
+    report = result.report
+    return {
+        "size": list(result.picture.size),
+        "forwards": result.forwards,
+        "seconds": result.seconds,
+        "r": None if report is None else report.mean_ratio,
+        "reason": None if report is None else report.reason,
+        "sha256": digest(path),
+    }
+
+
+def _row(item: Item, mode: str, settings: Mapping[str, Any]) -> Row:
+    category = item.category
+    return {"key": item.key, "mode": mode, "category": category, "settings": dict(settings)}
+
+
+def _finished(out: Path, row: Row | None) -> bool:
+    if row is None or "problem" in row:
+        return False
+    return picture_path(out, row["key"], row["mode"]).is_file()
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,97 @@
+"""Figures of the finished pictures, and the exchange of pictures and scores with a judge.
+
+A row of `metrics-N.jsonl` is one picture in one mode: key, mode, sha256 of the picture that was
+measured, and `values`, name -> figure or why there is none.
+
+A vision-language model's score comes from outside: `prompts.jsonl` has a line for every picture,
+{key, mode, category, instruction, source, picture} with paths relative to its folder, and the
+judge writes `scores.jsonl` beside it, lines of {key, mode, score} with a score from 1 to 5.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..images import atomic_write, load_image, save_image
+from .data import Item
+from .edits import MODES
+from .metrics import Networks, lacking, measure
+from .run import picture_path
+from .store import Lines, Row, digest
+
+Rows = Mapping[tuple[str, str], Row]
+
+
+class Changed(ValueError):
+    """A picture is not the one that its row was written for."""
+
+
+def score_all(items: Sequence[Item], out: Path, networks: Networks, process: int = 0) -> None:
+    """Measure this process's share of the pictures that rows speak of and that lack a figure.
+
+    Raises:
+        Changed: a picture has been replaced since.
+    """
+    lines = Lines(out, "metrics", process)
+    rows, done = Lines(out, "rows").read(), lines.read()
+    for item in tqdm(items, desc="measuring", unit="picture", disable=process != 0):
+        for mode in MODES:
+            row, old = rows.get((item.key, mode)), done.get((item.key, mode))
+            if row is None or "problem" in row:
+                continue
+            if old and old["sha256"] == row["sha256"] and not lacking(old["values"], networks):
+                continue
+            path = picture_path(out, item.key, mode)
+            if not path.is_file() or digest(path) != row["sha256"]:
+                raise Changed(f"{path} is not the picture that was edited; delete it and edit anew")
+            values = measure(item.load(), load_image(path), item, networks)
+            found = {"key": item.key, "mode": mode, "sha256": row["sha256"], "values": values}
+            lines.append(found)
+
+
+def write_prompts(items: Sequence[Item], out: Path, rows: Rows) -> Path:
+    """`prompts.jsonl`, and the sources in `source/`, of the pictures that are finished."""
+    (out / "source").mkdir(exist_ok=True)
+    prompts = []
+    for item in items:
+        modes = [m for m in MODES if "problem" not in rows.get((item.key, m), {"problem": ""})]
+        source = picture_path(out, item.key, "source")
+        if modes and not source.is_file():
+            save_image(item.load(), source)
+        prompts += [
+            {
+                "key": item.key,
+                "mode": mode,
+                "category": item.category,
+                "instruction": item.instruction,
+                "source": f"source/{item.key}.png",
+                "picture": f"{mode}/{item.key}.png",
+            }
+            for mode in modes
+        ]
+    with atomic_write(out / "prompts.jsonl") as temporary:
+        temporary.write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+    return out / "prompts.jsonl"
+
+
+def read_scores(out: Path, rows: Rows) -> tuple[dict[tuple[str, str], float], list[str]]:
+    """Scores by (key, mode) from `scores.jsonl`, and what is wrong with the lines left out."""
+    path, scores, problems = out / "scores.jsonl", {}, []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            given = json.loads(line)
+            place, score = (given["key"], given["mode"]), given["score"]
+            if place not in rows:
+                problems.append(f"scores.jsonl, line {number}: no such picture")
+            elif type(score) not in (int, float) or not 1 <= score <= 5:
+                problems.append(f"scores.jsonl, line {number}: score {score!r}; expected 1 to 5")
+            else:
+                scores[place] = float(score)
+        except (ValueError, KeyError, TypeError):
+            problems.append(f"scores.jsonl, line {number}: not a line of key, mode and score")
+    return scores, problems

@@ -1,0 +1,128 @@
+"""The figures of a run as markdown, in the columns of the paper's Table 1."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from .data import NO_MASK, DataSet
+from .edits import MODES
+from .metrics import NAMES, NOT_PRESENT
+from .run import check_fair
+from .score import Rows
+from .store import Row
+
+_COLUMNS = {"CLIP": "clip", "SSIM": "ssim", "PSNR": "psnr", "DISTS": "dists"}
+_DETAILS = tuple(name for name in NAMES if name not in _COLUMNS.values())
+_NO_SCORES = "no scores"
+_SHOWN_PROBLEMS = 10
+Values = Sequence[float | str]
+
+
+def table(
+    data: DataSet,
+    rows: Rows,
+    metrics: Rows,
+    scores: Mapping[tuple[str, str], float],
+    absent: Mapping[str, str],
+    more_problems: Sequence[str] = (),
+) -> str:
+    """Means over the pictures that have both a dense and a spot edit.
+
+    Args:
+        rows, metrics, scores: by (key, mode), see `run` and `score`.
+        absent: figure -> why it could not be taken here.
+        more_problems: lines for the notes.
+
+    Raises:
+        Unfair: the rows were not made the same way.
+    """
+    keys = [item.key for item in data.items]
+    known = [rows[key, mode] for key in keys for mode in MODES if (key, mode) in rows]
+    check_fair(known)
+    good = {(row["key"], row["mode"]) for row in known if "problem" not in row}
+    pairs = [key for key in keys if all((key, mode) in good for mode in MODES)]
+    lines = [f"# {data.name}", ""]
+    if pairs:
+        settings = rows[pairs[0], "spot"]["settings"]
+        lines += [_settings(settings), ""]
+        lines += _overview(pairs, rows, metrics, scores, settings["pipeline"])
+        lines += ["", *_details(pairs, metrics), ""]
+    lines += [f"- {note}" for note in _notes(data, known, pairs, absent)]
+    problems = [f"{key}: {what}" for key, what in data.problems]
+    refused = [row for row in known if "problem" in row]
+    problems += [f"{row['key']}, {row['mode']}: {row['problem']}" for row in refused]
+    return "\n".join([*lines, *_listed([*problems, *more_problems]), ""])
+
+
+def _settings(settings: Mapping[str, object]) -> str:
+    left_out = ("data", "versions", "config")
+    shown = [f"{name} {value}" for name, value in settings.items() if name not in left_out]
+    return f"Same loop in both rows: {', '.join(shown)}."
+
+
+def _overview(
+    pairs: Sequence[str],
+    rows: Rows,
+    metrics: Rows,
+    scores: Mapping[tuple[str, str], float],
+    pipeline: str,
+) -> list[str]:
+    seconds = {mode: sum(rows[key, mode]["seconds"] for key in pairs) for mode in MODES}
+    names = {"dense": f"{pipeline}, dense", "spot": "SpotEdit (spotedit)"}
+    cells = [["method", "speed-up", *_COLUMNS, "VL score"]]
+    for mode in MODES:
+        figures = [_cell(_values(pairs, mode, metrics, name)) for name in _COLUMNS.values()]
+        judged = _cell([scores.get((key, mode), _NO_SCORES) for key in pairs])
+        speedup = f"{seconds['dense'] / seconds[mode]:.2f}"
+        cells.append([names[mode], speedup, *figures, judged])
+    ratios = [rows[key, "spot"]["r"] for key in pairs]
+    note = f"{len(pairs)} pictures; r = {fmean(ratios):.1%} of the tokens in a spot step (mean)."
+    return [*_markdown(cells), "", note]
+
+
+def _details(pairs: Sequence[str], metrics: Rows) -> list[str]:
+    cells = [["metric", *MODES]]
+    for name in _DETAILS:
+        cells.append([name, *(_cell(_values(pairs, mode, metrics, name)) for mode in MODES)])
+    return _markdown(cells)
+
+
+def _values(pairs: Sequence[str], mode: str, metrics: Rows, name: str) -> Values:
+    empty: Row = {"values": {}}
+    return [metrics.get((key, mode), empty)["values"].get(name, "not measured") for key in pairs]
+
+
+def _cell(values: Values) -> str:
+    """The mean, with the number of pictures behind it where that is not all of them."""
+    figures = [value for value in values if not isinstance(value, str)]
+    reasons = Counter(value for value in values if isinstance(value, str))
+    if not figures:
+        return ", ".join(reasons)
+    mean = f"{fmean(figures):.4g}"
+    without = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    return f"{mean} (n = {len(figures)}; {without})" if reasons else mean
+
+
+def _notes(
+    data: DataSet, known: Sequence[Mapping], pairs: Sequence[str], absent: Mapping[str, str]
+) -> list[str]:
+    notes = [
+        f"{len(data.items)} pictures to edit, {len(pairs)} with both edits; {len(data.problems)} "
+        f"rows of the data set skipped, {sum('problem' in row for row in known)} edits refused",
+        "quality against the source, at its size; `_part` figures as PIE-Bench takes them",
+    ]
+    masks = Counter(i.mask_problem for i in data.items if i.mask_problem not in (None, NO_MASK))
+    notes += [f"{count} masks left out: {what}" for what, count in masks.items()]
+    notes += [f"{NOT_PRESENT}: {name} ({why})" for name, why in absent.items()]
+    return notes
+
+
+def _listed(problems: Sequence[str]) -> list[str]:
+    hidden = len(problems) - _SHOWN_PROBLEMS
+    lines = [f"- problem: {problem}" for problem in problems[:_SHOWN_PROBLEMS]]
+    return [*lines, f"- and {hidden} more problems"] if hidden > 0 else lines
+
+
+def _markdown(cells: Sequence[Sequence[str]]) -> list[str]:
+    rows = [cells[0], ["---"] * len(cells[0]), *cells[1:]]
+    return [f"| {' | '.join(row)} |" for row in rows]

@@ -1,0 +1,295 @@
+"""`spotedit eval`: a killed run goes on to the same rows, and only like is compared with like."""
+
+import json
+import multiprocessing
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+from pie import make_pie
+
+from spotedit.cli import main
+from spotedit.evaluation.store import Lines
+
+PICTURES, STEPS = 2, 4
+KILLS = 3
+
+
+def command(data: Path, out: Path, *more: object, steps: int = STEPS) -> list[str]:
+    given = ["eval", data, "--out", out, "--model", "tiny", "--steps", steps, "--device", "cpu"]
+    return [str(argument) for argument in (*given, *more)]
+
+
+def run(arguments: list[str]) -> None:
+    sys.exit(main(arguments))
+
+
+def lines_in(out: Path) -> int:
+    return sum(path.read_bytes().count(b"}\n") for path in out.glob("*-*.jsonl"))
+
+
+def kill_after(process, code: Callable[[], int | None], out: Path, lines: int, wait: float):
+    """SIGKILL once `lines` rows are there and `wait` seconds have passed."""
+    while lines_in(out) < lines:
+        assert code() is None, "the run ended before it was killed"
+        time.sleep(0.005)
+    time.sleep(wait)
+    process.kill()
+
+
+def untimed(out: Path) -> list[dict]:
+    """All rows, edits and figures, without what tells the time."""
+    rows = []
+    for kind in ("rows", "metrics"):
+        for row in Lines(out, kind).read().values():
+            rows.append({k: v for k, v in row.items() if k not in ("seconds", "written")})
+    return sorted(rows, key=lambda row: json.dumps(row, sort_keys=True))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pie")
+    make_pie(folder, PICTURES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start():
+    """Start the command in a process of its own; the imports are made once for all."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["spotedit.cli.eval", "spotedit.tiny.pipeline"])
+
+    def process(arguments: list[str]):
+        started = context.Process(target=run, args=(arguments,))
+        started.start()
+        return started
+
+    return process
+
+
+@pytest.fixture(scope="module")
+def finished(data, start, tmp_path_factory) -> Path:
+    """The output of a run that nothing interrupted."""
+    out = tmp_path_factory.mktemp("finished")
+    process = start(command(data, out))
+    process.join()
+    assert process.exitcode == 0
+    return out
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "out"))
+
+
+# -- kill and resume
+
+
+def test_a_run_killed_three_times_ends_with_the_same_rows(data, start, finished, tmp_path):
+    moments = random.Random(0)
+    total = lines_in(finished)
+    assert total == 4 * PICTURES  # two modes, each with a row and a row of figures
+    for lines in sorted(moments.sample(range(1, total - 2), KILLS)):
+        process = start(command(data, tmp_path))
+        code = partial(getattr, process, "exitcode")
+        kill_after(process, code, tmp_path, lines, moments.uniform(0, 0.1))
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    process = start(command(data, tmp_path))
+    process.join()
+    assert process.exitcode == 0
+    assert untimed(tmp_path) == untimed(finished)
+
+
+@pytest.mark.full
+def test_24_pictures_killed_three_times_as_users_run_it(tmp_path):
+    make_pie(tmp_path / "pie", 24)
+    program = [sys.executable, "-m", "spotedit.cli"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    subprocess.run([*program, *command(tmp_path / "pie", whole)], check=True)
+    moments = random.Random()
+    for lines in sorted(moments.sample(range(1, 4 * 24 - 4), KILLS)):
+        process = subprocess.Popen([*program, *command(tmp_path / "pie", broken)])
+        kill_after(process, process.poll, broken, lines, moments.uniform(0, 0.3))
+        assert process.wait() == -signal.SIGKILL
+    subprocess.run([*program, *command(tmp_path / "pie", broken)], check=True)
+    assert untimed(broken) == untimed(whole)
+
+
+@pytest.mark.full
+def test_two_processes_share_the_pictures(data, finished, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
+    subprocess.run([*launch, "spotedit.cli", *command(data, tmp_path)], check=True)
+    assert len(list(tmp_path.glob("rows-*.jsonl"))) == 2
+    assert untimed(tmp_path) == untimed(finished)
+
+
+def test_half_written_lines_are_left_out(tmp_path):
+    first = Lines(tmp_path, "rows")
+    first.append({"key": "a", "mode": "dense", "n": 1})
+    with (tmp_path / "rows-0.jsonl").open("a") as file:
+        file.write('{"key": "b", "mode": "den')
+    first.append({"key": "c", "mode": "dense", "n": 2})
+    assert {key: row["n"] for key, row in first.read().items()} == {
+        ("a", "dense"): 1,
+        ("c", "dense"): 2,
+    }
+
+
+def test_the_later_row_counts_whichever_process_wrote_it(tmp_path):
+    for process, n in ((1, 1), (0, 2)):
+        Lines(tmp_path, "rows", process).append({"key": "a", "mode": "dense", "n": n})
+    assert Lines(tmp_path, "rows").read()["a", "dense"]["n"] == 2
+
+
+def test_a_picture_that_is_gone_is_edited_anew(data, copy, finished):
+    (copy / "spot" / "000000000001.png").unlink()
+    assert main(command(data, copy)) == 0
+    assert untimed(copy) == untimed(finished)
+
+
+# -- only like with like
+
+
+def test_another_loop_is_refused(data, copy, capsys):
+    before = lines_in(copy)
+    assert main(command(data, copy, steps=STEPS + 1)) == 2
+    assert f"num_inference_steps = {STEPS}; expected {STEPS + 1}" in capsys.readouterr().err
+    assert lines_in(copy) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: row["settings"].update(seed=1),
+        lambda row: row["settings"].update(guidance_scale=1.0),
+        lambda row: row.update(forwards=2 * STEPS),
+    ],
+)
+def test_a_table_of_unlike_rows_is_refused(data, copy, capsys, change):
+    row = Lines(copy, "rows").read()["000000000001", "spot"]
+    change(row)
+    Lines(copy, "rows").append(row)
+    assert main(command(data, copy, "--score-only")) == 2
+    error = capsys.readouterr().err
+    assert "000000000001" in error
+    assert "expected" in error or "not the same loop" in error
+
+
+def test_both_modes_run_the_same_loop(finished):
+    rows = Lines(finished, "rows").read()
+    assert {row["forwards"] for row in rows.values()} == {STEPS}
+    assert {row["r"] is None for (_, mode), row in rows.items() if mode == "dense"} == {True}
+    assert all(0 < row["r"] < 1 for (_, mode), row in rows.items() if mode == "spot")
+
+
+def test_a_replaced_picture_is_not_measured(data, copy, capsys):
+    for path in copy.glob("metrics-*.jsonl"):
+        path.unlink()
+    shutil.copy(copy / "dense" / "000000000001.png", copy / "spot" / "000000000001.png")
+    assert main(command(data, copy, "--score-only")) == 2
+    assert "edit anew" in capsys.readouterr().err
+
+
+# -- the table and the exchange with a judge
+
+
+def cells(text: str, name: str) -> list[str]:
+    (line,) = (line for line in text.splitlines() if line.startswith(f"| {name}"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_table_has_the_papers_columns(finished):
+    text = (finished / "table.md").read_text()
+    header = ["method", "speed-up", "CLIP", "SSIM", "PSNR", "DISTS", "VL score"]
+    assert cells(text, "method") == header
+    dense, spot = cells(text, "TinyKontextPipeline"), cells(text, "SpotEdit")
+    rows, metrics = Lines(finished, "rows").read(), Lines(finished, "metrics").read()
+    seconds = [
+        sum(row["seconds"] for (_, mode), row in rows.items() if mode == name)
+        for name in ("dense", "spot")
+    ]
+    assert dense[1] == "1.00"
+    assert spot[1] == f"{seconds[0] / seconds[1]:.2f}"
+    psnr = [row["values"]["psnr"] for (_, mode), row in metrics.items() if mode == "spot"]
+    assert spot[4] == f"{sum(psnr) / len(psnr):.4g}"
+    assert dense[6] == "no scores"
+
+
+def test_scores_come_back_from_a_judge(data, copy, capsys):
+    assert main(command(data, copy, "--score-only", "--prompts")) == 0
+    prompts = [json.loads(line) for line in (copy / "prompts.jsonl").read_text().splitlines()]
+    assert len(prompts) == 2 * PICTURES
+    for prompt in prompts:
+        assert prompt["instruction"]
+        assert (copy / prompt["source"]).is_file()
+        assert (copy / prompt["picture"]).is_file()
+    given = [{"key": p["key"], "mode": p["mode"], "score": 4} for p in prompts]
+    given[0]["score"], given[1]["key"] = 9, "nobody"
+    with (copy / "scores.jsonl").open("w") as file:
+        file.writelines(json.dumps(line) + "\n" for line in [*given, "x"])
+        file.write("half a li")
+    capsys.readouterr()
+    assert main(command(data, copy, "--score-only")) == 0
+    out = capsys.readouterr().out
+    assert cells(out, "SpotEdit")[6] == "4 (n = 1; 1 no scores)"
+    assert "line 1: score 9; expected 1 to 5" in out
+    assert "line 2: no such picture" in out
+    assert out.count("not a line of key, mode and score") == 2
+
+
+# -- what is wrong is reported and counted
+
+
+def test_problems_are_counted_and_the_run_goes_on(tmp_path, capsys):
+    rows = make_pie(tmp_path, 3)
+    keys = list(rows)
+    rows[keys[0]]["editing_type_id"] = "no type"
+    rows[keys[1]]["mask"] = []
+    (tmp_path / "mapping_file.json").write_text(json.dumps(rows))
+    damaged = tmp_path / "annotation_images" / rows[keys[2]]["image_path"]
+    damaged.write_bytes(damaged.read_bytes()[:2000])
+    assert main(command(tmp_path, tmp_path / "out", steps=2)) == 0
+    out, error = capsys.readouterr()
+    assert f"skipped {keys[0]}: editing_type_id" in error
+    assert "2 pictures to edit, 1 with both edits" in out
+    assert "1 rows of the data set skipped, 2 edits refused" in out
+    assert "1 masks left out: mask is empty" in out
+    assert cells(out, "psnr_edit_part")[1:] == ["mask is empty"] * 2
+    assert f"{keys[2]}, dense: " in out
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--score-only"], "nothing has been edited"),
+        (["--model", "a/b/c"], "no such folder"),
+    ],
+)
+def test_nothing_to_show(data, tmp_path, capsys, more, message):
+    assert main(command(data, tmp_path / "out", *more)) in (1, 2)
+    assert message in capsys.readouterr().err
+
+
+def test_an_option_that_the_pipeline_does_not_take(data, tmp_path, capsys, monkeypatch):
+    from spotedit.tiny import TinyKontextPipeline
+
+    taken = TinyKontextPipeline.__call__.__signature__
+    less = [p for name, p in taken.parameters.items() if name != "true_cfg_scale"]
+    monkeypatch.setattr(
+        TinyKontextPipeline.__call__, "__signature__", taken.replace(parameters=less)
+    )
+    assert main(command(data, tmp_path / "out", "--true-cfg", 4)) == 2
+    assert "true_cfg_scale" in capsys.readouterr().err
+
+
+def test_a_model_must_be_named(data, tmp_path, capsys):
+    assert main(["eval", str(data), "--out", str(tmp_path)]) == 2
+    assert "--model" in capsys.readouterr().err

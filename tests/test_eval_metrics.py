@@ -1,0 +1,198 @@
+"""Figures of an edit: PIE-Bench's parts, absent weights, degenerate masks, no made-up number."""
+
+import math
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from spotedit.evaluation import metrics
+from spotedit.evaluation.data import Item
+
+SIZE = 48
+CPU = torch.device("cpu")
+needs_torchvision = pytest.mark.skipif(
+    find_spec("torchvision") is None, reason="torchvision is not installed"
+)
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """No hub, and an error where something is fetched after all."""
+
+    def fetched(*args, **kwargs):
+        raise AssertionError("a download was tried")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("torch.hub.download_url_to_file", fetched)
+    monkeypatch.setattr("socket.socket.connect", fetched)
+
+
+@pytest.fixture
+def hub(tmp_path):
+    before = torch.hub.get_dir()
+    torch.hub.set_dir(str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    yield tmp_path / "checkpoints"
+    torch.hub.set_dir(before)
+
+
+@pytest.fixture
+def plain(offline, hub) -> metrics.Networks:
+    """What can be measured without any weights."""
+    return metrics.networks(CPU, "no/such-model")
+
+
+@pytest.fixture
+def clip(tmp_path) -> str:
+    """The folder of a random CLIP model, with the tiny editor's tokenizer."""
+    from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    import spotedit.tiny
+
+    torch.manual_seed(0)
+    weights = Path(spotedit.tiny.__file__).parent / "weights"
+    tokenizer = CLIPTokenizer.from_pretrained(weights / "tokenizer")
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    size["num_attention_heads"] = 2
+    vision = size | {"image_size": 32, "patch_size": 8}
+    text = size | {"vocab_size": len(tokenizer), "max_position_embeddings": 77}
+    text |= {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    folder = tmp_path / "clip"
+    CLIPModel(config).save_pretrained(folder)
+    side = {"height": 32, "width": 32}
+    images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=side)
+    CLIPProcessor(images, tokenizer).save_pretrained(folder)
+    return str(folder)
+
+
+def picture(seed: int, size: int = SIZE) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def item(mask=None, problem=None, target: str | None = "recolour the circle") -> Item:
+    return Item("a", "1", "do it", lambda: picture(0), target, mask, problem)
+
+
+def half() -> np.ndarray:
+    mask = np.zeros((SIZE, SIZE), dtype=bool)
+    mask[:, : SIZE // 4] = True
+    return mask
+
+
+def test_parts_are_taken_over_the_whole_frame(plain):
+    a, b, mask = picture(0), picture(1), half()
+    values = metrics.measure(a, b, item(mask), plain)
+    error = ((np.asarray(a) / 255.0 - np.asarray(b) / 255.0) ** 2).mean(axis=2)
+    assert values["mse"] == pytest.approx(error.mean(), rel=1e-4)
+    assert values["psnr"] == pytest.approx(-10 * math.log10(error.mean()), rel=1e-4)
+    edited = (error * mask).mean()
+    assert values["mse_edit_part"] == pytest.approx(edited, rel=1e-4)
+    assert values["mse_unedit_part"] == pytest.approx(error.mean() - edited, rel=1e-4)
+    assert values["psnr_edit_part"] == pytest.approx(-10 * math.log10(edited), rel=1e-4)
+    assert values["ssim_edit_part"] > values["ssim"]  # three quarters are black in both
+
+
+def test_identical_parts_have_no_psnr_and_are_not_averaged(plain):
+    a, mask = picture(0), half()
+    pixels = np.array(a)
+    pixels[mask] = 255 - pixels[mask]
+    values = metrics.measure(a, Image.fromarray(pixels), item(mask), plain)
+    assert values["psnr_unedit_part"] == metrics.IDENTICAL
+    assert values["ssim_unedit_part"] == pytest.approx(1)
+    assert isinstance(values["psnr"], float)
+
+
+def test_the_picture_is_compared_at_the_sources_size(plain):
+    smooth = Image.linear_gradient("L").convert("RGB").resize((SIZE, SIZE))
+    values = metrics.measure(smooth, smooth.resize((2 * SIZE, 2 * SIZE)), item(half()), plain)
+    assert values["psnr"] > 35
+
+
+@pytest.mark.parametrize("problem", ["no mask", "mask is empty", "mask of wrong length"])
+def test_without_a_mask_there_are_no_parts(plain, problem):
+    values = metrics.measure(picture(0), picture(1), item(problem=problem), plain)
+    assert {values[name] for name in metrics.PARTS} == {problem}
+    assert isinstance(values["psnr"], float)
+
+
+def test_a_mask_of_another_size_is_left_out(plain):
+    values = metrics.measure(picture(0, 40), picture(1, 40), item(half()), plain)
+    assert "40 x 40" in values["psnr_edit_part"]
+
+
+def test_absent_weights_are_named_and_nothing_is_fetched(plain):
+    assert set(plain.absent) == {"lpips", "dists", "clip"}
+    values = metrics.measure(picture(0), picture(1), item(half()), plain)
+    assert set(values) == set(metrics.NAMES)
+    for name in ("lpips", "dists", "clip", "lpips_edit_part", *metrics.TARGETS):
+        assert values[name] == "weights not present"
+    assert not metrics.lacking(values, plain)
+
+
+def test_figures_are_completed_when_weights_arrive(plain, clip, offline):
+    values = metrics.measure(picture(0), picture(1), item(half()), plain)
+    assert metrics.lacking(values, metrics.networks(CPU, clip))
+
+
+def test_clip(clip, offline, hub):
+    networks = metrics.networks(CPU, clip)
+    a, b, mask = picture(0), picture(1), half()
+    same, other = (metrics.measure(a, p, item(mask), networks) for p in (a, b))
+    assert same["clip"] == pytest.approx(1, abs=1e-5)
+    assert other["clip"] < same["clip"] - 1e-4
+    whole, part = (same[name] for name in metrics.TARGETS)
+    assert 0 <= whole <= 100
+    assert whole != part
+    longer = metrics.measure(a, a, item(mask, target="remove the square " * 60), networks)
+    assert isinstance(longer["clip_similarity_target_image"], float)
+
+
+def test_clip_without_target_or_mask(clip, offline, hub):
+    networks = metrics.networks(CPU, clip)
+    values = metrics.measure(picture(0), picture(1), item(half(), target=None), networks)
+    assert {values[name] for name in metrics.TARGETS} == {metrics.NO_TARGET}
+    values = metrics.measure(picture(0), picture(1), item(problem="mask is full"), networks)
+    assert values["clip_similarity_target_image_edit_part"] == "mask is full"
+
+
+@needs_torchvision
+def test_lpips_with_weights_that_are_here(offline, hub):
+    from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
+
+    torch.manual_seed(0)
+    name = SqueezeNet1_1_Weights.DEFAULT.url.rsplit("/", 1)[-1]
+    torch.save(squeezenet1_1().state_dict(), hub / name)
+    networks = metrics.networks(CPU, "no/such-model")
+    assert "lpips" not in networks.absent
+    a, mask = picture(0, 96), np.ones((96, 96), dtype=bool)
+    mask[:50] = False
+    same, other = (metrics.measure(a, p, item(mask), networks) for p in (a, picture(1, 96)))
+    assert same["lpips"] == pytest.approx(0, abs=1e-6)
+    assert other["lpips_edit_part"] > 0
+    assert other["lpips"] > 0
+
+
+@needs_torchvision
+def test_dists_with_weights_that_are_here(offline, hub, monkeypatch):
+    from torchvision.models import VGG16_Weights, vgg
+
+    class Backbone:  # the whole network has half a gigabyte
+        features = vgg.make_layers(vgg.cfgs["D"])
+
+    monkeypatch.setattr(
+        "torchmetrics.functional.image.dists.vgg16", lambda weights: Backbone, raising=False
+    )
+    (hub / VGG16_Weights.DEFAULT.url.rsplit("/", 1)[-1]).touch()
+    networks = metrics.networks(CPU, "no/such-model")
+    assert "dists" not in networks.absent
+    a = picture(0)
+    same, other = (metrics.measure(a, p, item(half()), networks) for p in (a, picture(1)))
+    assert same["dists"] == pytest.approx(0, abs=1e-5)
+    assert other["dists"] > 1e-4
