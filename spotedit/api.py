@@ -124,11 +124,9 @@ class Handle:
         try:
             patch.refuse(pipe)
             given, arguments = patch.bind(base, pipe, args, kwargs)
-            if (
-                self.config.match_size
-                and arguments.get("height") is None
-                and arguments.get("width") is None
-            ):
+            # a modular pipeline may be given them in its state
+            asked = {**getattr(given.get("state"), "values", {}), **given}
+            if self.config.match_size and asked.get("height") is asked.get("width") is None:
                 given |= self._spec.matched_size(pipe, arguments, self.config.reference)
             session = kind(pipe, self._spec, self.config, self._mask, arguments)
             self.report = None
