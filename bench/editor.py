@@ -20,7 +20,7 @@ from spotedit import quality
 from spotedit.tiny.scenes import Scene
 
 from . import edits, environment, metrics, rows
-from .summary import summarise
+from .summary import EDIT_DB, summarise
 from .timing import call_seconds
 from .tiny_qwen import edits as qwen
 
@@ -49,6 +49,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "cached-condition": {"threshold": 0.0},  # every token active
 }
 EDITORS = {"kontext": edits, "qwen": qwen}  # each with load, arguments and WEIGHTS
+TARGETS = {"kontext": EDIT_DB, "qwen": qwen.EDIT_DB}
 Record = dict[str, Any]
 
 
@@ -170,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         pipe, store, edits.heldout, partial(editor.arguments, steps=args.steps), seeds,
         ["dense", *args.variants],
     )  # fmt: skip
-    found = summarise(records, args.variants)
+    found = summarise(records, args.variants, TARGETS[args.editor])
     name = "editor" if args.editor == "kontext" else f"editor-{args.editor}"
     print(rows.save(name, found, machine | {"steps": str(args.steps)}, NOTES, args.out))
 

@@ -11,6 +11,7 @@ from . import pipeline
 from .pipeline import WEIGHTS as WEIGHTS
 
 GUIDANCE = 1.5
+EDIT_DB = {"all": 17.0}  # the target of its edited regions, against the truth
 
 
 def load(device: str = "cpu", dtype: torch.dtype = torch.float32) -> pipeline.TinyQwenPipeline:

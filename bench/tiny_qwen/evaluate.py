@@ -19,7 +19,6 @@ NOTES = (
     "The scenes, noise and figures of `bench.editor`; intervals are the 20th and 80th percentile. "
     "With guidance 1 the transformer runs once a step, otherwise also with an empty prompt.",
 )
-ALL_DB = 17.0
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -44,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
             pipe, editor.Store(args.work / name), heldout,
             partial(edits.arguments, steps=args.steps, guidance=guidance), seeds, ["dense"],
         )  # fmt: skip
-        for row in summarise(records, [], {"all": ALL_DB}):
+        for row in summarise(records, [], edits.EDIT_DB):
             where = {"guidance": guidance} | dict(row.parameters)
             found.append(replace(row, parameters=where))
     print(rows.save("dense", found, machine, NOTES, args.out))
