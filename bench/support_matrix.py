@@ -38,8 +38,8 @@ ROWS = {
 CALLBACK = "LongCat's pipeline and the modular ones take no callback."
 ONE_A_VAE = "tested once for each class of VAE."
 WHY = {
-    "classifier-free guidance": "`Flux2Pipeline` has none. The modular pipelines have a guider: "
-    "Qwen's is on in all of their rows, Kontext's have none.",
+    "classifier-free guidance": "`Flux2Pipeline` and the modular Kontext have none; the guider of "
+    "the modular Qwen pipelines is on in all of their rows.",
     "Triton kernels, interpreted": "a modular pipeline has the kernels of its stock one.",
     "batches": "not taken by the pipeline, or (modular) only tested as two images a prompt.",
     "UniPC, flow sigmas": "the inpainting pipelines call `scheduler.scale_noise`, which it lacks.",

@@ -84,12 +84,11 @@ def test_the_judge_moves_no_component(name, how, monkeypatch):
 
         monkeypatch.setattr(kind, method, counted)
 
-    count(ModuleGroup, "onload_", lambda group: owner(group))
-    count(
-        CpuOffload,
-        "pre_forward",
-        lambda hook, module, *args: "vae" if module is pipe.vae else "transformer",
-    )
+    def component(hook, module, *args):
+        return "vae" if module is pipe.vae else "transformer"
+
+    count(ModuleGroup, "onload_", owner)
+    count(CpuOffload, "pre_forward", component)
 
     def watch(pipe, step, timestep, tensors):
         watching[0] = step < 7
