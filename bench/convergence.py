@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from spotedit_kernels import select_tokens
 from torch import Tensor
 from tqdm import tqdm
 
 from spotedit.models.spec import spec_for
 from spotedit.schedule import plan
-from spotedit.select import dilate, perceptual
+from spotedit.select import perceptual
 from spotedit.tiny.scenes import Scene
 
 from . import edits, environment, metrics, rows
@@ -104,8 +105,9 @@ def selection(courses: Sequence[Course], step: int) -> Iterator[Row]:
         recalls, sizes = [], []
         for course in courses:
             grid = course.edited.shape
-            judged = torch.from_numpy(course.scores[step - 1] > threshold).reshape(1, -1)
-            active = dilate(judged, grid, dilation).numpy().reshape(grid)
+            scores = torch.from_numpy(course.scores[step - 1]).float().reshape(1, -1)
+            rows, _, _ = select_tokens(scores, grid, threshold=threshold, dilation=dilation)
+            active = rows.numpy().reshape(grid)
             if course.edited.any():
                 recalls.append(active[course.edited].mean())
                 sizes.append(active.sum() / (course.changed > 0).sum())

@@ -36,11 +36,11 @@ class UnfusedForwards(Forwards):
     def _new_branch(self, place: Place, kwargs: Arguments) -> Branch:
         none = torch.empty(0)
         layers = {name: LayerCache(Rows(none), Rows(none), None) for name in self.layers}
-        return Branch(place, self.spec.rotary(self.transformer, kwargs), layers=layers)
+        return self._branch(place, kwargs, layers)
 
     def _blend(self, branch: Branch, spot: Selection, weight: float) -> None:
         place, device = branch.place, spot.reused.device
-        prompt = torch.arange(place.prompt, device=device)
+        prompt = branch.prompt
         rest = torch.arange(place.rows.stop, place.sequence, device=device)
         slots = torch.cat([prompt, place.prompt + spot.active[spot.active >= 0]])
         reused = place.prompt + spot.reused

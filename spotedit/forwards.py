@@ -1,7 +1,7 @@
 """The transformer's forwards of one call: full ones that are kept, and spot ones."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,21 +22,20 @@ class Branch:
     """What is kept of one guidance branch: the forwards of equal rank among a step's.
 
     Attributes:
+        prompt: its rows of the joint sequence, [P].
         rope: cos, sin fp32 [S, D] of the joint sequence.
-        weight: of the cached value, in the reused rows as the buffers hold them.
+        rope_ref: cos, sin [R, D] that rotate the source's keys, and those of what follows it, to
+            the noise tokens' positions; None where nothing is ever blended.
         layers: buffers of every attention layer, by its name.
+        weight: of the cached value, in the reused rows as the buffers hold them.
     """
 
     place: Place
+    prompt: Tensor
     rope: tuple[Tensor, Tensor]
+    rope_ref: tuple[Tensor, Tensor] | None
+    layers: dict[str, LayerCache]
     weight: float = 1.0
-    layers: dict[str, LayerCache] = field(default_factory=dict)
-
-    def rope_ref(self) -> tuple[Tensor, Tensor]:
-        """The tables that rotate the source's keys to the noise tokens' positions."""
-        rows, after = self.place.rows, slice(self.place.source.stop, None)
-        cos, sin = (torch.cat([table[rows], table[after]]) for table in self.rope)
-        return cos, sin
 
 
 class Forwards:
@@ -84,7 +83,7 @@ class Forwards:
             branch = self.branches[rank] = self._new_branch(place, kwargs)
         branch.weight = 1.0
         self._tell(branch, kwargs)
-        self.told.slots, self.told.rope_ref = None, branch.rope_ref()
+        self.told.slots, self.told.rope_ref = None, branch.rope_ref
         output = self._run("capture", forward, kwargs)
         for layer in branch.layers.values():
             keep(layer, place)
@@ -105,13 +104,12 @@ class Forwards:
             index = torch.cat([index, condition.expand(*index.shape[:-1], -1)], dim=-1)
         joint = torch.where(index < 0, index, index + branch.place.prompt)
         self._tell(branch, kwargs)
-        assert told.prompt is not None
         told.index = index
-        told.slots = torch.cat([told.prompt.expand(*index.shape[:-1], -1), joint], dim=-1)
+        told.slots = torch.cat([branch.prompt.expand(*index.shape[:-1], -1), joint], dim=-1)
         if self.config.cache_dtype == "int8":  # its rows are computed in buffers of their own
             rows = told.slots.clamp(min=0)
             told.rope = branch.rope[0][rows], branch.rope[1][rows]
-        told.rope_ref = None if self.config.condition_cache else branch.rope_ref()
+        told.rope_ref = None if self.config.condition_cache else branch.rope_ref
         narrowed = kwargs | self.spec.narrow(kwargs, index)
         narrowed["hidden_states"] = gather_rows(hidden, index)
         return self._run("spot", forward, narrowed), told.slots.shape[-1]
@@ -133,9 +131,7 @@ class Forwards:
 
     def _tell(self, branch: Branch, kwargs: Arguments) -> None:
         """What is the same in full and spot forwards."""
-        device = kwargs["hidden_states"].device
-        self.told.prompt = torch.arange(branch.place.prompt, device=device)
-        self.told.rope = branch.rope
+        self.told.prompt, self.told.rope = branch.prompt, branch.rope
         mask = self.spec.prompt_mask(kwargs)
         if mask is not None:
             image = mask.new_ones(len(mask), branch.place.sequence - branch.place.prompt)
@@ -151,11 +147,19 @@ class Forwards:
             dtype = torch.get_autocast_dtype(device.type)
         like = hidden.new_empty(0, dtype=dtype)
         heads, int8 = self.spec.heads(self.transformer), self.config.cache_dtype == "int8"
-        return Branch(
-            place,
-            self.spec.rotary(self.transformer, kwargs),
-            layers={
-                name: allocate(len(hidden), place, heads, self.mixed, int8, like)
-                for name in self.layers
-            },
-        )
+        layers = {
+            name: allocate(len(hidden), place, heads, self.mixed, int8, like)
+            for name in self.layers
+        }
+        return self._branch(place, kwargs, layers)
+
+    def _branch(self, place: Place, kwargs: Arguments, layers: dict[str, LayerCache]) -> Branch:
+        cos, sin = rope = self.spec.rotary(self.transformer, kwargs)
+        after, rope_ref = slice(place.source.stop, None), None
+        if self.mixed:
+            rope_ref = (
+                torch.cat([cos[place.rows], cos[after]]),
+                torch.cat([sin[place.rows], sin[after]]),
+            )
+        prompt = torch.arange(place.prompt, device=cos.device)
+        return Branch(place, prompt, rope, rope_ref, layers)

@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Grid = tuple[int, int]
-
 MUCH = 0.5  # share of the tokens judged to change below which nobody needs to look
 ZOOMS = tuple(1 + step / 100 for step in (*range(-10, 0), *range(1, 11), 0))
 REACH = 6  # a shift is at most the frame's side divided by it
@@ -50,38 +48,33 @@ class Misalignment:
         return moved if self.kind == "shift" else f"scaled by {self.scale:.2f} and {moved}"
 
 
-def cells(tokens: Tensor, grid: Grid) -> Tensor:
-    """Packed tokens [N, C*4] (channel c*4 + dy*2 + dx) -> fp32 latents [C, 2 rows, 2 cols]."""
-    rows, cols = grid
-    parts = tokens.float().reshape(rows, cols, -1, 2, 2).permute(2, 0, 3, 1, 4)
-    return parts.reshape(-1, 2 * rows, 2 * cols)
-
-
-def detect(x0: Tensor, y: Tensor, grid: Grid, token_pixels: int) -> Misalignment | None:
+def detect(edit: Tensor, source: Tensor, pixels: float) -> Misalignment | None:
     """The transformation of the whole frame that turns the source into the edit, or None.
 
     None also for local edits, whatever their size, for other pictures and for new textures. Reads
     the device once.
 
     Args:
-        x0: predicted clean tokens [N, C], 2 x 2 latent cells a token.
-        y: the source's tokens [N, C].
-        grid: token grid (rows, cols), at least 8 x 8; on smaller ones the answer is None.
-        token_pixels: side of a token in output pixels.
+        edit, source: predicted clean latents and the source's, [C, h, w]; on less than 16 x 16
+            cells the answer is None.
+        pixels: side of a cell in output pixels.
     """
-    if min(grid) < 8:
+    sides = edit.shape[1:]
+    if min(sides) < 16:
         return None
-    with torch.autocast(x0.device.type, enabled=False):  # half precision has no FFT of every size
-        edit, source = cells(x0, grid), cells(y, grid)
+    # half precision has no FFT of every size
+    with torch.autocast(edit.device.type, enabled=False):
+        edit, source = edit.float(), source.float()
         colour = _fit(edit, source, _affine(edit, source), torch.ones_like(edit[0]))
         place, moved = _register(_smooth(edit), _smooth(source))
         down, right, scale, *fits = torch.cat([place, moved, colour]).tolist()
-    reach = [abs(by) + abs(scale - 1) * side for by, side in ((down, grid[0]), (right, grid[1]))]
-    pixels = token_pixels / 2
+    reach = [
+        abs(by) + abs(scale - 1) * side / 2 for by, side in zip((down, right), sides, strict=True)
+    ]
     if _holds(fits[3:], COLOURED) and fits[3] > fits[0]:
         return Misalignment("colour", (0.0, 0.0), 1.0, fits[3])
     if _holds(fits[:3], MOVED) and max(reach) >= LEAST:
-        kind = "zoom" if abs(scale - 1) * max(grid) >= LEAST else "shift"
+        kind = "zoom" if abs(scale - 1) * max(sides) / 2 >= LEAST else "shift"
         return Misalignment(kind, (down * pixels, right * pixels), scale, fits[0])
     return None
 

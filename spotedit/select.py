@@ -45,11 +45,6 @@ def l2(y: Tensor, grid: Grid, features: Callable[[Tensor], list[Tensor]], impl: 
 JUDGES = {"perceptual": perceptual, "cosine": cosine, "l2": l2}
 
 
-def dilate(active: Tensor, grid: Grid, tokens: int) -> Tensor:
-    """Grow the active set [B, N] by `tokens` on every side of the token grid."""
-    return select_tokens(active.float(), grid, threshold=0.5, dilation=tokens)[0]
-
-
 @dataclass(frozen=True)
 class Selection:
     """The tokens of a spot step.

@@ -197,9 +197,12 @@ class Session:
     def _check_frame(self, x0: Tensor) -> None:
         """Where the frame changes as a whole, every token is computed from here on."""
         changed = self.noise - self.spot.reused.shape[-1]
-        if self.mask is not None or self.batch > 1 or changed < MUCH * self.noise:
+        latents = self.spec.latents
+        if self.mask is not None or self.batch > 1 or changed < MUCH * self.noise or not latents:
             return
-        self.misalignment = detect(x0[0], self.y[0], self.grid, self.spec.token_pixels(self.pipe))
+        edit, source = (latents(tokens, self.grid)[0] for tokens in (x0, self.y))
+        side = self.spec.token_pixels(self.pipe) * self.grid[0]
+        self.misalignment = detect(edit, source, side / edit.shape[1])
         if self.misalignment is not None:
             self._spot = everything(self.spot, self.pad_to)
             if self.config.on_misaligned == "dense":
@@ -254,17 +257,9 @@ class Session:
             self.weights = weights(config.fusion, self.sigmas)
             self.allowed = self._allowed(hidden.device, number)
             self.kinds = kinds
-            mixed = any(weight != 1.0 for weight in self.weights)
-            self.forwards = Forwards(
-                self.pipe.transformer,
-                spec,
-                config,
-                self.told,
-                self.layers,
-                self.noise,
-                start,
-                mixed,
-            )
+            mixed, model = any(weight != 1.0 for weight in self.weights), self.pipe.transformer
+            told, layers = self.told, self.layers
+            self.forwards = Forwards(model, spec, config, told, layers, self.noise, start, mixed)
 
     def _make_selector(self) -> SpotSelector:
         spec, config = self.spec, self.config

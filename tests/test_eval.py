@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import random
 import shutil
 import signal
@@ -13,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from pie import make_pie
 
 from spotedit.cli import main
@@ -126,7 +128,11 @@ def test_24_pictures_killed_three_times_as_users_run_it(tmp_path):
 @pytest.mark.full
 def test_two_processes_share_the_pictures(data, finished, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
-    subprocess.run([*launch, "spotedit.cli", *command(data, tmp_path)], check=True)
+    # the launcher would give each process one thread, which sums in another order
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    subprocess.run(
+        [*launch, "spotedit.cli", *command(data, tmp_path)], env=os.environ | threads, check=True
+    )
     assert len(list(tmp_path.glob("rows-*.jsonl"))) == 2
     assert untimed(tmp_path) == untimed(finished)
 

@@ -2,10 +2,24 @@
 
 import gc
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import call_arguments, random_kontext
+from diffusers import (
+    Flux2KleinPipeline,
+    Flux2Pipeline,
+    Flux2Transformer2DModel,
+    FluxKontextInpaintPipeline,
+    FluxKontextPipeline,
+    FluxTransformer2DModel,
+    LongCatImageEditPipeline,
+    LongCatImageTransformer2DModel,
+    QwenImageEditPipeline,
+    QwenImageEditPlusPipeline,
+    QwenImageTransformer2DModel,
+)
 
 import spotedit
 from spotedit.cache import Rows, quantise
@@ -100,3 +114,34 @@ def test_nothing_is_kept_after_fifty_calls(pipe, monkeypatch):
     assert len(made) == 50
     assert [ref() for ref in made] == [None] * 50
     assert len(set(counts)) == 1
+
+
+FLUX2 = {"num_layers": 8, "num_single_layers": 48, "num_attention_heads": 48}
+KLEIN_4B = {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24}
+KLEIN_9B = {"num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32}
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "transformer", "config", "prompt", "expected"),
+    [
+        (FluxKontextPipeline, FluxTransformer2DModel, {}, 512, "10.4 GB"),
+        (FluxKontextInpaintPipeline, FluxTransformer2DModel, {}, 512, "10.4 GB"),
+        (LongCatImageEditPipeline, LongCatImageTransformer2DModel, {}, 512, "10.4 GB"),
+        (QwenImageEditPipeline, QwenImageTransformer2DModel, {}, 1400, "11.6 GB"),
+        (QwenImageEditPlusPipeline, QwenImageTransformer2DModel, {}, 1400, "11.6 GB"),
+        (Flux2Pipeline, Flux2Transformer2DModel, FLUX2, 512, "20.4 GB"),
+        (Flux2KleinPipeline, Flux2Transformer2DModel, KLEIN_4B, 512, "4.6 GB (4B)"),
+        (Flux2KleinPipeline, Flux2Transformer2DModel, KLEIN_9B, 512, "7.8 GB (9B)"),
+    ],
+)
+def test_the_readmes_memory_column_is_the_estimate(pipeline, transformer, config, prompt, expected):
+    """At 1024 x 1024 pixels in bfloat16; the models' own sizes, without weights."""
+    with torch.device("meta"):
+        model = transformer(**config).to(torch.bfloat16)
+    pipe = pipeline.__new__(pipeline)
+    vars(pipe).update(transformer=model, vae_scale_factor=8)
+    found = spotedit.estimate(pipe, 1024, 1024, prompt_tokens=prompt) / 1e9
+    assert f"{found:.1f} GB" == " ".join(expected.split()[:2])
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    row = next(line for line in readme.splitlines() if line.startswith(f"| `{pipeline.__name__}`"))
+    assert expected in row

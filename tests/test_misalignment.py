@@ -43,13 +43,12 @@ def view(photo, shift=(0, 0), zoom=1.0):
 
 
 @torch.no_grad()
-def tokens(pipe, pixels):
-    """Packed latents [N, C] of a picture [SIDE, SIDE, 3], 0..255."""
+def latents(pipe, pixels):
+    """Latents [C, h, w] of a picture [SIDE, SIDE, 3], 0..255."""
     image = torch.from_numpy(np.clip(pixels, 0, 255)).float().permute(2, 0, 1)[None] / 127.5 - 1
-    latents = pipe.vae.encode(image).latent_dist.mode()
+    found = pipe.vae.encode(image).latent_dist.mode()
     config = pipe.vae.config
-    latents = (latents - config.shift_factor) * config.scaling_factor
-    return pipe._pack_latents(latents, 1, *latents.shape[1:])[0]
+    return ((found - config.shift_factor) * config.scaling_factor)[0]
 
 
 def changed(photo):
@@ -84,10 +83,10 @@ def answers(pipe):
     photos = tiny.heldout_photos()
     whole, local = [], []
     for photo, other in zip(photos, photos[1:] + photos[:1], strict=True):
-        y = tokens(pipe, view(photo))
+        y = latents(pipe, view(photo))
         for pictures, found in ((changed(photo), whole), (edited(photo, other), local)):
             for name, picture in pictures.items():
-                found.append((name, detect(tokens(pipe, picture), y, GRID, 8)))
+                found.append((name, detect(latents(pipe, picture), y, 4)))
     return whole, local
 
 
@@ -120,7 +119,8 @@ def run(pipe, monkeypatch):
     """A call on the first photograph whose predicted clean picture is always the one given."""
 
     def call(picture, mask=None, **config):
-        target = tokens(pipe, picture)[None]
+        z = latents(pipe, picture)[None]
+        target = pipe._pack_latents(z, *z.shape)
 
         def predict(**kwargs):
             told = pipe.transformer._spotedit_session.told
@@ -134,9 +134,9 @@ def run(pipe, monkeypatch):
         options = {"num_inference_steps": 8, "height": SIDE, "width": SIDE, "output_type": "latent"}
         with spotedit.enable(pipe, **config) as handle:
             handle.set_mask(mask)
-            latents = pipe(image=source, prompt="move", **options).images
-        assert torch.isfinite(latents).all()
-        return handle.report, (latents - target).abs().max().item()
+            result = pipe(image=source, prompt="move", **options).images
+        assert torch.isfinite(result).all()
+        return handle.report, (result - target).abs().max().item()
 
     return call
 

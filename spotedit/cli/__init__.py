@@ -121,6 +121,8 @@ def _add_call(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threshold", type=float, help="scores up to it are reused")
     parser.add_argument("--steps", type=_at_least(1), metavar="T", help="default: the pipeline's")
     parser.add_argument("--guidance", type=float, metavar="G", help="default: the pipeline's")
+    parser.add_argument("--true-cfg", type=float, metavar="G", help="default: the pipeline's")
+    parser.add_argument("--negative-prompt", metavar="TEXT", help="default: the pipeline's")
     parser.add_argument("--seed", type=_at_least(0), default=0, help="default: 0")
     parser.add_argument("--device", help="such as cuda, cuda:1, mps, cpu (default: the best here)")
     parser.add_argument(
@@ -134,12 +136,6 @@ def _add_call(parser: argparse.ArgumentParser) -> None:
         default="none",
         help="keep weights in host memory: less GPU memory, more time",
     )
-
-
-def _add_guidance(parser: argparse.ArgumentParser) -> None:
-    """Two forwards a step, for the pipelines that take them."""
-    parser.add_argument("--true-cfg", type=float, metavar="G", help="default: the pipeline's")
-    parser.add_argument("--negative-prompt", metavar="TEXT", help="default: the pipeline's")
 
 
 def _add_verify(verify: argparse.ArgumentParser) -> None:
@@ -156,14 +152,13 @@ def _add_verify(verify: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     verify.add_argument("--force", action="store_true", help="overwrite FILE.json")
     _add_call(verify)
-    _add_guidance(verify)
 
 
 def _add_eval(evaluate: argparse.ArgumentParser) -> None:
     evaluate.description = (
         "Edit every picture of a benchmark dense and spot, measure, and print a table. A run that "
-        "was stopped goes on where it was; `accelerate launch -m spotedit.cli eval ...` shares it "
-        "among GPUs."
+        "was stopped goes on where it was; `torchrun --nproc-per-node N -m spotedit.cli eval ...` "
+        "shares it among N processes."
     )
     evaluate.add_argument(
         "data", type=Path, metavar="DATA", help="folder of PIE-Bench, PIE-Bench++ or ImgEdit Basic"
@@ -184,4 +179,3 @@ def _add_eval(evaluate: argparse.ArgumentParser) -> None:
         "--score-only", action="store_true", help="edit nothing: measure what is there"
     )
     _add_call(evaluate)
-    _add_guidance(evaluate)

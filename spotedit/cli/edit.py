@@ -11,12 +11,13 @@ from PIL import Image
 
 import spotedit
 
+from ..evaluation.edits import loop_settings
 from ..images import atomic_write, check_output, load_image, load_mask, save_image
 from ..report import EditReport
 from . import MODELS
 from .errors import BadInput
 from .figure import save_figure
-from .pipelines import choose_device, explained, load, native, timed
+from .pipelines import call_given, choose_device, explained, load, native, timed
 
 _WARM_UP_STEPS = 3  # one full step and two spot steps
 
@@ -59,12 +60,7 @@ def require_model(args: argparse.Namespace) -> None:
 
 def call_options(args: argparse.Namespace, image: Image.Image) -> dict[str, Any]:
     """The pipeline's arguments, without the generator."""
-    options: dict[str, Any] = {"image": image, "prompt": args.instruction}
-    if args.steps is not None:
-        options["num_inference_steps"] = args.steps
-    if args.guidance is not None:
-        options["guidance_scale"] = args.guidance
-    return options
+    return {"image": image, "prompt": args.instruction, **call_given(args)}
 
 
 def _outputs(args: argparse.Namespace) -> _Outputs:
@@ -87,6 +83,7 @@ def _edit(
     mask: Image.Image | None,
     outputs: _Outputs,
 ) -> None:
+    loop_settings(pipe, call_given(args))  # raises for an option that the pipeline does not take
     options = call_options(args, image)
 
     def spot_edit(**more: Any) -> tuple[Image.Image, float, EditReport]:

@@ -7,10 +7,11 @@ from PIL import Image
 
 import spotedit
 
+from ..evaluation.edits import loop_settings
 from ..images import check_output, load_image, save_image
 from .edit import call_options, require_model
 from .figure import save_figure
-from .pipelines import choose_device, explained, load, native
+from .pipelines import call_given, choose_device, explained, load, native
 
 _COLUMNS = ("source", "draft", "scores, region outlined")
 
@@ -29,6 +30,7 @@ def run(args: argparse.Namespace) -> None:
     with explained(device):
         pipe = load(args.model, args.dtype, device, args.offload)
         source = native(pipe, image) if args.model == "tiny" else image
+        loop_settings(pipe, call_given(args))  # raises for an option that the pipeline lacks
         with spotedit.enable(pipe, threshold=args.threshold) as handle:
             preview = handle.preview(
                 **call_options(args, source),

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import diffusers
-import torch
 from tqdm import tqdm
 
 import spotedit
 
-from ..evaluation.edits import loop_settings
+from ..evaluation.edits import loop_settings, machine
 from ..evaluation.verify import Figures, verify
 from ..images import atomic_write, check_output, load_image
 from .errors import BadInput
@@ -75,18 +73,9 @@ def _cell(name: str, value: float | None) -> str:
 
 def _row(model: str, pipe: Any, settings: Figures, figures: Sequence[Figures]) -> Figures:
     """What may be shared: nothing of the pictures, of the machine only its devices' names."""
-    device = pipe._execution_device
-    cuda = device.type == "cuda"
     return {
         "model": "a local folder" if Path(model).is_dir() else model,
-        "pipeline": type(pipe).__name__,
+        **machine(pipe),
         "settings": {k: v for k, v in settings.items() if k != "negative_prompt"},
-        "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
-        "device": torch.cuda.get_device_name(device) if cuda else device.type,
-        "versions": {
-            "spotedit": spotedit.__version__,
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-        },
         "edits": list(figures),
     }

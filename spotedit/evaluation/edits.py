@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 from PIL import Image
@@ -58,6 +59,22 @@ def loop_settings(pipe: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     except TypeError as error:
         raise ValueError(f"{type(pipe).__name__}: {error}; leave that option out") from error
     return {name: arguments[name] for name in LOOP if name in arguments}
+
+
+def machine(pipe: Any) -> dict[str, Any]:
+    """What ran an edit: the pipeline's class and dtype, the device's name, versions."""
+    device = pipe._execution_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "pipeline": type(pipe).__name__,
+        "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
+        "device": name,
+        "versions": {
+            "spotedit": spotedit.__version__,
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+        },
+    }
 
 
 def edit(

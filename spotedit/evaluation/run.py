@@ -15,11 +15,9 @@ A row of `rows-N.jsonl` is one picture in one mode:
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -27,7 +25,7 @@ import spotedit
 
 from ..images import save_image
 from .data import DataSet, Item
-from .edits import MODES, call_options, edit, loop_settings, warm_up
+from .edits import MODES, call_options, edit, loop_settings, machine, warm_up
 from .store import Lines, Row, digest
 
 Prepare = Callable[[Image.Image], Image.Image]
@@ -50,19 +48,13 @@ def settings_of(
     Raises:
         ValueError: the pipeline does not take an option in `given`.
     """
-    device = pipe._execution_device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     settings = {
         "data": data.identity,
         "model": model,
-        "pipeline": type(pipe).__name__,
-        "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
+        **machine(pipe),
         **loop_settings(pipe, given),
         "seed": seed,
         "config": asdict(config),
-        "device": name,
-        "versions": {name: version(name) for name in ("torch", "diffusers")}
-        | {"spotedit": spotedit.__version__},
     }
     return json.loads(json.dumps(settings))  # as rows read back hold it
 

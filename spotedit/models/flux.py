@@ -166,5 +166,6 @@ KONTEXT = Spec(
     matched_size=matched_size,
     source_size=source_size,
     token_pixels=lambda pipe: pipe.vae_scale_factor * 2,
+    latents=unpatch,
 )
 register(KONTEXT)

@@ -63,6 +63,7 @@ FLUX2 = Spec(
     matched_size=matched_size,
     source_size=flux.listed_size,
     token_pixels=lambda pipe: pipe.vae_scale_factor * 2,
+    latents=flux.unpatch,
 )
 register(FLUX2)
 register_refusal(

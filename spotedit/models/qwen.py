@@ -104,6 +104,7 @@ EDIT = Spec(
     token_pixels=lambda pipe: pipe.vae_scale_factor * 2,
     prompt_mask=prompt_mask,
     narrow_block=narrow_block,
+    latents=flux.unpatch,
 )
 register(EDIT)
 PLUS = ("QwenImageEditPlusPipeline", "QwenImageEditPlusModularPipeline")

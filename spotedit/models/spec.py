@@ -64,6 +64,8 @@ class Spec:
         own_mask: (pipeline, call's arguments, output's (height, width)) -> bool [b, H, W] in output
             pixels, True where the pipeline lets the source change, b a divisor of B; or None. It
             counts as the user's where they have set none.
+        latents: (tokens [B, N, C], grid) -> latents [B, c, h, w], whose motion as a whole is looked
+            for where much changes; None: it is not.
         heads: transformer -> (heads, head dim).
         followed: which condition image gives the output its size, 0 or -1 (the last).
         thresholds: judge -> default threshold.
@@ -85,6 +87,7 @@ class Spec:
     prompt_mask: Callable[[Arguments], Tensor | None] = lambda arguments: None
     narrow_block: Callable[[Arguments, Tensor], dict[str, Any]] | None = None
     own_mask: Callable[[Any, Arguments, Grid], Tensor | None] = lambda pipe, arguments, size: None
+    latents: Callable[[Tensor, Grid], Tensor] | None = None
     heads: Callable[[Any], tuple[int, int]] = heads
     followed: int = 0
     thresholds: Mapping[str, float] = field(
