@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from ..primitives import checked_row
-from ..schedules import Schedule
 
 TILE = 2048  # elements of K a program blends
 NUM_WARPS = 4
@@ -122,31 +121,3 @@ def kv_blend(
     torch.ops.spotedit.kv_blend(
         k_out, v_out, k_cached, v_cached, k_ref, v_ref, index, tensor, number, is_time
     )
-
-
-def schedules(target: str) -> list[Schedule]:
-    """Heads of 64 and 128, with the weight from a device-side time."""
-    names = _kv_blend.arg_names
-    return [
-        Schedule(
-            f"kv_blend {dtype} D={d}",
-            _kv_blend,
-            {
-                **{name: f"*{dtype}" for name in names if name.startswith("p_")},
-                "p_index": "*i64",
-                "p_weight": "*fp32",
-                "weight": "fp32",
-            },
-            {
-                **{name: 1 for name in names if name.endswith("_d")},
-                "WEIGHT": "time",
-                "HEAD_DIM": d,
-                "BLOCK_P": TILE // d,
-                "BLOCK_D": d,
-            },
-            NUM_WARPS,
-            aligned=tuple(n for n in names if n.endswith(("_b", "_s", "_h")) and n != "index_b"),
-        )
-        for dtype in ("bf16", "fp16")
-        for d in (64, 128)
-    ]

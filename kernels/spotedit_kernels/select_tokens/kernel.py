@@ -8,7 +8,6 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from ..schedules import Schedule
 from .reference import ITERATIONS
 
 CUT_BLOCK, CUT_WARPS = 1024, 8
@@ -171,35 +170,3 @@ def select_tokens(
 def _dense(rows: Tensor) -> Tensor:
     """`rows` ``[B, N]`` with a stride of 1 along N."""
     return rows if rows.stride(1) == 1 else rows.contiguous()
-
-
-def schedules(target: str) -> list[Schedule]:
-    """The two-means cut, the active set with everything on, and the list."""
-    return [
-        Schedule(
-            "select_tokens two-means cut",
-            _cut,
-            {"p_scores": "*fp32", "p_cut": "*fp32"},
-            {"ITERATIONS": ITERATIONS, "BLOCK": CUT_BLOCK},
-            CUT_WARPS,
-            aligned=("scores_b",),
-        ),
-        Schedule(
-            "select_tokens active set",
-            _mark,
-            {
-                **{"p_scores": "*fp32", "p_cut": "*fp32", "threshold": "fp32"},
-                **dict.fromkeys(("p_previous", "p_mask", "p_active"), "*i1"),
-            },
-            {"AUTO": True, "RULE": "intersect", "PREVIOUS": True, "BLOCK": MARK_BLOCK},
-            MARK_WARPS,
-            aligned=("scores_b", "previous_b", "mask_b"),
-        ),
-        Schedule(
-            "select_tokens list",
-            _list,
-            {"p_active": "*i1", "p_index": "*i32", "p_count": "*i32"},
-            {"BLOCK": LIST_BLOCK},
-            LIST_WARPS,
-        ),
-    ]

@@ -1,0 +1,49 @@
+"""The schedules of the selection, for ahead-of-time compilation. Needs Triton."""
+
+from __future__ import annotations
+
+from ..schedules import Schedule
+from .kernel import (
+    CUT_BLOCK,
+    CUT_WARPS,
+    LIST_BLOCK,
+    LIST_WARPS,
+    MARK_BLOCK,
+    MARK_WARPS,
+    _cut,
+    _list,
+    _mark,
+)
+from .reference import ITERATIONS
+
+
+def schedules(target: str) -> list[Schedule]:
+    """The two-means cut, the active set with everything on, and the list."""
+    return [
+        Schedule(
+            "select_tokens two-means cut",
+            _cut,
+            {"p_scores": "*fp32", "p_cut": "*fp32"},
+            {"ITERATIONS": ITERATIONS, "BLOCK": CUT_BLOCK},
+            CUT_WARPS,
+            aligned=("scores_b",),
+        ),
+        Schedule(
+            "select_tokens active set",
+            _mark,
+            {
+                **{"p_scores": "*fp32", "p_cut": "*fp32", "threshold": "fp32"},
+                **dict.fromkeys(("p_previous", "p_mask", "p_active"), "*i1"),
+            },
+            {"AUTO": True, "RULE": "intersect", "PREVIOUS": True, "BLOCK": MARK_BLOCK},
+            MARK_WARPS,
+            aligned=("scores_b", "previous_b", "mask_b"),
+        ),
+        Schedule(
+            "select_tokens list",
+            _list,
+            {"p_active": "*i1", "p_index": "*i32", "p_count": "*i32"},
+            {"BLOCK": LIST_BLOCK},
+            LIST_WARPS,
+        ),
+    ]
