@@ -325,6 +325,25 @@ def test_edit_with_the_tiny_editor(tiny_editor, run, picture, tmp_path, capsys):
     width, height = Image.open(tmp_path / "out.png").size
     assert width * height == pytest.approx(128**2, rel=0.1)
     assert width / height == pytest.approx(1.5, rel=0.1)
+    guided = ("--true-cfg", 1.5, "--negative-prompt", "red", "--threshold", "auto", "--force")
+    first = (tmp_path / "out.png").read_bytes()
+    assert run("--steps", 4, *guided, model="tiny") == 0
+    assert (tmp_path / "out.png").read_bytes() != first
+    assert "the scores' own cut" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["edit", "preview"])
+def test_an_option_that_the_pipeline_does_not_take(
+    tiny_editor, picture, command, tmp_path, capsys, monkeypatch
+):
+    call = tiny_editor.TinyKontextPipeline.__call__
+    taken = call.__signature__.parameters.items()
+    less = [parameter for name, parameter in taken if name != "true_cfg_scale"]
+    monkeypatch.setattr(call, "__signature__", call.__signature__.replace(parameters=less))
+    given = [command, picture, "add a hat", "-o", tmp_path / "o.png", "--model", "tiny"]
+    assert main([str(argument) for argument in (*given, "--true-cfg", 4)]) == 2
+    assert "true_cfg_scale" in capsys.readouterr().err
+    assert names(tmp_path) == set()
 
 
 def test_demo(tiny_editor, tmp_path, capsys, monkeypatch):

@@ -48,6 +48,13 @@ def _at_least(low: int) -> Callable[[str], int]:
     return integer
 
 
+def _threshold(text: str) -> float | str:
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a number, or auto") from None
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="spotedit", description="Edit pictures by instruction; compute only what changes."
@@ -118,7 +125,9 @@ def _add_picture(command: argparse.ArgumentParser) -> None:
 
 def _add_call(parser: argparse.ArgumentParser) -> None:
     """How a pipeline is loaded and called."""
-    parser.add_argument("--threshold", type=float, help="scores up to it are reused")
+    parser.add_argument(
+        "--threshold", type=_threshold, metavar="S", help="scores up to it are reused; or auto"
+    )
     parser.add_argument("--steps", type=_at_least(1), metavar="T", help="default: the pipeline's")
     parser.add_argument("--guidance", type=float, metavar="G", help="default: the pipeline's")
     parser.add_argument("--true-cfg", type=float, metavar="G", help="default: the pipeline's")
