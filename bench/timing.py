@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any, TypeVar
@@ -68,19 +68,34 @@ def timed_parts(pipe: Any) -> Iterator[Stopwatch]:
 
     watch = Stopwatch(pipe.device)
     transformer = pipe.transformer
-    stock = type(transformer)
-    forward = watch.wrap(TRANSFORMER, stock.__call__)
+    stock, session_run = type(transformer), Session.run
+    forward, session_forward = (watch.wrap(TRANSFORMER, f) for f in (stock.__call__, session_run))
+    inside = False  # a session's forward, which is timed as a whole
+
+    def note(kwargs: Mapping[str, Any]) -> None:
+        names = ("encoder_hidden_states", "hidden_states")
+        watch.sequence = sum(kwargs[name].shape[1] for name in names)
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        watch.sequence = sum(
-            kwargs[name].shape[1] for name in ("encoder_hidden_states", "hidden_states")
-        )
+        if inside:
+            return stock.__call__(self, *args, **kwargs)
+        note(kwargs)
         return forward(self, *args, **kwargs)
+
+    def run(session: Session, call: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        nonlocal inside
+        note(kwargs)
+        inside = True
+        try:
+            return session_forward(session, call, kwargs)
+        finally:
+            inside = False
 
     with ExitStack() as undo:
         # hooks run inside nn.Module.__call__, so a subclass's own is the only way around them
         undo.callback(setattr, transformer, "__class__", stock)
         transformer.__class__ = type(stock.__name__, (stock,), {"__call__": __call__})
+        undo.enter_context(patch.object(Session, "run", run))
         for name, owner, attribute in (
             (ENCODE, pipe.vae, "encode"),
             (DECODE, pipe.vae, "decode"),

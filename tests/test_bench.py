@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 
 import numpy as np
 import pytest
@@ -137,6 +138,35 @@ def test_timed_parts_leaves_nothing_behind():
     assert len(watch.seconds(timing.TRANSFORMER)) == 8
     assert len(watch.seconds(timing.DECODE)) == 1
     assert watch.seconds(timing.SELECT) == []
+
+
+def test_a_spot_step_is_timed_with_gathering_and_scattering_and_against_the_whole_sequence():
+    """The stopwatch's own forwards of the session, not the narrowed ones inside them."""
+    pipe = random_kontext()
+    handle = spotedit.enable(pipe)
+    handle.set_mask(torch.arange(8).expand(6, 8) < 2, mode="replace")
+    inner, slow = pipe.transformer.forward, 0.02
+
+    def forward(**kwargs):
+        shapes.append(kwargs["hidden_states"].shape[1])
+        return inner(**kwargs)
+
+    shapes, widen = [], Session._widen
+    pipe.transformer.forward = forward
+
+    def slowly(*args):
+        time.sleep(slow)
+        return widen(*args)
+
+    with timing.timed_parts(pipe) as watch, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Session, "_widen", slowly)
+        pipe(**call_arguments())
+        assert watch.sequence == 5 + 48 + 48
+    kinds = [step["kind"] for step in handle.report.steps]
+    seconds = watch.seconds(timing.TRANSFORMER)
+    assert shapes == [12 if kind == "spot" else 96 for kind in kinds]
+    assert len(seconds) == len(kinds)
+    assert all(s >= slow for s, kind in zip(seconds, kinds, strict=True) if kind == "spot")
 
 
 @pytest.fixture
