@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-RESET_FRACTIONS = (0.26, 0.44, 0.62)
+PUBLISHED_RESETS = (0.26, 0.44, 0.62)  # / steps
 
 
 def _nearest(x: float) -> int:
@@ -14,6 +14,7 @@ def plan(
     initial_steps: int | None = None,
     reset_steps: Sequence[int] | None = None,
     reset_every: int | None = None,
+    fractions: Sequence[float] = PUBLISHED_RESETS,
 ) -> list[str]:
     """Kind of every denoising step, `"full"` or `"spot"`.
 
@@ -26,6 +27,7 @@ def plan(
         initial_steps: overrides the number of full steps at the start.
         reset_steps: overrides the indices (0-based) of later full steps.
         reset_every: a full step every that many steps after the initial ones.
+        fractions: where the resets lie where neither is given, / `steps`; the model's own.
 
     Returns:
         `steps` names; all of them `"full"` where there is no room for a spot step. A reset on the
@@ -43,6 +45,6 @@ def plan(
     elif steps <= 12:
         resets = {3, 5}
     else:
-        resets = {_nearest(fraction * steps) for fraction in RESET_FRACTIONS}
+        resets = {_nearest(fraction * steps) for fraction in fractions}
     resets.discard(steps - 1)
     return ["full" if i < initial_steps or i in resets else "spot" for i in range(steps)]

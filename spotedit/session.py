@@ -245,7 +245,8 @@ class Session:
         self.noise = self.grid[0] * self.grid[1]
         self.begun = True
         config = self.config
-        kinds = plan(steps, config.initial_steps, config.reset_steps, config.reset_every)
+        own = config.initial_steps, config.reset_steps, config.reset_every
+        kinds = plan(steps, *own, spec.reset_fractions)
         number, self.reason = reference_number(grids, config.reference, self.spec.followed)
         if number is not None and "spot" not in kinds:
             self.reason = f"too few steps: of {steps}, all are initial steps or resets"

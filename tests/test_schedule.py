@@ -35,3 +35,8 @@ def test_a_reset_on_the_last_step_is_dropped():
 
 def test_no_room_for_a_spot_step():
     assert plan(3, initial_steps=5) == ["full"] * 3
+
+
+def test_a_model_may_have_resets_of_its_own():
+    assert full_steps(plan(28, fractions=(0.5, 0.9))) == [0, 1, 14, 25]
+    assert full_steps(plan(28, reset_every=8, fractions=(0.5,))) == [0, 1, 9, 17, 25]

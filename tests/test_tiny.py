@@ -113,6 +113,18 @@ def test_kind_and_words(pipe, kind):
         assert pipe.tokenizer_2.unk_token_id not in ids
 
 
+def test_area_is_that_of_the_edited_object():
+    kinds = ("recolour", "remove", "replace")
+    for area in (0.02, 0.1, 0.6):
+        scenes = [tiny.make_scene(seed, kinds[seed % 3], area=area) for seed in range(30)]
+        assert np.median([scene.mask.mean() for scene in scenes]) == pytest.approx(area, rel=0.25)
+    wide = tiny.make_scene(0, "remove", size=(96, 160), area=0.6)
+    assert wide.mask.mean() == pytest.approx(0.6 * 96 / 160, rel=0.35)
+    for wrong in (0.0, 0.61, float("nan")):
+        with pytest.raises(ValueError, match=r"at most 0\.6"):
+            tiny.make_scene(0, area=wrong)
+
+
 def test_recolouring_changes_the_colour_clearly():
     for seed in range(30):
         words = tiny.make_scene(seed, kind="recolour").instruction.split()

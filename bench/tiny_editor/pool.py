@@ -20,6 +20,7 @@ from .vae import encode_linear
 
 SHARD = 1024
 _KIND_SHARES = {"recolour": 0.1, "remove": 0.26, "replace": 0.32, "add": 0.32}
+_AREAS, _AREA_SHARE = (0.015, 0.6), 0.6  # of the edited objects; log-uniform in so many scenes
 _IDENTITY_EVERY = 32  # one scene in so many has an empty prompt and its source as target
 
 
@@ -56,7 +57,9 @@ def make_shard(
     sources, targets, masks, prompts = [], [], [], []
     for i in range(count):
         kind = str(rng.choice(list(_KIND_SHARES), p=list(_KIND_SHARES.values())))
-        scene = make_scene(index * count + i, kind, size=size, split="train", photos=photos)
+        wide = float(np.exp(rng.uniform(*np.log(_AREAS)))) if rng.random() < _AREA_SHARE else None
+        seed = index * count + i
+        scene = make_scene(seed, kind, size=size, split="train", photos=photos, area=wide)
         identity = i % _IDENTITY_EVERY == _IDENTITY_EVERY - 1
         sources.append(scene.source)
         targets.append(scene.source if identity else scene.target)

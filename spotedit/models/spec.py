@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from ..schedule import PUBLISHED_RESETS
+
 Grid = tuple[int, int]
 Arguments = Mapping[str, Any]  # keyword arguments, of the transformer or of the pipeline
 
@@ -71,6 +73,7 @@ class Spec:
         thresholds: judge -> default threshold.
         dilation: default dilation in tokens.
         judge_every: default number of spot steps from one judgement to the next.
+        reset_fractions: where the default resets lie, / steps.
         interleaved: rotary pairs are (2i, 2i+1), not (i, i + D/2).
     """
 
@@ -95,6 +98,7 @@ class Spec:
     )
     dilation: int = 0
     judge_every: int = 1
+    reset_fractions: tuple[float, ...] = PUBLISHED_RESETS
     interleaved: bool = True
 
 

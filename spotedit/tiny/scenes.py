@@ -4,6 +4,7 @@
 the package, which the tiny editor was never trained on.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +22,7 @@ PLACES = {
     "left": (0.5, 0.24), "centre": (0.5, 0.5), "right": (0.5, 0.76),
     "bottom left": (0.76, 0.24), "bottom": (0.76, 0.5), "bottom right": (0.76, 0.76),
 }  # fmt: skip
+MAX_AREA = 0.6  # the object still lies in the picture
 _CLEAR_COLOUR_STEP = 150.0  # Euclidean distance in 8-bit RGB between old and new colour
 _TRIES = 60
 
@@ -90,14 +92,23 @@ def _free(item: Item, others: Sequence[Item]) -> bool:
 
 
 def _scatter(
-    rng: np.random.Generator, count: int, size: tuple[int, int], taken: Sequence[Item] = ()
+    rng: np.random.Generator,
+    count: int,
+    size: tuple[int, int],
+    taken: Sequence[Item] = (),
+    first: float | None = None,
 ) -> list[Item]:
-    """Up to `count` objects with distinct names that overlap neither each other nor `taken`."""
+    """Up to `count` objects with distinct names that overlap neither each other nor `taken`.
+
+    `first` is the radius of the first one, / shorter side; those of the others are drawn.
+    """
     items: list[Item] = []
     for _ in range(_TRIES):
         if len(items) == count:
             break
         radius = min(size) * rng.uniform(min(SIZES.values()), max(SIZES.values()))
+        if first is not None and not items:
+            radius = min(size) * first
         y, x = (float(rng.uniform(1.1 * radius, side - 1.1 * radius)) for side in size)
         item = Item(
             _choice(rng, SHAPES), _choice(rng, tuple(COLOURS)), _texture(rng), (y, x), radius
@@ -114,9 +125,9 @@ def _far_colour(rng: np.random.Generator, old: str) -> str:
 
 
 def _edit(
-    rng: np.random.Generator, kind: str, size: tuple[int, int]
+    rng: np.random.Generator, kind: str, size: tuple[int, int], radius: float | None
 ) -> tuple[list[Item], list[Item], str]:
-    """Objects before, objects after, instruction."""
+    """Objects before, objects after, instruction. `radius`: of what is edited / shorter side."""
     if kind == "add":
         place, scale = _choice(rng, tuple(PLACES)), _choice(rng, tuple(SIZES))
         centre = PLACES[place][0] * size[0], PLACES[place][1] * size[1]
@@ -126,7 +137,7 @@ def _edit(
         )  # fmt: skip
         before = _scatter(rng, int(rng.integers(0, 3)), size, [new])
         return before, [*before, new], f"add a {scale} {new.full_name} at the {place}"
-    before = _scatter(rng, int(rng.integers(1, 4)), size)
+    before = _scatter(rng, int(rng.integers(1, 4)), size, first=radius)
     old, rest = before[0], before[1:]
     if kind == "remove":
         return before, rest, f"remove the {old.name}"
@@ -145,6 +156,7 @@ def make_scene(
     size: int | tuple[int, int] = 128,
     split: str = "heldout",
     photos: Sequence[np.ndarray] | None = None,
+    area: float | None = None,
 ) -> Scene:
     """Make one scene; equal arguments give equal scenes.
 
@@ -154,9 +166,13 @@ def make_scene(
         size: side, or (height, width), in pixels.
         split: "heldout", or "train" (which needs `photos`).
         photos: uint8 [H, W, 3] backgrounds; the packaged held-out ones where None.
+        area: of a disc of the edited object's radius, as a share of a square of the picture's
+            shorter side: above 0 and at most `MAX_AREA`; drawn, 0.05 to 0.15, where None. What
+            "add" adds has the size that the instruction names.
 
     Raises:
-        ValueError: unknown kind or split, or no photographs for the training split.
+        ValueError: unknown kind or split, no photographs for the training split, or an area out of
+            range.
     """
     if kind is not None and kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}; expected one of {KINDS}")
@@ -166,11 +182,14 @@ def make_scene(
         if split == "train":
             raise ValueError("the training split needs photos=[uint8 arrays]; none ship with it")
         photos = heldout_photos()
+    if area is not None and not 0 < area <= MAX_AREA:
+        raise ValueError(f"area is {area}; expected a share above 0 and at most {MAX_AREA}")
     size = (size, size) if isinstance(size, int) else size
+    radius = None if area is None else math.sqrt(area / math.pi)
     rng = np.random.default_rng([SPLITS.index(split), seed])
     drawn = _choice(rng, KINDS)
     background = photo_crop(rng, photos[int(rng.integers(len(photos)))], size)
-    before, after, instruction = _edit(rng, kind or drawn, size)
+    before, after, instruction = _edit(rng, kind or drawn, size, radius)
     source, target = background, background.copy()
     for picture, items in ((source, before), (target, after)):
         for item in items:
