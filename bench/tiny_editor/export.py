@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKL
 
 from spotedit.tiny.pipeline import TinyKontextPipeline
 
@@ -19,16 +20,25 @@ def trained_state(checkpoint: Path, last: bool = False) -> dict[str, torch.Tenso
 
 
 def export(
-    folder: Path, out: Path, dual: int = 1, single: int = 7, editor_last: bool = False
+    folder: Path,
+    out: Path,
+    dual: int = 1,
+    single: int = 7,
+    editor_last: bool = False,
+    init: Path | None = None,
 ) -> None:
     """Write `folder`'s checkpoints to `out` (replaced whole); print the files' sizes and hashes.
 
-    `editor_last` takes the editor's latest weights instead of their running average.
+    `editor_last` takes the editor's latest weights instead of their running average, `init` a
+    pipeline folder's autoencoder instead of a trained one's.
     """
     tokenizer = build_tokenizer()
     torch.manual_seed(0)
     vae, editor = build_vae(), Editor(len(tokenizer), dual=dual, single=single)
-    vae.load_state_dict(trained_state(folder / "vae.pt"))
+    if init is None:
+        vae.load_state_dict(trained_state(folder / "vae.pt"))
+    else:
+        vae = AutoencoderKL.from_pretrained(init / "vae", local_files_only=True)
     if (folder / "editor.pt").exists():
         editor.load_state_dict(trained_state(folder / "editor.pt", editor_last))
     pipe = TinyKontextPipeline(

@@ -159,8 +159,11 @@ def main(argv: list[str] | None = None) -> None:
     out.add_argument("--dual", type=int, default=1)
     out.add_argument("--single", type=int, default=7)
     out.add_argument("--last", action="store_true", help="the editor's latest weights, unaveraged")
+    out.add_argument("--init", type=Path, help="the pipeline folder that the editor started from")
     out.set_defaults(
-        run=lambda args: export(args.folder, args.out, args.dual, args.single, args.last)
+        run=lambda args: export(
+            args.folder, args.out, args.dual, args.single, args.last, args.init
+        )
     )
     args = parser.parse_args(argv)
     args.run(args)
