@@ -43,7 +43,7 @@ def draw(pipe: Any, courses: Sequence["Course"], path: Path) -> None:
         for cell, picture in zip(line[1:-1], (course.scene.source, *decoded), strict=True):
             cell.imshow(picture)
         heat = line[-1].imshow(course.converged, cmap="viridis", vmin=1, vmax=latest)
-        _outline(line[-1], course.edited)
+        outline(line[-1], course.edited)
         for cell in line:
             cell.set_axis_off()
     for cell, title in zip(axes[0][1:], titles, strict=True):
@@ -54,7 +54,7 @@ def draw(pipe: Any, courses: Sequence["Course"], path: Path) -> None:
         figure.savefig(temporary, dpi=150)
 
 
-def _outline(axes: Any, region: np.ndarray) -> None:
+def outline(axes: Any, region: np.ndarray) -> None:
     """White line around the True tokens."""
     padded = np.pad(region, 1)
     levels = np.diff(padded, axis=0)[:, 1:-1], np.diff(padded, axis=1)[1:-1]

@@ -23,10 +23,22 @@ def auc(scores: np.ndarray, truth: np.ndarray) -> float:
     positive = int(truth.sum())
     if not 0 < positive < truth.size:
         return float("nan")
-    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]  # 1-based, ties share their mean
-    wins = ranks[truth].sum() - positive * (positive + 1) / 2
+    wins = _ranks(scores)[truth].sum() - positive * (positive + 1) / 2
     return float(wins / (positive * (truth.size - positive)))
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's: 1 if `a` and `b` sort their elements alike, nan if one of them is constant."""
+    ranks = np.stack([_ranks(np.ravel(a)), _ranks(np.ravel(b))])
+    if not ranks.std(axis=1).all():
+        return float("nan")
+    return float(np.corrcoef(ranks)[0, 1])
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """From 1; ties share their mean."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]
 
 
 def bootstrap(

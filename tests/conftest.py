@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a hub; before huggingface_hub's import
 if "gpu" not in sys.argv:  # but for `pytest -m gpu`, Triton kernels are interpreted, on the CPU
     os.environ["TRITON_INTERPRET"] = "1"  # before diffusers imports Triton
 

@@ -51,6 +51,15 @@ def test_auc_counts_the_pairs_in_order(scores, expected):
     assert np.isnan(metrics.auc(np.array(scores, dtype=float), np.zeros(4, dtype=bool)))
 
 
+def test_rank_correlation_sees_order_alone():
+    a = np.array([0.1, 0.2, 0.2, 5.0])
+    assert metrics.rank_correlation(a, np.exp(a)) == pytest.approx(1)
+    assert metrics.rank_correlation(a, -a) == pytest.approx(-1)
+    # ranks 1, 2.5, 2.5, 4 and 1, 3, 2, 4
+    assert metrics.rank_correlation(a, np.array([0, 2, 1, 3])) == pytest.approx(4.5 / 22.5**0.5)
+    assert np.isnan(metrics.rank_correlation(a, np.ones(4)))
+
+
 def test_auc_equals_counting_all_pairs():
     rng = np.random.default_rng(0)
     scores, truth = rng.integers(8, size=60), rng.random(60) < 0.3

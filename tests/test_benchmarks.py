@@ -48,10 +48,6 @@ def test_a_run_past_the_end_is_cut_there():
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ([], "mask is empty"),
-        ([7, 0], "mask is empty"),
-        ([0, SIDE * SIDE], "mask is full"),
-        (runs(box(1, 1, SIDE - 2, SIDE - 2)), "mask is full"),  # but for the border
         ([3, 4, 5], "mask of wrong length"),
         ([SIDE * SIDE, 1], "mask of wrong length"),
         ([-1, 4], "mask of wrong length"),
@@ -63,6 +59,22 @@ def test_a_run_past_the_end_is_cut_there():
 )
 def test_masks_that_cannot_part_a_picture(given, problem):
     assert masks.decode(given) == (None, problem)
+
+
+@pytest.mark.parametrize(
+    ("given", "problem", "inside"),
+    [
+        ([], masks.EMPTY, False),
+        ([7, 0], masks.EMPTY, False),
+        ([0, SIDE * SIDE], masks.FULL, True),
+        (runs(box(1, 1, SIDE - 2, SIDE - 2)), masks.FULL, True),  # but for the border
+    ],
+)
+def test_masks_of_one_part_are_kept_and_named(given, problem, inside):
+    mask, found = masks.decode(given)
+    assert found == problem
+    assert (mask[1:-1, 1:-1] == inside).all()
+    assert mask[0].all()
 
 
 # -- PIE-Bench
@@ -81,12 +93,24 @@ def test_pie_bench(pie):
     assert first.load().size == (SIDE, SIDE)
 
 
-def test_another_listing_has_another_identity(pie):
+@pytest.mark.parametrize(
+    "change",
+    [{"editing_instruction": "do something else"}, {"editing_prompt": "other"}, {"mask": [7, 9]}],
+)
+def test_another_listing_has_another_identity(pie, change):
     folder, rows = pie
     before = read(folder).identity
-    rows["000000000001"]["editing_instruction"] = "do something else"
+    assert read(folder).identity == before
+    rows["000000000001"] |= change
     write_pie(folder, rows)
     assert read(folder).identity != before
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(pie, monkeypatch):
+    folder, _ = pie
+    monkeypatch.setattr("spotedit.images.MAX_PIXELS", SIDE * SIDE - 1)
+    with pytest.raises(ImageError, match="512 x 512"):
+        read(folder).items[0].load()
 
 
 @pytest.mark.parametrize(
@@ -122,12 +146,16 @@ def test_a_key_that_is_no_file_name_is_skipped(pie, key):
     assert len(data.problems) == 2
 
 
-def test_a_degenerate_mask_leaves_the_picture_in(pie):
+@pytest.mark.parametrize(
+    ("runs", "problem"), [([0, SIDE * SIDE], masks.FULL), ([3], "mask of wrong length")]
+)
+def test_a_degenerate_mask_leaves_the_picture_in(pie, runs, problem):
     folder, rows = pie
-    rows["000000000000"]["mask"] = [0, SIDE * SIDE]
+    rows["000000000000"]["mask"] = runs
     write_pie(folder, rows)
-    item = read(folder).items[0]
-    assert (item.mask, item.mask_problem) == (None, "mask is full")
+    data = read(folder)
+    assert len(data.items) == 2
+    assert data.items[0].mask_problem == problem
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"a": 1', "{}"])

@@ -15,13 +15,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from pie import make_pie
+from families import FAMILIES, each_family
+from pie import make_pie, write_pie
 
+from spotedit import SpotEditConfig
 from spotedit.cli import main
+from spotedit.evaluation import edits
+from spotedit.evaluation.metrics import DISTANCES
+from spotedit.evaluation.networks import Networks
 from spotedit.evaluation.store import Lines
 
 PICTURES, STEPS = 2, 4
 KILLS = 3
+CPU = torch.device("cpu")
 
 
 def command(data: Path, out: Path, *more: object, steps: int = STEPS) -> list[str]:
@@ -176,7 +182,10 @@ def test_another_loop_is_refused(data, copy, capsys):
     [
         lambda row: row["settings"].update(seed=1),
         lambda row: row["settings"].update(guidance_scale=1.0),
+        lambda row: row["settings"].update(scheduler="another one"),
+        lambda row: row["settings"].update(offload="model"),
         lambda row: row.update(forwards=2 * STEPS),
+        lambda row: row.update(size=[64, 64]),
     ],
 )
 def test_a_table_of_unlike_rows_is_refused(data, copy, capsys, change):
@@ -189,11 +198,61 @@ def test_a_table_of_unlike_rows_is_refused(data, copy, capsys, change):
     assert "expected" in error or "not the same loop" in error
 
 
+def test_another_number_of_threads_is_another_machine(data, copy, capsys):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        assert main(command(data, copy)) == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert f"threads = {threads}; expected {threads + 1}" in capsys.readouterr().err
+
+
+def test_rows_of_another_data_set_are_not_measured(data, copy, tmp_path, capsys):
+    other = Path(shutil.copytree(data, tmp_path / "other"))
+    rows = json.loads((other / "mapping_file.json").read_text())
+    rows["000000000001"]["mask"] = [0, 9]
+    write_pie(other, rows)
+    assert main(command(other, copy, "--score-only")) == 2
+    assert "name the data set that this folder belongs to" in capsys.readouterr().err
+
+
+@each_family
+def test_both_modes_of_every_family_run_the_same_loop(name):
+    if "Modular" in name:
+        pytest.skip("a modular pipeline is put together by its user; no command loads one")
+    family, pipe = FAMILIES[name], FAMILIES[name].make(0)
+    given = family.arguments(output_type="pil")
+    image = given.pop("image")
+    given.pop("generator", None)
+    options = edits.call_options(pipe, image, None, given)  # embeddings stand for an instruction
+    options = {k: v for k, v in options.items() if v is not None}
+    dense, spot = (edits.edit(pipe, mode, options, 0, SpotEditConfig()) for mode in edits.MODES)
+    assert dense.picture.size == spot.picture.size
+    assert dense.forwards == spot.forwards == len(spot.report.steps)
+    assert dense.report is None
+    assert "spot" in {step["kind"] for step in spot.report.steps}
+
+
 def test_both_modes_run_the_same_loop(finished):
     rows = Lines(finished, "rows").read()
     assert {row["forwards"] for row in rows.values()} == {STEPS}
     assert {row["r"] is None for (_, mode), row in rows.items() if mode == "dense"} == {True}
     assert all(0 < row["r"] < 1 for (_, mode), row in rows.items() if mode == "spot")
+
+
+def test_figures_of_another_clip_model_are_taken_anew(data, copy, monkeypatch):
+    def measured(model: str) -> list[tuple]:
+        embed, absent = lambda *_: (torch.eye(3), torch.ones(3)), dict.fromkeys(DISTANCES, "gone")
+        networks = Networks({}, embed, model, absent, CPU)
+        monkeypatch.setattr("spotedit.cli.eval.networks", lambda *_: networks)
+        assert main(command(data, copy, "--score-only")) == 0
+        return [(row["clip"], row["written"]) for row in Lines(copy, "metrics").read().values()]
+
+    first = measured("one")
+    assert {model for model, _ in first} == {"one"}
+    assert measured("one") == first
+    assert {model for model, _ in measured("two")} == {"two"}
 
 
 def test_a_replaced_picture_is_not_measured(data, copy, capsys):
@@ -227,6 +286,9 @@ def test_the_table_has_the_papers_columns(finished):
     psnr = [row["values"]["psnr"] for (_, mode), row in metrics.items() if mode == "spot"]
     assert spot[4] == f"{sum(psnr) / len(psnr):.4g}"
     assert dense[6] == "no scores"
+    one = cells(text, "1 ")  # all are of one category
+    assert one[:3] == ["1", str(PICTURES), spot[1]]
+    assert one[4:6] == [dense[4], spot[4]]
 
 
 def test_scores_come_back_from_a_judge(data, copy, capsys):
@@ -238,14 +300,14 @@ def test_scores_come_back_from_a_judge(data, copy, capsys):
         assert (copy / prompt["source"]).is_file()
         assert (copy / prompt["picture"]).is_file()
     given = [{"key": p["key"], "mode": p["mode"], "score": 4} for p in prompts]
-    given[0]["score"], given[1]["key"] = 9, "nobody"
+    given[0]["score"], given[1]["key"], given[3]["score"] = 9, "nobody", [5, 4, 4.5]
     with (copy / "scores.jsonl").open("w") as file:
         file.writelines(json.dumps(line) + "\n" for line in [*given, "x"])
         file.write("half a li")
     capsys.readouterr()
     assert main(command(data, copy, "--score-only")) == 0
     out = capsys.readouterr().out
-    assert cells(out, "SpotEdit")[6] == "4 (n = 1; 1 no scores)"
+    assert cells(out, "SpotEdit")[6] == "4.5 (n = 1; 1 no scores)"
     assert "line 1: score 9; expected 1 to 5" in out
     assert "line 2: no such picture" in out
     assert out.count("not a line of key, mode and score") == 2
@@ -267,7 +329,8 @@ def test_problems_are_counted_and_the_run_goes_on(tmp_path, capsys):
     assert f"skipped {keys[0]}: editing_type_id" in error
     assert "2 pictures to edit, 1 with both edits" in out
     assert "1 rows of the data set skipped, 2 edits refused" in out
-    assert "1 masks left out: mask is empty" in out
+    assert "mask is empty, 1 times: parts that it cannot give are not measured" in out
+    assert float(cells(out, "psnr_unedit_part")[1]) > 0
     assert cells(out, "psnr_edit_part")[1:] == ["mask is empty"] * 2
     assert f"{keys[2]}, dense: " in out
 

@@ -9,11 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from spotedit.evaluation import metrics
+from spotedit.evaluation import masks, metrics
 from spotedit.evaluation.data import Item
+from spotedit.evaluation.networks import Networks, networks
 
 SIZE = 48
 CPU = torch.device("cpu")
+NOWHERE = ("no/such-clip", "no/such-dino")
 needs_torchvision = pytest.mark.skipif(
     find_spec("torchvision") is None, reason="torchvision is not installed"
 )
@@ -41,9 +43,9 @@ def hub(tmp_path):
 
 
 @pytest.fixture
-def plain(offline, hub) -> metrics.Networks:
+def plain(offline, hub) -> Networks:
     """What can be measured without any weights."""
-    return metrics.networks(CPU, "no/such-model")
+    return networks(CPU, *NOWHERE)
 
 
 @pytest.fixture
@@ -115,11 +117,23 @@ def test_the_picture_is_compared_at_the_sources_size(plain):
     assert values["psnr"] > 35
 
 
-@pytest.mark.parametrize("problem", ["no mask", "mask is empty", "mask of wrong length"])
+@pytest.mark.parametrize("problem", ["no mask", "mask of wrong length"])
 def test_without_a_mask_there_are_no_parts(plain, problem):
     values = metrics.measure(picture(0), picture(1), item(problem=problem), plain)
     assert {values[name] for name in metrics.PARTS} == {problem}
     assert isinstance(values["psnr"], float)
+
+
+def test_a_mask_of_one_part_gives_the_figures_of_that_part(plain):
+    a, b, everywhere = picture(0), picture(1), np.ones((SIZE, SIZE), dtype=bool)
+    full = metrics.measure(a, b, item(everywhere, masks.FULL), plain)
+    assert full["psnr_edit_part"] == full["psnr"]
+    assert full["psnr_unedit_part"] == masks.FULL
+    border = everywhere.copy()
+    border[1:-1, 1:-1] = False
+    empty = metrics.measure(a, b, item(border, masks.EMPTY), plain)
+    assert empty["psnr_edit_part"] == masks.EMPTY
+    assert empty["psnr_unedit_part"] == pytest.approx(empty["psnr"], abs=1)
 
 
 def test_a_mask_of_another_size_is_left_out(plain):
@@ -128,38 +142,65 @@ def test_a_mask_of_another_size_is_left_out(plain):
 
 
 def test_absent_weights_are_named_and_nothing_is_fetched(plain):
-    assert set(plain.absent) == {"lpips", "dists", "clip"}
+    assert set(plain.absent) == {"lpips", "dists", "structure_distance", "clip"}
     values = metrics.measure(picture(0), picture(1), item(half()), plain)
     assert set(values) == set(metrics.NAMES)
-    for name in ("lpips", "dists", "clip", "lpips_edit_part", *metrics.TARGETS):
+    for name in ("structure_distance", "lpips_edit_part", "clip", *metrics.TARGETS):
         assert values[name] == "weights not present"
     assert not metrics.lacking(values, plain)
 
 
 def test_figures_are_completed_when_weights_arrive(plain, clip, offline):
     values = metrics.measure(picture(0), picture(1), item(half()), plain)
-    assert metrics.lacking(values, metrics.networks(CPU, clip))
+    assert metrics.lacking(values, networks(CPU, clip, NOWHERE[1]))
 
 
 def test_clip(clip, offline, hub):
-    networks = metrics.networks(CPU, clip)
+    found = networks(CPU, clip, NOWHERE[1])
     a, b, mask = picture(0), picture(1), half()
-    same, other = (metrics.measure(a, p, item(mask), networks) for p in (a, b))
+    same, other = (metrics.measure(a, p, item(mask), found) for p in (a, b))
     assert same["clip"] == pytest.approx(1, abs=1e-5)
     assert other["clip"] < same["clip"] - 1e-4
     whole, part = (same[name] for name in metrics.TARGETS)
     assert 0 <= whole <= 100
     assert whole != part
-    longer = metrics.measure(a, a, item(mask, target="remove the square " * 60), networks)
+    longer = metrics.measure(a, a, item(mask, target="remove the square " * 60), found)
     assert isinstance(longer["clip_similarity_target_image"], float)
 
 
 def test_clip_without_target_or_mask(clip, offline, hub):
-    networks = metrics.networks(CPU, clip)
-    values = metrics.measure(picture(0), picture(1), item(half(), target=None), networks)
+    found = networks(CPU, clip, NOWHERE[1])
+    values = metrics.measure(picture(0), picture(1), item(half(), target=None), found)
     assert {values[name] for name in metrics.TARGETS} == {metrics.NO_TARGET}
-    values = metrics.measure(picture(0), picture(1), item(problem="mask is full"), networks)
-    assert values["clip_similarity_target_image_edit_part"] == "mask is full"
+    values = metrics.measure(picture(0), picture(1), item(problem="no mask"), found)
+    assert values["clip_similarity_target_image_edit_part"] == "no mask"
+
+
+def test_clip_of_a_full_and_of_an_empty_mask(clip, offline, hub):
+    found = networks(CPU, clip, NOWHERE[1])
+    everywhere = np.ones((SIZE, SIZE), dtype=bool)
+    values = metrics.measure(picture(0), picture(1), item(everywhere, masks.FULL), found)
+    whole, part = (values[name] for name in metrics.TARGETS)
+    assert part == pytest.approx(whole)
+    values = metrics.measure(picture(0), picture(1), item(half(), masks.EMPTY), found)
+    assert values["clip_similarity_target_image_edit_part"] == masks.EMPTY
+
+
+def test_structure_distance(tmp_path, offline, hub):
+    """With a random network: the keys' resemblance is what counts, not the keys."""
+    from transformers import ViTConfig, ViTModel
+
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    config = ViTConfig(**size, num_attention_heads=2, image_size=224, patch_size=32)
+    ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "dino")
+    found = networks(CPU, NOWHERE[0], str(tmp_path / "dino"))
+    assert "structure_distance" not in found.absent
+    distance = found.distances["structure_distance"]
+    a, b = (torch.rand(1, 3, 96, 64, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    assert float(distance(a, a)) == 0
+    assert 0 < float(distance(a, b)) < 4  # of two cosines
+    assert float(distance(a, b)) == pytest.approx(float(distance(b, a)))
 
 
 @needs_torchvision
@@ -169,11 +210,11 @@ def test_lpips_with_weights_that_are_here(offline, hub):
     torch.manual_seed(0)
     name = SqueezeNet1_1_Weights.DEFAULT.url.rsplit("/", 1)[-1]
     torch.save(squeezenet1_1().state_dict(), hub / name)
-    networks = metrics.networks(CPU, "no/such-model")
-    assert "lpips" not in networks.absent
+    found = networks(CPU, *NOWHERE)
+    assert "lpips" not in found.absent
     a, mask = picture(0, 96), np.ones((96, 96), dtype=bool)
     mask[:50] = False
-    same, other = (metrics.measure(a, p, item(mask), networks) for p in (a, picture(1, 96)))
+    same, other = (metrics.measure(a, p, item(mask), found) for p in (a, picture(1, 96)))
     assert same["lpips"] == pytest.approx(0, abs=1e-6)
     assert other["lpips_edit_part"] > 0
     assert other["lpips"] > 0
@@ -190,9 +231,9 @@ def test_dists_with_weights_that_are_here(offline, hub, monkeypatch):
         "torchmetrics.functional.image.dists.vgg16", lambda weights: Backbone, raising=False
     )
     (hub / VGG16_Weights.DEFAULT.url.rsplit("/", 1)[-1]).touch()
-    networks = metrics.networks(CPU, "no/such-model")
-    assert "dists" not in networks.absent
+    found = networks(CPU, *NOWHERE)
+    assert "dists" not in found.absent
     a = picture(0)
-    same, other = (metrics.measure(a, p, item(half()), networks) for p in (a, picture(1)))
+    same, other = (metrics.measure(a, p, item(half()), found) for p in (a, picture(1)))
     assert same["dists"] == pytest.approx(0, abs=1e-5)
     assert other["dists"] > 1e-4

@@ -1,6 +1,8 @@
 """`spotedit verify`: figures of one's own pictures, and a row that says nothing about them."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from PIL import Image
 from spotedit.cli import main
 from spotedit.quality import seam
 from spotedit.tiny.scenes import make_scene
+
+SHARED = sorted((Path(__file__).parents[1] / "bench" / "results" / "community").glob("*.json"))
 
 
 @pytest.fixture
@@ -34,6 +38,9 @@ def test_verify(given, tmp_path, capsys):
     assert 0 < figures["r"] < 1
     assert figures["seconds_spot"] > 0
     assert figures["size"] == [128, 128]
+    assert figures["forwards"] == 6
+    assert 0 < figures["flops_saved"] < 1
+    assert figures["cache_bytes"] > 0
     # what is reused is the source through the VAE and back, but for what its neighbours shed
     assert figures["background_to_floor"] > 40
     assert figures["background_spot"] == pytest.approx(figures["background_floor"], abs=0.5)
@@ -60,6 +67,35 @@ def test_where_nothing_is_skipped_the_reason_is_printed(given, tmp_path, capsys)
     assert "private-name.png: nothing was skipped: too few steps" in capsys.readouterr().out
     (figures,) = json.loads(row.read_text())["edits"]
     assert "background_spot" not in figures
+
+
+def test_two_loops_are_not_compared(given, tmp_path, monkeypatch, capsys):
+    from spotedit.evaluation import verify
+
+    def other(pipe, mode, options, seed, config):
+        fewer = options | {"num_inference_steps": 3} if mode == "dense" else options
+        return edit(pipe, mode, fewer, seed, config)
+
+    edit = verify.edit
+    monkeypatch.setattr(verify, "edit", other)
+    row = tmp_path / "row.json"
+    assert main(["verify", "tiny", *given, "--steps", "4", "--row", str(row)]) == 2
+    assert "4 times in spot and 3 times in the other mode" in capsys.readouterr().err
+    assert not row.exists()
+
+
+@pytest.mark.parametrize("path", SHARED, ids=[path.name for path in SHARED])
+def test_a_shared_row_is_one_of_verify(given, tmp_path, path):
+    """Every row in the repository has the fields that the command writes, and no path."""
+    fresh = tmp_path / "row.json"
+    assert main(["verify", "tiny", *given, "--steps", "2", "--row", str(fresh)]) == 0
+    ours, shared = (json.loads(file.read_text()) for file in (fresh, path))
+    assert shared.keys() == ours.keys()
+    assert {"seed", "offload", "num_inference_steps"} <= shared["settings"].keys()
+    assert shared["edits"]
+    for edit in shared["edits"]:
+        assert ours["edits"][0].keys() >= edit.keys()
+    assert not re.search(r"\\|[/~](home|root|Users|tmp)/", path.read_text())
 
 
 def test_every_picture_needs_an_instruction(given, tmp_path, capsys):

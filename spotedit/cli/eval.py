@@ -13,7 +13,8 @@ from accelerate import PartialState
 import spotedit
 
 from ..evaluation.data import DataSet, Item
-from ..evaluation.metrics import CLIP, networks
+from ..evaluation.fair import check_data
+from ..evaluation.networks import CLIP, networks
 from ..evaluation.readers import read
 from ..evaluation.run import edit_all, settings_of
 from ..evaluation.score import read_scores, score_all, write_prompts
@@ -49,6 +50,7 @@ def run(args: argparse.Namespace) -> None:
             if not args.score_only:
                 _edit(args, data, share, device, state.process_index)
                 state.wait_for_everyone()
+            check_data(Lines(args.out, "rows").read().values(), data)
             found = networks(device, args.clip or CLIP)
             score_all(share, args.out, found, state.process_index)
         state.wait_for_everyone()
@@ -71,7 +73,7 @@ def _edit(
     pipe = load(args.model, args.dtype, device, args.offload)
     pipe.set_progress_bar_config(disable=True)
     given = call_given(args)
-    settings = settings_of(pipe, args.model, data, given, args.seed, config)
+    settings = settings_of(pipe, args.model, data, given, args.seed, config, args.offload)
     prepare = partial(native, pipe) if args.model == "tiny" else _unchanged
     edit_all(pipe, share, args.out, settings, given, config, prepare, process)
 

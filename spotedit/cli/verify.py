@@ -1,6 +1,7 @@
 """`spotedit verify`: does it reproduce here, on these pictures?"""
 
 import argparse
+import datetime
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,11 @@ _COLUMNS = {
     "seam_dense": "seam dB, dense", "seam_spot": "spot", "seam_floor": "VAE floor",
 }  # fmt: skip
 
+_REASONS = {
+    "reason": "nothing was skipped: ",
+    "moved": "the whole frame differs from the source's, no token could be reused: ",
+}
+
 
 def run(args: argparse.Namespace) -> None:
     """Edit, print the table, write the row.
@@ -40,7 +46,9 @@ def run(args: argparse.Namespace) -> None:
         pipe = load(args.model, args.dtype, device, args.offload)
         pipe.set_progress_bar_config(disable=True)
         given = call_given(args)
-        settings = loop_settings(pipe, given) | {"seed": args.seed, "threshold": args.threshold}
+        settings = loop_settings(pipe, given) | {
+            "seed": args.seed, "threshold": args.threshold, "offload": args.offload
+        }  # fmt: skip
         figures = []
         for image, instruction in tqdm(pairs, desc="5 edits a picture", unit="picture"):
             prepared = native(pipe, image) if args.model == "tiny" else image
@@ -49,7 +57,10 @@ def run(args: argparse.Namespace) -> None:
     with atomic_write(args.row) as temporary:
         row = _row(args.model, pipe, settings, figures)
         temporary.write_text(json.dumps(row, indent=1) + "\n")
-    print(f"\n{args.row}: the figures, without pictures, names or instructions")
+    print(
+        f"\n{args.row}: the figures, without pictures, names or instructions. To share them, see "
+        "bench/results/community/README.md in the repository"
+    )
 
 
 def _table(names: Sequence[str], figures: Sequence[Figures]) -> str:
@@ -58,9 +69,10 @@ def _table(names: Sequence[str], figures: Sequence[Figures]) -> str:
         lines.append([Path(name).name, *(_cell(key, found.get(key)) for key in _COLUMNS)])
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     reasons = [
-        f"{Path(name).name}: nothing was skipped: {found['reason']}"
+        f"{Path(name).name}: {text}{found[key]}"
         for name, found in zip(names, figures, strict=True)
-        if found["reason"]
+        for key, text in _REASONS.items()
+        if found[key]
     ]
     return "\n".join([text, *reasons])
 
@@ -74,6 +86,7 @@ def _cell(name: str, value: float | None) -> str:
 def _row(model: str, pipe: Any, settings: Figures, figures: Sequence[Figures]) -> Figures:
     """What may be shared: nothing of the pictures, of the machine only its devices' names."""
     return {
+        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
         "model": "a local folder" if Path(model).is_dir() else model,
         **machine(pipe),
         "settings": {k: v for k, v in settings.items() if k != "negative_prompt"},

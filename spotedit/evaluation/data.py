@@ -34,7 +34,8 @@ class Item:
         load: reads the picture, RGB; raises `ImageError`.
         target: description of the edited picture, or None.
         mask: bool [H, W] of the picture's size, True = edited, or None.
-        mask_problem: why there is no mask, or None.
+        mask_problem: why there is no mask, or which part of the picture it leaves empty
+            (`masks.EMPTY`, `masks.FULL`), or None.
     """
 
     key: str
@@ -56,9 +57,12 @@ class DataSet:
 
     @property
     def identity(self) -> str:
-        """Name and a hash of the keys and instructions: the same for the same listing."""
-        listing = json.dumps([(item.key, item.instruction) for item in self.items])
-        return f"{self.name} {hashlib.sha256(listing.encode()).hexdigest()[:12]}"
+        """Name and a hash of all but the pictures: the same for the same listing."""
+        digest = hashlib.sha256()
+        for item in self.items:
+            digest.update(json.dumps((item.key, item.instruction, item.target)).encode())
+            digest.update(b"" if item.mask is None else np.packbits(item.mask).tobytes())
+        return f"{self.name} {digest.hexdigest()[:12]}"
 
 
 def text(row: dict[str, Any], name: str) -> str:

@@ -1,5 +1,7 @@
 """One edit, dense or spot, of a pipeline that is called the same way for both."""
 
+import hashlib
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -62,19 +64,28 @@ def loop_settings(pipe: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def machine(pipe: Any) -> dict[str, Any]:
-    """What ran an edit: the pipeline's class and dtype, the device's name, versions."""
+    """What ran an edit: the pipeline's class, scheduler and dtype, the device, versions."""
     device = pipe._execution_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
         "pipeline": type(pipe).__name__,
+        "scheduler": _scheduler(pipe.scheduler),
         "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
         "device": name,
+        "threads": torch.get_num_threads() if device.type == "cpu" else None,
         "versions": {
             "spotedit": spotedit.__version__,
             "torch": torch.__version__,
             "diffusers": diffusers.__version__,
         },
     }
+
+
+def _scheduler(scheduler: Any) -> str:
+    """Its class, and a hash of its settings."""
+    settings = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
+    listing = json.dumps(settings, sort_keys=True, default=str)
+    return f"{type(scheduler).__name__} {hashlib.sha256(listing.encode()).hexdigest()[:8]}"
 
 
 def edit(

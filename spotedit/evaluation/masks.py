@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+EMPTY, FULL = "mask is empty", "mask is full"
 SIDE = 512  # pixels; the encoding does not say its size, the benchmarks' pictures all have this one
 
 
 def decode(runs: object) -> tuple[np.ndarray | None, str | None]:
-    """A mask, or why there is none.
+    """A mask, and what is wrong with it.
 
     As the benchmark's own decoder has it, a run beyond the last pixel is cut there, and the four
     border rows and columns are edited.
@@ -17,8 +18,9 @@ def decode(runs: object) -> tuple[np.ndarray | None, str | None]:
         runs: start, length, start, length, ... over the row-major pixels; 1 = edited.
 
     Returns:
-        (bool [512, 512], None), or (None, what is wrong): not such a list, no pixel edited before
-        the border is, or all pixels edited.
+        (bool [512, 512], None); with `EMPTY` or `FULL` instead of None if no pixel was edited
+        before the border was, or all are: one part can be measured still; or (None, why it is not
+        such a list).
     """
     if not isinstance(runs, Sequence) or not all(type(value) is int for value in runs):
         return None, "mask is no list of whole numbers"
@@ -29,12 +31,11 @@ def decode(runs: object) -> tuple[np.ndarray | None, str | None]:
         return None, "mask of wrong length"
     for start, length in zip(starts, lengths, strict=True):
         flat[start : start + length] = True
-    if not flat.any():
-        return None, "mask is empty"
+    problem = None if flat.any() else EMPTY
     mask = flat.reshape(SIDE, SIDE)
     mask[[0, -1]] = True
     mask[:, [0, -1]] = True
-    return (None, "mask is full") if mask.all() else (mask, None)
+    return mask, FULL if mask.all() else problem
 
 
 def parse(encoded: object) -> object:

@@ -1,70 +1,28 @@
-"""How an edit compares with its source, in PIE-Bench's terms, by networks that are here already.
+"""How an edit compares with its source, in PIE-Bench's terms.
 
 Pictures are compared at the source's size. `NAME_unedit_part` and `NAME_edit_part` are PIE-Bench's:
 the other part of both pictures is made black, and the figure is taken over the whole frame.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any
+import re
 
-import huggingface_hub
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from .data import Item
+from .masks import EMPTY, FULL
+from .networks import Clip, Distance, Networks
 
 NOT_PRESENT = "weights not present"
 IDENTICAL = "identical"
 NO_TARGET = "no target prompt"
-CLIP = "openai/clip-vit-large-patch14"
-DISTANCES = ("psnr", "ssim", "mse", "lpips", "dists")
-PARTS = tuple(f"{name}_{part}" for part in ("unedit_part", "edit_part") for name in DISTANCES[:-1])
+DISTANCES = ("psnr", "ssim", "mse", "lpips", "dists", "structure_distance")
+PARTS = tuple(f"{name}_{part}" for part in ("unedit_part", "edit_part") for name in DISTANCES[:4])
 TARGETS = ("clip_similarity_target_image", "clip_similarity_target_image_edit_part")
 NAMES = (*DISTANCES, "clip", *PARTS, *TARGETS)
 Values = dict[str, float | str]
-Distance = Callable[[Tensor, Tensor], Tensor]  # [1, 3, H, W] in 0..1 twice -> scalar
-Clip = Callable[[Sequence[Image.Image], str], tuple[Tensor, Tensor]]  # unit [n, D] and [D]
-
-
-@dataclass(frozen=True)
-class Networks:
-    """What can be measured here.
-
-    Attributes:
-        distances: by name, of `DISTANCES`.
-        clip: pictures and a text -> their embeddings of length 1, or None.
-        absent: name -> why it cannot be measured.
-        device: where the tensors are to be.
-    """
-
-    distances: Mapping[str, Distance]
-    clip: Clip | None
-    absent: Mapping[str, str]
-    device: torch.device
-
-
-def networks(device: torch.device, clip: str = CLIP) -> Networks:
-    """Load what is here. Where the hub is switched off (HF_HUB_OFFLINE), nothing is fetched.
-
-    Args:
-        clip: folder or id of a CLIP model.
-    """
-    loaders: dict[str, Callable[[], Any]] = {
-        "psnr": _psnr, "ssim": _ssim, "mse": _mse, "lpips": partial(_lpips, device),
-        "dists": partial(_dists, device), "clip": partial(_clip, clip, device),
-    }  # fmt: skip
-    found, absent = {}, {}
-    for name, load in loaders.items():
-        try:
-            found[name] = load()
-        except Exception as error:  # what libraries raise for missing or broken parts varies
-            absent[name] = (str(error).splitlines() or [type(error).__name__])[0]
-    return Networks(found, found.pop("clip", None), absent, device)
 
 
 def measure(source: Image.Image, picture: Image.Image, item: Item, networks: Networks) -> Values:
@@ -83,19 +41,25 @@ def measure(source: Image.Image, picture: Image.Image, item: Item, networks: Net
     for name in DISTANCES:
         values[name] = _figure(networks.distances.get(name), a, b)
     for name in PARTS:
-        if mask is None:
+        edited = name.endswith("_edit_part")
+        if mask is None or problem == (EMPTY if edited else FULL):
             values[name] = str(problem)
             continue
-        part = torch.from_numpy(mask).to(networks.device)
-        keep = part if name.endswith("_edit_part") else ~part
-        values[name] = _figure(networks.distances.get(name.split("_")[0]), a * keep, b * keep)
-    return values | _clip_values(source, picture, item.target, mask, str(problem), networks.clip)
+        keep = torch.from_numpy(mask if edited else ~mask).to(networks.device)
+        values[name] = _figure(networks.distances.get(_network(name)), a * keep, b * keep)
+    part = None if problem == EMPTY else mask
+    return values | _clip_values(source, picture, item.target, part, str(problem), networks.clip)
 
 
 def lacking(values: Values, networks: Networks) -> bool:
     """Whether a figure is missing that these networks can give."""
-    missing = {name.split("_")[0] for name, value in values.items() if value == NOT_PRESENT}
+    missing = {_network(name) for name, value in values.items() if value == NOT_PRESENT}
     return not missing <= networks.absent.keys()
+
+
+def _network(name: str) -> str:
+    """What a figure is taken with."""
+    return "clip" if name.startswith("clip") else re.sub("_(un)?edit_part$", "", name)
 
 
 def _figure(distance: Distance | None, a: Tensor, b: Tensor) -> float | str:
@@ -131,67 +95,3 @@ def _clip_values(
 def _tensor(image: Image.Image, device: torch.device) -> Tensor:
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
     return pixels.to(device, torch.float32) / 255
-
-
-def _psnr() -> Distance:
-    from torchmetrics.functional.image import peak_signal_noise_ratio
-
-    return partial(peak_signal_noise_ratio, data_range=1.0)
-
-
-def _ssim() -> Distance:
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    return partial(structural_similarity_index_measure, data_range=1.0)
-
-
-def _mse() -> Distance:
-    from torchmetrics.functional import mean_squared_error
-
-    return lambda a, b: mean_squared_error(a.contiguous(), b.contiguous())
-
-
-def _lpips(device: torch.device) -> Distance:
-    """With SqueezeNet, as PIE-Bench measures it."""
-    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-    from torchvision.models import SqueezeNet1_1_Weights
-
-    _require(SqueezeNet1_1_Weights.DEFAULT.url)
-    network = LearnedPerceptualImagePatchSimilarity("squeeze").net.to(device)
-    return torch.no_grad()(partial(network, normalize=True))
-
-
-def _dists(device: torch.device) -> Distance:
-    from torchmetrics.functional.image.dists import DISTSNetwork
-    from torchvision.models import VGG16_Weights
-
-    _require(VGG16_Weights.DEFAULT.url)
-    network = DISTSNetwork().to(device).eval()
-    return torch.no_grad()(network)
-
-
-def _require(url: str) -> None:
-    """Raise if a file of torchvision's is not here and nothing may be fetched."""
-    name = url.rsplit("/", 1)[-1]
-    here = Path(torch.hub.get_dir()) / "checkpoints" / name
-    if not here.is_file() and huggingface_hub.is_offline_mode():
-        raise FileNotFoundError(f"{name} is not in torch.hub's folder, and the hub is offline")
-
-
-def _clip(model: str, device: torch.device) -> Clip:
-    from transformers import CLIPModel, CLIPProcessor
-
-    network: Any = CLIPModel.from_pretrained(model, use_safetensors=True)
-    network.to(device).eval()
-    processor = CLIPProcessor.from_pretrained(model)
-
-    @torch.no_grad()
-    def embed(pictures: Sequence[Image.Image], text: str) -> tuple[Tensor, Tensor]:
-        inputs = processor(
-            text=[text], images=list(pictures), return_tensors="pt", padding=True, truncation=True
-        )
-        found = network(**inputs.to(device))
-        image = torch.nn.functional.normalize(found.image_embeds.float(), dim=-1)
-        return image, torch.nn.functional.normalize(found.text_embeds.float(), dim=-1)[0]
-
-    return embed

@@ -8,12 +8,13 @@ A row of `rows-N.jsonl` is one picture in one mode:
     forwards   calls of the transformer, as counted
     seconds    of the call
     r, reason  of a spot edit: `EditReport.mean_ratio` and `reason`; else None
+    moved      of a spot edit: the kind of its `EditReport.misalignment`, or None
     sha256     of the picture's file, MODE/KEY.png
-    problem    in place of the last five: why there is no picture
+    problem    in place of the last six: why there is no picture
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,10 @@ import spotedit
 from ..images import save_image
 from .data import DataSet, Item
 from .edits import MODES, call_options, edit, loop_settings, machine, warm_up
+from .fair import check_fair
 from .store import Lines, Row, digest
 
 Prepare = Callable[[Image.Image], Image.Image]
-
-
-class Unfair(ValueError):
-    """Rows that were not made the same way are not to be compared."""
 
 
 def settings_of(
@@ -42,6 +40,7 @@ def settings_of(
     given: Mapping[str, Any],
     seed: int,
     config: spotedit.SpotEditConfig,
+    offload: str,
 ) -> dict[str, Any]:
     """What dense and spot rows have to share: data, model, loop, seed, machine and versions.
 
@@ -54,6 +53,7 @@ def settings_of(
         **machine(pipe),
         **loop_settings(pipe, given),
         "seed": seed,
+        "offload": offload,
         "config": asdict(config),
     }
     return json.loads(json.dumps(settings))  # as rows read back hold it
@@ -61,32 +61,6 @@ def settings_of(
 
 def picture_path(out: Path, key: str, mode: str) -> Path:
     return out / mode / f"{key}.png"
-
-
-def check_fair(rows: Iterable[Row], settings: Mapping[str, Any] | None = None) -> None:
-    """Refuse rows that differ from `settings`, or from the first one, in anything but the mode.
-
-    Raises:
-        Unfair: settings differ, or a picture's two edits ran the transformer a different number
-            of times.
-    """
-    forwards: dict[str, int] = {}
-    for row in rows:
-        settings = row["settings"] if settings is None else settings
-        for name in sorted(settings.keys() | row["settings"].keys()):
-            expected, actual = settings.get(name), row["settings"].get(name)
-            if expected != actual:
-                raise Unfair(
-                    f"the {row['mode']} row of {row['key']} was made with {name} = {actual!r}; "
-                    f"expected {expected!r}: use another output folder, or the same settings"
-                )
-        if "problem" not in row:
-            first = forwards.setdefault(row["key"], row["forwards"])
-            if first != row["forwards"]:
-                raise Unfair(
-                    f"{row['key']}: the transformer ran {row['forwards']} times in {row['mode']} "
-                    f"and {first} times in the other mode; they are not the same loop"
-                )
 
 
 def edit_all(
@@ -164,6 +138,7 @@ def _edited(
         "seconds": result.seconds,
         "r": None if report is None else report.mean_ratio,
         "reason": None if report is None else report.reason,
+        "moved": report.misalignment.kind if report and report.misalignment else None,
         "sha256": digest(path),
     }
 

@@ -1,23 +1,26 @@
 """Figures of the finished pictures, and the exchange of pictures and scores with a judge.
 
 A row of `metrics-N.jsonl` is one picture in one mode: key, mode, sha256 of the picture that was
-measured, and `values`, name -> figure or why there is none.
+measured, the CLIP model, and `values`, name -> figure or why there is none.
 
 A vision-language model's score comes from outside: `prompts.jsonl` has a line for every picture,
 {key, mode, category, instruction, source, picture} with paths relative to its folder, and the
-judge writes `scores.jsonl` beside it, lines of {key, mode, score} with a score from 1 to 5.
+judge writes `scores.jsonl` beside it, lines of {key, mode, score}: a score from 1 to 5, or a list
+of them, such as ImgEdit's three, whose mean counts.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from tqdm import tqdm
 
 from ..images import atomic_write, load_image, save_image
 from .data import Item
 from .edits import MODES
-from .metrics import Networks, lacking, measure
+from .metrics import lacking, measure
+from .networks import Networks
 from .run import picture_path
 from .store import Lines, Row, digest
 
@@ -41,14 +44,20 @@ def score_all(items: Sequence[Item], out: Path, networks: Networks, process: int
             row, old = rows.get((item.key, mode)), done.get((item.key, mode))
             if row is None or "problem" in row:
                 continue
-            if old and old["sha256"] == row["sha256"] and not lacking(old["values"], networks):
+            if old and old["sha256"] == row["sha256"] and not _stale(old, networks):
                 continue
             path = picture_path(out, item.key, mode)
             if not path.is_file() or digest(path) != row["sha256"]:
                 raise Changed(f"{path} is not the picture that was edited; delete it and edit anew")
             values = measure(item.load(), load_image(path), item, networks)
             found = {"key": item.key, "mode": mode, "sha256": row["sha256"], "values": values}
-            lines.append(found)
+            lines.append(found | {"clip": networks.clip_model})
+
+
+def _stale(old: Row, networks: Networks) -> bool:
+    """Whether a figure is missing, or from another CLIP model than the one that is here."""
+    other = networks.clip is not None and old.get("clip") != networks.clip_model
+    return other or lacking(old["values"], networks)
 
 
 def write_prompts(items: Sequence[Item], out: Path, rows: Rows) -> Path:
@@ -86,12 +95,13 @@ def read_scores(out: Path, rows: Rows) -> tuple[dict[tuple[str, str], float], li
         try:
             given = json.loads(line)
             place, score = (given["key"], given["mode"]), given["score"]
+            parts = score if isinstance(score, list) and score else [score]
             if place not in rows:
                 problems.append(f"scores.jsonl, line {number}: no such picture")
-            elif type(score) not in (int, float) or not 1 <= score <= 5:
+            elif not all(type(part) in (int, float) and 1 <= part <= 5 for part in parts):
                 problems.append(f"scores.jsonl, line {number}: score {score!r}; expected 1 to 5")
             else:
-                scores[place] = float(score)
+                scores[place] = fmean(parts)
         except (ValueError, KeyError, TypeError):
             problems.append(f"scores.jsonl, line {number}: not a line of key, mode and score")
     return scores, problems

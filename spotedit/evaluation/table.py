@@ -6,8 +6,8 @@ from statistics import fmean
 
 from .data import NO_MASK, DataSet
 from .edits import MODES
+from .fair import check_fair
 from .metrics import NAMES, NOT_PRESENT
-from .run import check_fair
 from .score import Rows
 from .store import Row
 
@@ -47,6 +47,7 @@ def table(
         lines += [_settings(settings), ""]
         lines += _overview(pairs, rows, metrics, scores, settings["pipeline"])
         lines += ["", *_details(pairs, metrics), ""]
+        lines += [*_categories(pairs, rows, metrics, scores), ""]
     lines += [f"- {note}" for note in _notes(data, known, pairs, absent)]
     problems = [f"{key}: {what}" for key, what in data.problems]
     refused = [row for row in known if "problem" in row]
@@ -56,7 +57,11 @@ def table(
 
 def _settings(settings: Mapping[str, object]) -> str:
     left_out = ("data", "versions", "config")
-    shown = [f"{name} {value}" for name, value in settings.items() if name not in left_out]
+    shown = [
+        f"{name} {value}"
+        for name, value in settings.items()
+        if name not in left_out and value is not None
+    ]
     return f"Same loop in both rows: {', '.join(shown)}."
 
 
@@ -67,14 +72,12 @@ def _overview(
     scores: Mapping[tuple[str, str], float],
     pipeline: str,
 ) -> list[str]:
-    seconds = {mode: sum(rows[key, mode]["seconds"] for key in pairs) for mode in MODES}
     names = {"dense": f"{pipeline}, dense", "spot": "SpotEdit (spotedit)"}
     cells = [["method", "speed-up", *_COLUMNS, "VL score"]]
     for mode in MODES:
         figures = [_cell(_values(pairs, mode, metrics, name)) for name in _COLUMNS.values()]
         judged = _cell([scores.get((key, mode), _NO_SCORES) for key in pairs])
-        speedup = f"{seconds['dense'] / seconds[mode]:.2f}"
-        cells.append([names[mode], speedup, *figures, judged])
+        cells.append([names[mode], _speedup(pairs, rows, mode), *figures, judged])
     ratios = [rows[key, "spot"]["r"] for key in pairs]
     note = f"{len(pairs)} pictures; r = {fmean(ratios):.1%} of the tokens in a spot step (mean)."
     return [*_markdown(cells), "", note]
@@ -85,6 +88,27 @@ def _details(pairs: Sequence[str], metrics: Rows) -> list[str]:
     for name in _DETAILS:
         cells.append([name, *(_cell(_values(pairs, mode, metrics, name)) for mode in MODES)])
     return _markdown(cells)
+
+
+def _categories(
+    pairs: Sequence[str], rows: Rows, metrics: Rows, scores: Mapping[tuple[str, str], float]
+) -> list[str]:
+    """A line for each of the benchmark's kinds of edit."""
+    cells = [["category", "pictures", "speed-up", "r"]]
+    cells[0] += [f"{name}, {mode}" for name in ("PSNR", "VL score") for mode in MODES]
+    for category in sorted({rows[key, "spot"]["category"] for key in pairs}):
+        own = [key for key in pairs if rows[key, "spot"]["category"] == category]
+        ratio = f"{fmean(rows[key, 'spot']['r'] for key in own):.1%}"
+        psnr = [_cell(_values(own, mode, metrics, "psnr")) for mode in MODES]
+        judged = [_cell([scores.get((key, mode), _NO_SCORES) for key in own]) for mode in MODES]
+        speedup = _speedup(own, rows, "spot")
+        cells.append([category, str(len(own)), speedup, ratio, *psnr, *judged])
+    return _markdown(cells)
+
+
+def _speedup(pairs: Sequence[str], rows: Rows, mode: str) -> str:
+    dense, seconds = (sum(rows[key, m]["seconds"] for key in pairs) for m in ("dense", mode))
+    return f"{dense / seconds:.2f}"
 
 
 def _values(pairs: Sequence[str], mode: str, metrics: Rows, name: str) -> Values:
@@ -112,7 +136,15 @@ def _notes(
         "quality against the source, at its size; `_part` figures as PIE-Bench takes them",
     ]
     masks = Counter(i.mask_problem for i in data.items if i.mask_problem not in (None, NO_MASK))
-    notes += [f"{count} masks left out: {what}" for what, count in masks.items()]
+    notes += [
+        f"{what}, {count} times: parts that it cannot give are not measured"
+        for what, count in masks.items()
+    ]
+    moved = Counter(row["moved"] for row in known if row.get("moved"))
+    notes += [
+        f"whole-frame {kind}, {count} times: no token could be reused"
+        for kind, count in moved.items()
+    ]
     notes += [f"{NOT_PRESENT}: {name} ({why})" for name, why in absent.items()]
     return notes
 

@@ -11,6 +11,7 @@ import spotedit
 
 from ..quality import background, psnr, seam
 from .edits import call_options, edit, round_trip, warm_up
+from .fair import same_loop
 
 Figures = dict[str, Any]
 
@@ -32,21 +33,31 @@ def verify(
         given: the call's options besides picture and prompt.
 
     Returns:
-        size [width, height]; seconds_dense, seconds_spot; r; reason (why nothing was skipped);
-        background_dense, background_spot, background_floor and seam_dense, seam_spot, seam_floor
-        against the source; background_to_floor, the spot picture against the floor.
+        size [width, height]; seconds_dense, seconds_spot; forwards of the transformer, the same in
+        both; r; flops_saved and cache_bytes, see `EditReport`; reason (why nothing was skipped);
+        moved (the kind of misalignment); background_dense, background_spot, background_floor and
+        seam_dense, seam_spot, seam_floor against the source; background_to_floor, the spot picture
+        against the floor.
+
+    Raises:
+        Unfair: the two edits did not run the same loop.
     """
     options = call_options(pipe, image, instruction, given)
     warm_up(pipe, options, seed, config)
     dense, spot = (edit(pipe, mode, options, seed, config) for mode in ("dense", "spot"))
     report = spot.report
     assert report is not None  # of a spot edit
+    same_loop("this picture", "spot", spot.forwards, dense.forwards)
     figures: Figures = {
         "size": list(spot.picture.size),
         "seconds_dense": dense.seconds,
         "seconds_spot": spot.seconds,
+        "forwards": spot.forwards,
         "r": report.mean_ratio,
+        "flops_saved": report.flops_saved,
+        "cache_bytes": report.cache_bytes,
         "reason": report.reason,
+        "moved": report.misalignment and report.misalignment.kind,
     }
     if report.region is None or report.grid is None:
         return figures
