@@ -48,20 +48,23 @@ class Networks:
     device: torch.device
 
 
-def networks(device: torch.device, clip: str = CLIP) -> Networks:
+def networks(
+    device: torch.device, clip: str = CLIP, names: Sequence[str] = (*DISTANCES, "clip")
+) -> Networks:
     """Load what is here. Where the hub is switched off (HF_HUB_OFFLINE), nothing is fetched.
 
     Args:
         clip: folder or id of a CLIP model.
+        names: those wanted.
     """
     loaders: dict[str, Callable[[], Any]] = {
         "psnr": _psnr, "ssim": _ssim, "mse": _mse, "lpips": partial(_lpips, device),
         "dists": partial(_dists, device), "clip": partial(_clip, clip, device),
     }  # fmt: skip
     found, absent = {}, {}
-    for name, load in loaders.items():
+    for name in names:
         try:
-            found[name] = load()
+            found[name] = loaders[name]()
         except Exception as error:  # what libraries raise for missing or broken parts varies
             absent[name] = (str(error).splitlines() or [type(error).__name__])[0]
     return Networks(found, found.pop("clip", None), absent, device)
