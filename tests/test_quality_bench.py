@@ -10,10 +10,11 @@ from conftest import call_arguments, random_kontext
 import spotedit
 from bench import edits
 from bench.quality import __main__ as command
-from bench.quality import ablations, collect, gate, rivals, statistics, variants
+from bench.quality import ablations, collect, gate, paper, rivals, statistics, tables, variants
 from bench.quality.measures import Truth
 from bench.quality.record import Setting, counted_work, edit
 from bench.quality.variants import VARIANTS, Variant
+from bench.rows import RESULTS
 from spotedit import forwards
 from spotedit.cache import BlendSources, LayerCache, Place, Rows
 from spotedit.evaluation.metrics import networks
@@ -275,3 +276,60 @@ def test_every_variant_can_be_named_and_told_apart():
         assert len(set(texts)) == len(texts), name
     for names in (variants.MAIN, *variants.SWEEPS.values()):
         assert all(VARIANTS[name].text == variant.text for name, variant in names.items())
+
+
+# -- texts
+
+
+def difference(low, high):
+    return {"value": (low + high) / 2, "low": low, "high": high, "unit": "dB"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ({"edit_db": difference(-0.3, -0.1)}, "Agrees"),
+        ({"edit_db": difference(-0.3, 0.1)}, "Not told apart"),
+        ({"edit_db": difference(0.1, 0.3)}, "DISAGREES"),
+        ({"seam_excess": difference(0.1, 0.3)}, "Agrees"),  # less is better
+        ({"edit_db": difference(-1, -0.5), "same_db": difference(0.1, 0.2)}, "Mixed"),
+    ],
+)
+def test_agreement_with_a_finding_follows_from_the_intervals(rows, expected):
+    assert paper.agreement(rows, -1).startswith(expected)
+
+
+def test_a_better_blend_is_said_to_be_better():
+    assert "a change of the default is proposed" in paper._better({"edit_db": difference(0.1, 0.2)})
+    assert paper._better({"edit_db": difference(-0.1, 0.2)}) == "Not told apart."
+
+
+def test_the_texts_are_made_of_the_rows(random_editor, tmp_path):
+    (tmp_path / "docs").mkdir()
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n\n{tables.BEGIN}\nold\n{tables.END}\n\nafter\n")
+    common = ["--work", str(tmp_path / "work"), "--out", str(tmp_path), "--steps", "7"]
+    command.main([*common, "--scenes", "2", "--variants", "default"])
+    command.main([*common, "--scenes", "1", "--sweep", "condition"])
+    command.write_texts(tmp_path, tmp_path)
+    text = readme.read_text()
+    assert text.startswith("before\n\n<!-- quality:begin -->\n| default settings |")
+    assert text.endswith("<!-- quality:end -->\n\nafter\n")
+    work = tables.read("quality", tmp_path).row("work saved", "default")["value"]
+    (line,) = (line for line in text.splitlines() if line.startswith("| default | "))
+    assert line.endswith(f" {work:.2f} |")
+    document = (tmp_path / "docs/quality.md").read_text()
+    assert "--sweep condition" in document
+    assert "**Without the condition cache.**" in document
+    assert "| cache int8 |" in document
+    assert (tmp_path / "docs/quality.png").stat().st_size > 10_000
+    with pytest.raises(ValueError, match="quality:begin"):
+        tables.inserted("no markers", "block")
+
+
+def test_the_readme_says_what_the_rows_say():
+    readme = (command.ROOT / "README.md").read_text(encoding="utf-8")
+    main = tables.read("quality", RESULTS)
+    if main is None or tables.BEGIN not in readme:
+        pytest.skip("no rows of bench.quality are committed")
+    assert tables.inserted(readme, tables.readme(main)) == readme

@@ -5,6 +5,8 @@ Every scene is edited by every method from the same noise.
 """
 
 import argparse
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,12 +14,13 @@ from spotedit import quality
 
 from .. import environment, rows
 from ..tiny_qwen import edits as qwen
-from . import calibrate
+from . import calibrate, tables
 from .collect import Job, code, collect
 from .record import EDITORS, Setting
 from .report import KIND_DB, remarks, summarise
 from .variants import DEFAULT, MAIN, SWEEPS, methods
 
+ROOT = Path(__file__).parents[2]
 TARGETS = {"kontext": KIND_DB, "qwen": qwen.EDIT_DB}
 NOTES = (
     "Held-out photographs and seeds, edited objects of 2 to 60% of the picture; every method "
@@ -59,14 +62,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
     parser.add_argument("--work", type=Path, default=Path("build/quality"), help="finished edits")
     parser.add_argument("--out", type=Path, default=rows.RESULTS, help="folder for the rows")
+    parser.add_argument(
+        "--readme",
+        action="store_true",
+        help="edit nothing: README.md, docs/quality.md and .png from the rows",
+    )
     return parser  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
+    if args.readme:
+        return write_texts(args.out, ROOT)
     editor = EDITORS[args.editor]
+    words = ("python", "-m", "bench.quality", *(sys.argv[1:] if argv is None else argv))
     machine = environment.describe(args.device, editor.WEIGHTS) | {
         "dtype": args.dtype, "steps": str(args.steps), "workers": str(args.workers),
+        "command": shlex.join(words),
     }  # fmt: skip
     setting = Setting(args.editor, args.steps, args.device, args.dtype)
     suffix = "" if args.editor == "kontext" else f"-{args.editor}"
@@ -85,6 +97,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         notes = [*NOTES, *remarks(records, setting, variants)]
         found = summarise(records, variants, TARGETS[args.editor])
         print(rows.save(name, found, machine | {"scenes": str(scenes)}, notes, args.out))
+
+
+def write_texts(results: Path, root: Path) -> None:
+    """README.md's block, docs/quality.md and docs/quality.png under `root`, from the rows.
+
+    Raises:
+        SystemExit: there are no rows of the main run.
+    """
+    from .draw import draw  # the rows need no matplotlib
+
+    main = tables.read("quality", results)
+    if main is None:
+        raise SystemExit(f"{results / 'quality.json'} is not there; run python -m bench.quality")
+    sweeps = [found for s in SWEEPS if (found := tables.read(f"quality-{s}", results)) is not None]
+    readme = root / "README.md"
+    text = tables.inserted(readme.read_text(encoding="utf-8"), tables.readme(main))
+    readme.write_text(text, encoding="utf-8")
+    (root / "docs/quality.md").write_text(tables.document(main, sweeps), encoding="utf-8")
+    draw(main, sweeps, root / "docs/quality.png")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from .measures import MEASURES
 from .statistics import Estimate, Table, paired, worse
 from .variants import DEFAULT
 
-NAME = "known bad, difference to default: "
 SEEN = "known bad, seen by"
 
 
@@ -56,13 +55,7 @@ def seen_by(bad: Bad, found: Mapping[tuple[str, str], Estimate]) -> tuple[str, l
 
 
 def rows(found: Mapping[tuple[str, str], Estimate]) -> Iterator[Row]:
-    """Every difference, and for every kind the measures that see it."""
-    for (name, measure), d in found.items():
-        seen = "yes" if worse(d, measure) else "no"
-        yield Row(
-            NAME + MEASURES[measure].name, d.mean, MEASURES[measure].unit, d.low, d.high, d.samples,
-            parameters={"method": name, "seen": seen},
-        )  # fmt: skip
+    """For every kind, how many of the measures meant for it see it."""
     for kind, bad in KINDS.items():
         name, seen = seen_by(bad, found)
         yield Row(

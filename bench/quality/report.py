@@ -13,6 +13,7 @@ from .variants import DEFAULT, VARIANTS
 
 KIND_DB = {"recolour": 18.0, "remove": 16.0, "replace": 18.0, "add": 18.0}  # of dense, medians
 DIFFERENCE = ", difference to dense"
+AGAINST_DEFAULT = ", difference to default"
 PAIRED = ("edit_db", "edit_ssim", "edit_features", "edit_lpips", "edit_dists", "still_db")
 OWN = ("same_db", "above_floor", "seam_excess", "recall", "precision")
 SIZES = {
@@ -23,6 +24,7 @@ SIZES = {
 BANDS = {"below 5%": (0.0, 0.05), "5 to 20%": (0.05, 0.2), "above 20%": (0.2, 1.0)}
 RATIO, WORK, SECONDS = "r, spot steps", "work saved", "seconds"
 FAILED = "does not run"
+SEAM = "seam error, above dense's, low end of the interval"
 # of the default, what the project promises
 AT_LEAST = {"edit_db": -0.3, "above_floor": -0.1, "recall": 0.97}
 AT_MOST = {"active_bound": 1.0, RATIO: 0.35}
@@ -51,6 +53,11 @@ def summarise(
             rows.append(Row(FAILED, float("nan"), "", samples=len(errors), parameters=where))
         if found[name]:
             rows += _variant(name, found[name], found[VARIANTS[name].loop.dense])
+    same = [n for n in names if n != DEFAULT and VARIANTS[n].loop == VARIANTS[DEFAULT].loop]
+    for name in (n for n in same if DEFAULT in names and VARIANTS[n].config is not None):
+        for figure, measure in MEASURES.items():
+            difference = paired(found[name], found[DEFAULT], figure)
+            rows += _row(difference, measure.name + AGAINST_DEFAULT, measure.unit, name)
     if {DEFAULT, *gate.VARIANTS} <= set(names):
         rows += gate.rows(gate.differences(found))
     return rows
@@ -96,6 +103,12 @@ def _variant(
     yield from _row(estimate(whole), "taken for a change of the whole frame", "share", name)
     if name == DEFAULT:
         yield from _parts(name, records, dense)
+        seam = mean(records, "seam_excess")
+        if seam.samples:
+            yield Row(
+                SEAM, seam.low, "/255", samples=seam.samples, at_most=0.0,
+                parameters={"method": name},
+            )  # fmt: skip
 
 
 def _parts(name: str, records: Mapping[str, Record], dense: Mapping[str, Record]) -> Iterator[Row]:
