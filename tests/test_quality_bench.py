@@ -10,14 +10,24 @@ from conftest import call_arguments, random_kontext
 import spotedit
 from bench import edits
 from bench.quality import __main__ as command
-from bench.quality import ablations, collect, gate, paper, rivals, statistics, tables, variants
+from bench.quality import (
+    ablations,
+    collect,
+    gate,
+    paper,
+    results,
+    rivals,
+    statistics,
+    texts,
+    variants,
+)
 from bench.quality.measures import Truth
 from bench.quality.record import Setting, counted_work, edit
 from bench.quality.variants import VARIANTS, Variant
 from bench.rows import RESULTS
 from spotedit import forwards
 from spotedit.cache import BlendSources, LayerCache, Place, Rows
-from spotedit.evaluation.metrics import networks
+from spotedit.evaluation.metrics import Networks, networks
 from spotedit.tiny.scenes import KINDS
 
 
@@ -184,6 +194,20 @@ def test_a_picture_equal_to_the_truth_has_the_best_figures(tiny):
     assert inside["seam_excess"] > 5
 
 
+def test_networks_see_the_edited_region_alone(tiny):
+    truth = tiny[2]
+
+    def different(a, b):
+        return (a != b).any(dim=1).sum()
+
+    there = Networks({"lpips": different}, None, {}, torch.device("cpu"))
+    ours = Truth(tiny[1], truth.scene, 0, there)
+    inverted = 255 - truth.scene.target
+    found = ours.figures(inverted, None, None)
+    assert found["edit_lpips"] == truth.scene.mask.sum()
+    assert found["edit_dists"] is None
+
+
 def test_spot_edits_and_rivals_skip_work_and_dense_figures_are_their_own(tiny):
     setting, pipe, truth, dense, of_dense = tiny
     for name in ("default", "PyramidAttentionBroadcast", "FasterCache"):
@@ -307,7 +331,7 @@ def test_a_better_blend_is_said_to_be_better():
 def test_the_texts_are_made_of_the_rows(random_editor, tmp_path):
     (tmp_path / "docs").mkdir()
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n\n{tables.BEGIN}\nold\n{tables.END}\n\nafter\n")
+    readme.write_text(f"before\n\n{texts.BEGIN}\nold\n{texts.END}\n\nafter\n")
     common = ["--work", str(tmp_path / "work"), "--out", str(tmp_path), "--steps", "7"]
     command.main([*common, "--scenes", "2", "--variants", "default"])
     command.main([*common, "--scenes", "1", "--sweep", "condition"])
@@ -315,7 +339,7 @@ def test_the_texts_are_made_of_the_rows(random_editor, tmp_path):
     text = readme.read_text()
     assert text.startswith("before\n\n<!-- quality:begin -->\n| default settings |")
     assert text.endswith("<!-- quality:end -->\n\nafter\n")
-    work = tables.read("quality", tmp_path).row("work saved", "default")["value"]
+    work = results.read("quality", tmp_path).row("work saved", "default")["value"]
     (line,) = (line for line in text.splitlines() if line.startswith("| default | "))
     assert line.endswith(f" {work:.2f} |")
     document = (tmp_path / "docs/quality.md").read_text()
@@ -324,12 +348,12 @@ def test_the_texts_are_made_of_the_rows(random_editor, tmp_path):
     assert "| cache int8 |" in document
     assert (tmp_path / "docs/quality.png").stat().st_size > 10_000
     with pytest.raises(ValueError, match="quality:begin"):
-        tables.inserted("no markers", "block")
+        texts.inserted("no markers", "block")
 
 
 def test_the_readme_says_what_the_rows_say():
     readme = (command.ROOT / "README.md").read_text(encoding="utf-8")
-    main = tables.read("quality", RESULTS)
-    if main is None or tables.BEGIN not in readme:
+    main = results.read("quality", RESULTS)
+    if main is None or texts.BEGIN not in readme:
         pytest.skip("no rows of bench.quality are committed")
-    assert tables.inserted(readme, tables.readme(main)) == readme
+    assert texts.inserted(readme, texts.readme(main)) == readme

@@ -14,7 +14,7 @@ from spotedit import quality
 
 from .. import environment, rows
 from ..tiny_qwen import edits as qwen
-from . import calibrate, tables
+from . import calibrate, results, texts
 from .collect import Job, code, collect
 from .record import EDITORS, Setting
 from .report import KIND_DB, remarks, summarise
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(rows.save(name, found, machine | {"scenes": str(scenes)}, notes, args.out))
 
 
-def write_texts(results: Path, root: Path) -> None:
+def write_texts(folder: Path, root: Path) -> None:
     """README.md's block, docs/quality.md and docs/quality.png under `root`, from the rows.
 
     Raises:
@@ -107,14 +107,14 @@ def write_texts(results: Path, root: Path) -> None:
     """
     from .draw import draw  # the rows need no matplotlib
 
-    main = tables.read("quality", results)
+    main = results.read("quality", folder)
     if main is None:
-        raise SystemExit(f"{results / 'quality.json'} is not there; run python -m bench.quality")
-    sweeps = [found for s in SWEEPS if (found := tables.read(f"quality-{s}", results)) is not None]
+        raise SystemExit(f"{folder / 'quality.json'} is not there; run python -m bench.quality")
+    sweeps = [found for s in SWEEPS if (found := results.read(f"quality-{s}", folder)) is not None]
     readme = root / "README.md"
-    text = tables.inserted(readme.read_text(encoding="utf-8"), tables.readme(main))
+    text = texts.inserted(readme.read_text(encoding="utf-8"), texts.readme(main))
     readme.write_text(text, encoding="utf-8")
-    (root / "docs/quality.md").write_text(tables.document(main, sweeps), encoding="utf-8")
+    (root / "docs/quality.md").write_text(texts.document(main, sweeps), encoding="utf-8")
     draw(main, sweeps, root / "docs/quality.png")
 
 

@@ -10,7 +10,7 @@ from spotedit.images import atomic_write
 
 from .measures import MEASURES
 from .report import DIFFERENCE, WORK
-from .tables import Results
+from .results import Results
 from .variants import DEFAULT, MAIN, SWEEPS
 
 _ACROSS = 4

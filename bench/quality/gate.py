@@ -28,9 +28,7 @@ KINDS: Mapping[str, Bad] = {
     "reused tokens left out of attention": Bad(
         ("naive",), ("edit_db", "edit_ssim", "edit_features", "same_db")
     ),
-    "threshold": Bad(
-        tuple(f"threshold x{m}" for m in (2, 4, 8, 16)), ("edit_db", "same_db", "recall")
-    ),
+    "threshold": Bad(tuple(f"threshold x{m}" for m in (2, 4, 8)), ("edit_db", "same_db", "recall")),
     "region shifted by two tokens": Bad(
         ("shifted",), ("edit_db", "same_db", "recall", "seam_excess")
     ),

@@ -2,14 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .measures import MEASURES
 from .report import AGAINST_DEFAULT, WORK
+from .results import Results
 from .variants import DEFAULT
-
-if TYPE_CHECKING:
-    from .tables import Results
 
 UNLIKE = (
     "The paper compares whole pictures with their sources on PIE-Bench++ with FLUX.1-Kontext; here "
@@ -86,7 +84,7 @@ def _sign(row: Mapping[str, Any], measure: str) -> int:
     return better * ((row["low"] > 0) - (row["high"] < 0))
 
 
-def sentences(runs: Mapping[str, "Results"]) -> Iterator[str]:
+def sentences(runs: Mapping[str, Results]) -> Iterator[str]:
     """Lines of markdown, of those ablations whose runs there are."""
     yield UNLIKE
     yield ""
@@ -119,7 +117,7 @@ def _better(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _differences(
-    results: "Results", method: str, measures: tuple[str, ...]
+    results: Results, method: str, measures: tuple[str, ...]
 ) -> dict[str, Mapping[str, Any]]:
     rows = {m: results.row(MEASURES[m].name + AGAINST_DEFAULT, method) for m in measures}
     return {measure: row for measure, row in rows.items() if row is not None}
@@ -132,6 +130,6 @@ def _told(rows: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def _work(results: "Results", method: str) -> str:
+def _work(results: Results, method: str) -> str:
     row = results.row(WORK, method)
     return "unknown" if row is None else f"{row['value']:.0%}"
