@@ -33,7 +33,6 @@ _FLOW = {
 SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "Heun": ("FlowMatchHeunDiscreteScheduler", {}),
     "LCM": ("FlowMatchLCMScheduler", {}),
-    "stochastic Euler": ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
     "UniPC": ("UniPCMultistepScheduler", _FLOW),
     "DPM-Solver++": ("DPMSolverMultistepScheduler", _FLOW),
     "DEIS": ("DEISMultistepScheduler", _FLOW),

@@ -28,8 +28,11 @@ def methods_table(results: Results, methods: Iterable[str]) -> list[str]:
     for method in methods:
         cells = [cell(results.row(name, method), d, i) for name, d, i in COLUMNS.values()]
         if any(cells):
-            lines.append([method, *cells])
-    return table(["method", *COLUMNS], lines)
+            scenes = max(
+                r["samples"] for r in results.rows if r["parameters"] == {"method": method}
+            )
+            lines.append([method, str(scenes), *cells])
+    return table(["method", "scenes", *COLUMNS], lines)
 
 
 def failures(results: Results) -> list[str]:
@@ -80,9 +83,9 @@ def readme(results: Results) -> str:
         "",
         *verdicts(results),
         "",
-        f"Means over {results.environment['scenes']} held-out scenes with bootstrap 95% intervals, "
-        "paired with dense ([rows](bench/results/quality.md), "
-        "[all variants, and the paper's ablations](docs/quality.md)).",
+        "Means over held-out scenes with bootstrap 95% intervals, paired with dense",
+        "([rows](bench/results/quality.md), [all variants, and the paper's ablations]"
+        "(docs/quality.md)).",
         END,
     ]
     return "\n".join(lines)

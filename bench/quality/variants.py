@@ -71,7 +71,7 @@ def _spot(**config: Any) -> Variant:
     return Variant(config)
 
 
-def _rival(name: str, scenes: int | None = None) -> Variant:
+def _rival(name: str, scenes: int = 128) -> Variant:
     return Variant(None, rival=name, scenes=scenes)
 
 
@@ -137,7 +137,7 @@ SWEEPS: dict[str, dict[str, Variant]] = {
     "steps": {f"T={n}": Variant(loop=Loop(steps=n)) for n in (4, 6, 8, 12, 20, 28, 50)},
     "schedulers": {
         name: Variant(loop=Loop(scheduler=name))
-        for name in ("Heun", "LCM", "stochastic Euler", "UniPC", "DPM-Solver++", "DEIS")
+        for name in ("Heun", "LCM", "UniPC", "DPM-Solver++", "DEIS")
     },
     "guidance": {f"guidance {g}": Variant(loop=Loop(guidance=g)) for g in (1.0, 1.5, 2.0)},
     "condition": {
