@@ -306,7 +306,7 @@ def test_every_variant_can_be_named_and_told_apart():
 
 
 def difference(low, high):
-    return {"value": (low + high) / 2, "low": low, "high": high, "unit": "dB"}
+    return {"value": (low + high) / 2, "low": low, "high": high, "unit": "dB", "samples": 48}
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def test_agreement_with_a_finding_follows_from_the_intervals(rows, expected):
 
 def test_a_better_blend_is_said_to_be_better():
     assert "a change of the default is proposed" in paper._better({"edit_db": difference(0.1, 0.2)})
-    assert paper._better({"edit_db": difference(-0.1, 0.2)}) == "Not told apart."
+    assert paper._better({"edit_db": difference(-0.1, 0.2)}).startswith("Not told apart")
 
 
 def test_the_texts_are_made_of_the_rows(random_editor, tmp_path):

@@ -7,6 +7,7 @@ from typing import Any
 from .measures import MEASURES
 from .report import AGAINST_DEFAULT, WORK
 from .results import Results
+from .statistics import FEWEST
 from .variants import DEFAULT
 
 UNLIKE = (
@@ -80,6 +81,8 @@ def agreement(rows: Mapping[str, Mapping[str, Any]], sign: int) -> str:
 
 
 def _sign(row: Mapping[str, Any], measure: str) -> int:
+    if row["samples"] < FEWEST:
+        return 0
     better = 1 if MEASURES[measure].more else -1
     return better * ((row["low"] > 0) - (row["high"] < 0))
 
@@ -108,12 +111,14 @@ def sentences(runs: Mapping[str, Results]) -> Iterator[str]:
 
 
 def _better(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    ways = {_sign(row, measure) for measure, row in rows.items()} - {0}
-    if ways == {1}:
+    """What the differences of a blend say: the truth decides, nearness to dense is mentioned."""
+    ways = {measure: _sign(row, measure) for measure, row in rows.items()}
+    truth, same = ways.get("edit_db", 0), ways.get("same_db", 0)
+    if truth > 0:
         return "**It is better than the default's direction: a change of the default is proposed.**"
-    return {frozenset({-1}): "Worse.", frozenset(): "Not told apart."}.get(
-        frozenset(ways), "Mixed."
-    )
+    told = "Worse." if truth < 0 else "Not told apart by the truth."
+    nearer = {1: " It is nearer to dense.", -1: " It is further from dense.", 0: ""}
+    return told + nearer[same]
 
 
 def _differences(
