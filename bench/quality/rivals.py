@@ -30,8 +30,9 @@ def calibrate_mag(pipe: Any, call: Callable[[], Any], steps: int) -> list[float]
             call()
     finally:
         pipe.transformer.disable_cache()
-    (found,) = (line for line in printed.getvalue().splitlines() if line[:1] + line[-1:] == "[]")
-    return json.loads(found)
+    # a list for each guidance branch, the prompt's first
+    found = [line for line in printed.getvalue().splitlines() if line[:1] + line[-1:] == "[]"]
+    return json.loads(found[0])
 
 
 def _first_block(pipe: Any, steps: int, ratios: Sequence[float]) -> Any:
@@ -90,6 +91,7 @@ def applied(pipe: Any, name: str, steps: int, ratios: Sequence[float]) -> Iterat
 
     Raises:
         ModuleNotFoundError: cache-dit is not installed.
+        ValueError: cache-dit on another architecture than Kontext's.
     """
     if name in _CONFIGS:
         transformer = pipe.transformer
@@ -109,8 +111,10 @@ def applied(pipe: Any, name: str, steps: int, ratios: Sequence[float]) -> Iterat
 def _cache_dit(pipe: Any, seer: bool) -> Iterator[None]:
     import cache_dit  # not a dependency
 
-    logging.disable(logging.WARNING)
     transformer = pipe.transformer
+    if not hasattr(transformer, "single_transformer_blocks"):
+        raise ValueError("cache-dit is tried on Kontext's blocks only")
+    logging.disable(logging.WARNING)
     lists = [transformer.transformer_blocks, transformer.single_transformer_blocks]
     adapter = cache_dit.BlockAdapter(
         pipe=pipe,
