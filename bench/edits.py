@@ -15,6 +15,7 @@ import spotedit.tiny
 from spotedit.tiny.scenes import KINDS, Scene, make_scene
 
 FIRST_SEED = 0  # of the scenes reported; settings are to be chosen on others
+AREAS = (0.02, 0.6)  # of the picture, that edited objects take
 WEIGHTS = Path(str(files("spotedit.tiny")))
 
 
@@ -30,9 +31,25 @@ def heldout(seed: int, size: int = 128) -> Scene:
     return make_scene(seed, kind=KINDS[seed % len(KINDS)], size=size, split="heldout")
 
 
-def arguments(scene: Scene, seed: int, steps: int) -> dict[str, Any]:
-    """Keyword arguments of the pipeline's call; the generator is new, its noise the seed's."""
+def varied(seed: int, size: int = 128) -> Scene:
+    """The same with an edited object of any size, log-uniform over `AREAS`.
+
+    What "add" adds keeps the size that its instruction names.
+    """
+    kind = KINDS[seed % len(KINDS)]
+    low, high = np.log(AREAS)
+    area = float(np.exp(np.random.default_rng([5, seed]).uniform(low, high)))
+    own = None if kind == "add" else area
+    return make_scene(seed, kind=kind, size=size, split="heldout", area=own)
+
+
+def arguments(scene: Scene, seed: int, steps: int, guidance: float = 1.0) -> dict[str, Any]:
+    """Keyword arguments of the pipeline's call; the generator is new, its noise the seed's.
+
+    With a `guidance` above 1 the transformer also runs with an empty prompt.
+    """
     height, width = scene.mask.shape
+    guided = {"true_cfg_scale": guidance, "negative_prompt": ""} if guidance > 1 else {}
     return {
         "image": scene.source_image,
         "prompt": scene.instruction,
@@ -40,18 +57,31 @@ def arguments(scene: Scene, seed: int, steps: int) -> dict[str, Any]:
         "width": width,
         "num_inference_steps": steps,
         "generator": torch.Generator().manual_seed(seed),
+        **guided,
     }
 
 
 def round_trip(pipe: Any, picture: np.ndarray) -> np.ndarray:
     """uint8 [H, W, 3] through the VAE and back: the best that a reused token can look."""
-    pixels = pipe.image_processor.preprocess(picture[None] / np.float32(255))
-    video = isinstance(pipe.vae, AutoencoderKLQwenImage)
-    pixels = pixels[:, :, None] if video else pixels
     with torch.no_grad():
-        latents = pipe.vae.encode(pixels.to(pipe.device, pipe.vae.dtype)).latent_dist.mode()
+        latents = pipe.vae.encode(_pixels(pipe, picture)).latent_dist.mode()
         decoded = pipe.vae.decode(latents).sample
-    return np.asarray(pipe.image_processor.postprocess(decoded[:, :, 0] if video else decoded)[0])
+    still = decoded[:, :, 0] if decoded.ndim == 5 else decoded
+    return np.asarray(pipe.image_processor.postprocess(still)[0])
+
+
+def _pixels(pipe: Any, picture: np.ndarray) -> Tensor:
+    """uint8 [H, W, 3] as the VAE takes it, [1, 3, H, W], or [1, 3, 1, H, W] for a video VAE."""
+    pixels = pipe.image_processor.preprocess(picture[None] / np.float32(255))
+    pixels = pixels[:, :, None] if isinstance(pipe.vae, AutoencoderKLQwenImage) else pixels
+    return pixels.to(pipe.device, pipe.vae.dtype)
+
+
+def encode(pipe: Any, picture: np.ndarray) -> Tensor:
+    """uint8 [H, W, 3] as the pipeline's condition tokens, [1, N, C]."""
+    with torch.no_grad():
+        latents = pipe._encode_vae_image(_pixels(pipe, picture), None)
+    return pipe._pack_latents(latents, 1, latents.shape[1], *latents.shape[-2:])
 
 
 def decode(pipe: Any, tokens: Tensor, size: tuple[int, int]) -> np.ndarray:

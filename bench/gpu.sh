@@ -52,7 +52,8 @@ else
 fi
 part pipeline 180 "${bench[@]}" bench.pipeline "${cuda[@]}"
 part speed 50 "${bench[@]}" bench.speed "${cuda[@]}" --dtype bfloat16 --sizes 256 512
-part editor 40 "${bench[@]}" bench.editor "${cuda[@]}" --scenes 4 --work "$OUT/logs"
+part quality 40 "${bench[@]}" bench.quality "${cuda[@]}" --scenes 4 --variants default \
+    --work "$OUT/logs/quality"
 part convergence 30 "${bench[@]}" bench.convergence "${cuda[@]}" --scenes 4
 
 if ((${#failed[@]})); then

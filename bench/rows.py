@@ -67,6 +67,8 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def _value(row: Row) -> str:
+    if math.isnan(row.value):
+        return ""
     if row.low is None or row.high is None:
         return f"{row.value:.4g}"
     return f"{row.value:.4g} [{row.low:.4g}, {row.high:.4g}]"

@@ -29,7 +29,7 @@ def background(region: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     Returns:
         bool [height, width].
     """
-    return _pixels(~_grown(region, MARGIN), size)
+    return pixels(~grown(region, MARGIN), size)
 
 
 def seam(region: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -37,15 +37,16 @@ def seam(region: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
     Arguments and result are those of `background`.
     """
-    return _pixels(_grown(region, 1) & ~region, size)
+    return pixels(grown(region, 1) & ~region, size)
 
 
-def _grown(region: np.ndarray, by: int) -> np.ndarray:
+def grown(region: np.ndarray, by: int) -> np.ndarray:
     """`region` grown by that many tokens on every side."""
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(region, by), (2 * by + 1,) * 2)
     return np.asarray(windows.any(axis=(2, 3)))
 
 
-def _pixels(tokens: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def pixels(tokens: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The pixels of the True `tokens`. Arguments and result are those of `background`."""
     enlarged = Image.fromarray(tokens).resize(size[::-1], Image.Resampling.NEAREST)
     return np.asarray(enlarged, dtype=bool)

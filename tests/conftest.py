@@ -96,3 +96,21 @@ def call_arguments(
         "output_type": "latent",
         **extra,
     }
+
+
+@pytest.fixture
+def random_editor(monkeypatch) -> FluxKontextPipeline:
+    """The benches edit their scenes with a random pipeline in place of the trained editor."""
+    from bench import edits
+
+    pipe = random_kontext()
+
+    def arguments(scene, seed, steps, guidance=1.0):
+        height, width = scene.mask.shape
+        size = {"height": height, "width": width, "max_area": height * width}
+        given = {"image": scene.source_image, "output_type": "pil", "num_inference_steps": steps}
+        return call_arguments(seed, **size, **given) | given
+
+    monkeypatch.setattr(edits, "load", lambda *args: pipe)
+    monkeypatch.setattr(edits, "arguments", arguments)
+    return pipe

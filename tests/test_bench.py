@@ -12,7 +12,6 @@ from conftest import call_arguments, random_kontext
 import spotedit
 from bench import (
     convergence,
-    editor,
     edits,
     environment,
     kontext,
@@ -178,22 +177,6 @@ def test_a_spot_step_is_timed_with_gathering_and_scattering_and_against_the_whol
     assert all(s >= slow for s, kind in zip(seconds, kinds, strict=True) if kind == "spot")
 
 
-@pytest.fixture
-def random_editor(monkeypatch):
-    """The benches edit their scenes with a random pipeline in place of the trained editor."""
-    pipe = random_kontext()
-
-    def arguments(scene, seed, steps):
-        height, width = scene.mask.shape
-        size = {"height": height, "width": width, "max_area": height * width}
-        given = {"image": scene.source_image, "output_type": "pil", "num_inference_steps": steps}
-        return call_arguments(seed, **size, **given) | given
-
-    monkeypatch.setattr(edits, "load", lambda *args: pipe)
-    monkeypatch.setattr(edits, "arguments", arguments)
-    return pipe
-
-
 def names(folder, bench):
     return [row["name"] for row in json.loads((folder / f"{bench}.json").read_text())["rows"]]
 
@@ -203,18 +186,6 @@ def test_speed_command(random_editor, tmp_path):
     found = names(tmp_path, "speed")
     assert found.count("whole edit, dense / spot") == 4  # two modes, two numbers of steps
     assert found.count("share of S/M") == 2
-
-
-def test_editor_command_goes_on_where_it_stopped(random_editor, tmp_path, monkeypatch):
-    command = ["--scenes", "1", "--steps", "7", "--variants", "l2"]
-    command += ["--work", str(tmp_path), "--out", str(tmp_path)]
-    editor.main(command)
-    (store,) = tmp_path.glob("*.jsonl")
-    with store.open("a") as file:
-        file.write('\n{"method": "de')  # as a crash leaves it
-    monkeypatch.setattr(editor, "edit", None)
-    editor.main(command)
-    assert "edited region, difference to dense" in names(tmp_path, "editor")
 
 
 def test_convergence_command(random_editor, tmp_path):

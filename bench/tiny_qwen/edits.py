@@ -20,5 +20,5 @@ def load(device: str = "cpu", dtype: torch.dtype = torch.float32) -> pipeline.Ti
 
 def arguments(scene: Scene, seed: int, steps: int, guidance: float = GUIDANCE) -> dict[str, Any]:
     """Keyword arguments of the pipeline's call; with a `guidance` of 1, one branch a step."""
-    given = edits.arguments(scene, seed, steps) | {"true_cfg_scale": guidance}
-    return given | ({"negative_prompt": ""} if guidance > 1 else {})
+    # its pipeline's own default is 4
+    return edits.arguments(scene, seed, steps, guidance) | {"true_cfg_scale": guidance}

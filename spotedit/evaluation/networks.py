@@ -39,12 +39,18 @@ class Networks:
     device: torch.device
 
 
-def networks(device: torch.device, clip: str = CLIP, dino: str = DINO) -> Networks:
+def networks(
+    device: torch.device,
+    clip: str = CLIP,
+    dino: str = DINO,
+    names: Sequence[str] | None = None,
+) -> Networks:
     """Load what is here. Where the hub is switched off (HF_HUB_OFFLINE), nothing is fetched.
 
     Args:
         clip: folder or id of a CLIP model.
         dino: folder or id of a DINO ViT.
+        names: those wanted; None: all.
     """
     loaders: dict[str, Callable[[], Any]] = {
         "psnr": _psnr, "ssim": _ssim, "mse": _mse, "lpips": partial(_lpips, device),
@@ -52,9 +58,9 @@ def networks(device: torch.device, clip: str = CLIP, dino: str = DINO) -> Networ
         "clip": partial(_clip, clip, device),
     }  # fmt: skip
     found, absent = {}, {}
-    for name, load in loaders.items():
+    for name in loaders if names is None else names:
         try:
-            found[name] = load()
+            found[name] = loaders[name]()
         except Exception as error:  # what libraries raise for missing or broken parts varies
             absent[name] = (str(error).splitlines() or [type(error).__name__])[0]
     return Networks(found, found.pop("clip", None), clip, absent, device)

@@ -1,0 +1,103 @@
+"""Ways to edit that the package does not offer, made of its own parts while a block runs.
+
+Each stands for a mistake or for a reading of the sources that the public settings leave out.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from spotedit import forwards
+from spotedit.cache import LayerCache, Place
+from spotedit.forwards import Forwards
+from spotedit.select import JUDGES, Grid, Judge
+from spotedit.session import NO_VELOCITY, Session
+
+SHIFT = 2  # tokens
+
+
+@contextmanager
+def recursive() -> Iterator[None]:
+    """The weight applies to the value blended at the step before, not to the cached one.
+
+    K_R(t) = w K_R(t+1) + (1 - w) K_y and the same for V, as eqs. 7-9 of the paper are printed.
+    """
+    stock = forwards.blend
+
+    def blend(cache: LayerCache, place: Place, dropped: Tensor, stale: Tensor, *more: Any) -> None:
+        stock(cache, place, dropped, stale, *more)
+        if cache.sources is not None and stale.numel():
+            for kept, blended in ((cache.sources.k, cache.k), (cache.sources.v, cache.v)):
+                kept.write(stale, blended.part(place.rows).read(stale))
+
+    with patch.object(forwards, "blend", blend):
+        yield
+
+
+@contextmanager
+def naive() -> Iterator[None]:
+    """Attention does not see the reused tokens."""
+    stock = Forwards._run
+
+    def run(self: Forwards, mode: str, forward: Any, kwargs: dict[str, Any]) -> Any:
+        told = self.told
+        if mode == "spot":
+            assert told.slots is not None
+            assert told.prompt is not None
+            assert told.rope is not None
+            rows = told.slots.reshape(-1, told.slots.shape[-1])
+            first, sequence = len(told.prompt), told.rope[0].shape[-2]
+            seen = torch.ones(len(rows), sequence + 1, dtype=torch.bool, device=rows.device)
+            seen[:, first : first + self.noise] = False
+            seen.scatter_(1, rows.where(rows >= 0, sequence), True)  # the last column is padding
+            seen = seen[:, :-1].expand(len(kwargs["hidden_states"]), -1)
+            told.key_mask = seen if told.key_mask is None else seen & told.key_mask
+        return stock(self, mode, forward, kwargs)
+
+    with patch.object(Forwards, "_run", run):
+        yield
+
+
+@contextmanager
+def shifted() -> Iterator[None]:
+    """The scores belong to the tokens `SHIFT` columns to the left."""
+
+    def moved(make: Callable[..., Judge]) -> Callable[..., Judge]:
+        def judge(y: Tensor, grid: Grid, *more: Any) -> Judge:
+            score = make(y, grid, *more)
+            return lambda x0: score(x0).unflatten(1, grid).roll(SHIFT, dims=2).flatten(1)
+
+        return judge
+
+    with patch.dict(JUDGES, {name: moved(make) for name, make in JUDGES.items()}):
+        yield
+
+
+@contextmanager
+def unreplaced() -> Iterator[None]:
+    """Reused tokens keep the latents that they had when they were last computed, to the end."""
+    widen = Session._widen
+
+    def still(self: Session, output: Any, hidden: Tensor, computed: Tensor) -> Any:
+        widened = widen(self, output, hidden, computed)
+        velocity = widened[0] if isinstance(widened, tuple) else widened.sample
+        velocity.masked_fill_(~self.spot.rows[..., None], NO_VELOCITY)
+        return widened
+
+    with (
+        patch.object(Session, "_widen", still),
+        patch.object(Session, "_replace", lambda self, result: result),
+    ):
+        yield
+
+
+ABLATIONS: Mapping[str, Callable[[], AbstractContextManager[None]]] = {
+    "recursive": recursive,
+    "naive": naive,
+    "shifted": shifted,
+    "unreplaced": unreplaced,
+}

@@ -1,0 +1,147 @@
+"""Other ways to skip work, on the same editor: diffusers' caches and cache-dit."""
+
+import contextlib
+import io
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers import hooks
+from diffusers.utils import logging as diffusers_logging
+
+Config = Callable[[Any, int, Sequence[float]], Any]
+SETTINGS = (
+    "Rivals have their own defaults, and float32 for TaylorSeer's factors; MagCache has ratios "
+    "calibrated on one other scene; cache-dit (DBCache) computes 1 block of 8 at every step, as "
+    "its default of 8 does not fit, and is told where the blocks are. Caches that want a cache "
+    "context, which the Kontext pipelines do not enter, get one around the call."
+)
+
+
+def calibrate_mag(pipe: Any, call: Callable[[], Any], steps: int) -> list[float]:
+    """MagCache's ratios of one dense edit: it prints them, and keeps nothing."""
+    printed = io.StringIO()
+    pipe.transformer.enable_cache(hooks.MagCacheConfig(calibrate=True, num_inference_steps=steps))
+    try:
+        with contextlib.redirect_stdout(printed):
+            call()
+    finally:
+        pipe.transformer.disable_cache()
+    # a list for each guidance branch, the prompt's first
+    found = [line for line in printed.getvalue().splitlines() if line[:1] + line[-1:] == "[]"]
+    return json.loads(found[0])
+
+
+def _first_block(pipe: Any, steps: int, ratios: Sequence[float]) -> Any:
+    return hooks.FirstBlockCacheConfig()
+
+
+def _mag(pipe: Any, steps: int, ratios: Sequence[float]) -> Any:
+    return hooks.MagCacheConfig(mag_ratios=list(ratios), num_inference_steps=steps)
+
+
+def _taylor_seer(pipe: Any, steps: int, ratios: Sequence[float]) -> Any:
+    return hooks.TaylorSeerCacheConfig(taylor_factors_dtype=torch.float32)
+
+
+def _faster(pipe: Any, steps: int, ratios: Sequence[float]) -> Any:
+    return hooks.FasterCacheConfig(
+        is_guidance_distilled=True, current_timestep_callback=lambda: pipe.current_timestep
+    )
+
+
+def _pyramid(pipe: Any, steps: int, ratios: Sequence[float]) -> Any:
+    return hooks.PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2,
+        current_timestep_callback=lambda: pipe.current_timestep,
+    )
+
+
+def _sea(pipe: Any, steps: int, ratios: Sequence[float]) -> Any:
+    return hooks.SeaCacheConfig()
+
+
+def _text(pipe: Any, steps: int, ratios: Sequence[float]) -> Any:
+    return hooks.TextKVCacheConfig()
+
+
+_CONFIGS: Mapping[str, Config] = {
+    "FirstBlockCache": _first_block,
+    "MagCache": _mag,
+    "TaylorSeerCache": _taylor_seer,
+    "FasterCache": _faster,
+    "PyramidAttentionBroadcast": _pyramid,
+    "SeaCache": _sea,
+    "TextKVCache": _text,
+}
+LASTING = ("cache-dit", "cache-dit, TaylorSeer")  # diffusers' caches fail on a pipeline after them
+RIVALS = (*_CONFIGS, *LASTING)
+
+
+@contextmanager
+def applied(pipe: Any, name: str, steps: int, ratios: Sequence[float]) -> Iterator[None]:
+    """One of `RIVALS` while the block runs; what it raises is the library's own.
+
+    Args:
+        steps: of the call.
+        ratios: of MagCache.
+
+    Raises:
+        ModuleNotFoundError: cache-dit is not installed.
+        ValueError: cache-dit on another architecture than Kontext's.
+    """
+    if name in _CONFIGS:
+        transformer = pipe.transformer
+        with _silent():
+            transformer.enable_cache(_CONFIGS[name](pipe, steps, ratios))
+            try:
+                with transformer.cache_context("cond"):
+                    yield
+            finally:
+                transformer.disable_cache()
+    else:
+        with _cache_dit(pipe, seer=name.endswith("TaylorSeer")):
+            yield
+
+
+@contextmanager
+def _cache_dit(pipe: Any, seer: bool) -> Iterator[None]:
+    import cache_dit  # not a dependency
+
+    transformer = pipe.transformer
+    if not hasattr(transformer, "single_transformer_blocks"):
+        raise ValueError("cache-dit is tried on Kontext's blocks only")
+    logging.disable(logging.WARNING)
+    lists = [transformer.transformer_blocks, transformer.single_transformer_blocks]
+    adapter = cache_dit.BlockAdapter(
+        pipe=pipe,
+        transformer=transformer,
+        blocks=lists,
+        forward_pattern=[cache_dit.ForwardPattern.Pattern_1] * len(lists),
+    )
+    cache_dit.enable_cache(
+        adapter,
+        cache_config=cache_dit.DBCacheConfig(Fn_compute_blocks=1, Bn_compute_blocks=0),
+        calibrator_config=cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=1)
+        if seer
+        else None,
+    )
+    try:
+        yield
+    finally:
+        cache_dit.disable_cache(pipe)
+        logging.disable(logging.NOTSET)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without diffusers' advice."""
+    level = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(level)

@@ -1,0 +1,172 @@
+"""What is measured, as data: every variant by name, and the sweeps that they form."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from math import cos, pi
+from typing import Any
+
+from spotedit.schedule import PUBLISHED_RESETS
+
+SPREAD_RESETS = (0.32, 0.61, 0.89)  # as many as the published ones, to the end of the call
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What a variant and the dense edit that it is compared with share.
+
+    Attributes:
+        steps: None: the run's own.
+        guidance: true classifier-free guidance; None: the editor's own.
+        scheduler: of `record.SCHEDULERS`; None: the editor's own.
+    """
+
+    steps: int | None = None
+    guidance: float | None = None
+    scheduler: str | None = None
+
+    @property
+    def dense(self) -> str:
+        """Name of the dense edit with this loop."""
+        own = ("T", self.steps), ("guidance", self.guidance), ("scheduler", self.scheduler)
+        return " ".join(["dense", *(f"{name}={value}" for name, value in own if value is not None)])
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to edit.
+
+    Attributes:
+        config: of `SpotEditConfig`; None: spot edits are not enabled.
+        multiple: of the model's own threshold, or None.
+        equal_r: take the threshold at which the judge selects as much as the default one does.
+        resets: their places / steps, or None.
+        mask: how the true edit's mask is set, or None.
+        ablation: of `ablations.ABLATIONS`, or None.
+        rival: of `rivals.RIVALS`, or None.
+        paste: the dense picture with the source pasted outside a region: "spot" (that of the
+            default's last step) or "truth" (the tokens that the true edit touches and a ring of
+            one around them); or None.
+        scenes: measured on the first ones only, or None.
+    """
+
+    config: Mapping[str, Any] | None = field(default_factory=dict)
+    loop: Loop = Loop()
+    multiple: float | None = None
+    equal_r: bool = False
+    resets: tuple[float, ...] | None = None
+    mask: str | None = None
+    ablation: str | None = None
+    rival: str | None = None
+    paste: str | None = None
+    scenes: int | None = None
+
+    @property
+    def text(self) -> str:
+        """All of it, as records keep it."""
+        return json.dumps(asdict(self), default=lambda function: function.__name__)
+
+
+def _spot(**config: Any) -> Variant:
+    return Variant(config)
+
+
+def _rival(name: str, scenes: int = 128) -> Variant:
+    return Variant(None, rival=name, scenes=scenes)
+
+
+def _static(sigma: float) -> float:
+    return 1.0
+
+
+def _condition(sigma: float) -> float:
+    return 0.0
+
+
+def anchored(sigma: float) -> float:
+    """Condition early, cached late: the weight of the cached value as the introduction has it."""
+    return cos(pi * sigma / 2) ** 2
+
+
+DEFAULT = "default"
+_DEFAULT = Variant()
+_FEW = 64  # scenes, of what more would not tell
+_BAD = {
+    "naive": Variant(ablation="naive"),
+    "threshold x2": Variant(multiple=2.0),
+    **{f"threshold x{m}": Variant(multiple=float(m), scenes=_FEW) for m in (4, 8)},
+    "shifted": Variant(ablation="shifted"),
+    "unreplaced": Variant(ablation="unreplaced"),
+}
+_RIVALS = {
+    "paste, spot's region": Variant(None, paste="spot"),
+    "paste, true region": Variant(None, paste="truth"),
+    "FirstBlockCache": _rival("FirstBlockCache"),
+    "MagCache": _rival("MagCache"),
+    "TaylorSeerCache": _rival("TaylorSeerCache"),
+    "FasterCache": _rival("FasterCache"),
+    "PyramidAttentionBroadcast": _rival("PyramidAttentionBroadcast"),
+    "cache-dit": _rival("cache-dit"),
+    "cache-dit, TaylorSeer": _rival("cache-dit, TaylorSeer"),
+    "SeaCache": _rival("SeaCache", scenes=4),  # skips nothing in this architecture
+    "TextKVCache": _rival("TextKVCache", scenes=4),
+}
+MAIN = {DEFAULT: _DEFAULT, **_BAD, **_RIVALS}
+SWEEPS: dict[str, dict[str, Variant]] = {
+    "fusion": {
+        "anchored": _spot(fusion=anchored),
+        "recursive": Variant({"fusion": anchored}, ablation="recursive"),
+        "static": _spot(fusion=_static),
+        "condition": _spot(fusion=_condition),
+        "naive": _BAD["naive"],
+    },
+    "resets": {
+        "resets published": Variant(resets=PUBLISHED_RESETS),
+        "resets spread": Variant(resets=SPREAD_RESETS),
+        **{f"resets every {n}": _spot(reset_every=n) for n in (4, 8, 16)},
+        "resets none": _spot(reset_steps=()),
+    },
+    "thresholds": {
+        "threshold x0.5": Variant(multiple=0.5),
+        **{name: variant for name, variant in _BAD.items() if variant.multiple is not None},
+        "threshold x16": Variant(multiple=16.0),
+    },
+    "judges": {
+        "cosine": _spot(judge="cosine"),
+        "l2": _spot(judge="l2"),
+        "auto": _spot(threshold="auto"),
+        "cosine, equal r": Variant({"judge": "cosine"}, equal_r=True),
+        "l2, equal r": Variant({"judge": "l2"}, equal_r=True),
+    },
+    "dilation": {f"dilation {n}": _spot(dilation=n) for n in range(4)},
+    "initial": {f"initial steps {n}": _spot(initial_steps=n) for n in range(1, 5)},
+    "steps": {f"T={n}": Variant(loop=Loop(steps=n)) for n in (4, 6, 8, 12, 20, 28, 50)},
+    "schedulers": {
+        name: Variant(loop=Loop(scheduler=name))
+        for name in ("Heun", "LCM", "UniPC", "DPM-Solver++", "DEIS")
+    },
+    "guidance": {f"guidance {g}": Variant(loop=Loop(guidance=g)) for g in (1.0, 1.5, 2.0)},
+    "condition": {
+        "condition uncached": _spot(condition_cache=False),
+        "condition cache alone": _spot(threshold=0.0),
+        "cache int8": _spot(cache_dtype="int8"),
+    },
+    "masks": {f"mask {mode}": Variant(mask=mode) for mode in ("replace", "intersect", "union")},
+    "judging": {f"judge every {n}": _spot(judge_every=n) for n in (1, 2, 4, 8)},
+}  # fmt: skip
+VARIANTS = {**MAIN, **{name: v for sweep in SWEEPS.values() for name, v in sweep.items()}}
+
+
+def methods(names: tuple[str, ...]) -> dict[str, Variant]:
+    """Variants by name, after the dense edits that they are compared with."""
+    found: dict[str, Variant] = {}
+    for name in names:
+        variant = VARIANTS[name]
+        found[variant.loop.dense] = Variant(None, loop=variant.loop)
+        found[name] = variant
+    return found
+
+
+def with_guidance(variant: Variant, guidance: float) -> Variant:
+    """The variant in a loop of another guidance."""
+    return replace(variant, loop=replace(variant.loop, guidance=guidance))
