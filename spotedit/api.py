@@ -8,6 +8,7 @@ from spotedit_kernels.select_tokens import Mode
 from . import (
     models,  # noqa: F401, registers the families
     patch,
+    temporal,
 )
 from .config import SpotEditConfig, resolve
 from .mask import MODES, UserMask, as_mask
@@ -32,6 +33,7 @@ class Handle:
 
     def __init__(self, pipe: Any, config: SpotEditConfig) -> None:
         self._spec = spec_for(pipe)
+        temporal.resolve(config.temporal, self._spec.tea, type(pipe).__name__)
         patch.refuse(pipe)
         self.config = config
         self.report: EditReport | None = None

@@ -55,7 +55,7 @@ class Selection:
         rows: bool [B, N], the active set of each image.
         active: the tokens to compute, padded to the number asked for.
         reused: the others.
-        dropped: those of the reused tokens that the step before still computed.
+        dropped: those of the reused tokens that the last forward still computed.
     """
 
     rows: Tensor
