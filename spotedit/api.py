@@ -1,6 +1,7 @@
 """`enable`, `disable` and the handle between them."""
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from spotedit_kernels.select_tokens import Mode
@@ -117,7 +118,9 @@ class Handle:
     def _call(self, base: type, *args: Any, **kwargs: Any) -> Any:
         return self._run(Session, base, args, kwargs)
 
-    def _run(self, kind: type[Session], base: type, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _run(
+        self, kind: Callable[..., Session], base: type, args: tuple, kwargs: dict[str, Any]
+    ) -> Any:
         pipe = self._pipe
         if not self._running.acquire(blocking=False):
             raise RuntimeError(
