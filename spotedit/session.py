@@ -21,11 +21,20 @@ from .forwards import Forwards
 from .fusion import weights
 from .mask import UserMask, token_mask
 from .misalignment import MUCH, Misalignment, detect
+from .models.copies import weights_key
 from .models.spec import Grid, Spec, reference_number
 from .processor import Forward, SpotProcessor
 from .report import EditReport, Mark, StepRecord
 from .schedule import plan
-from .select import JUDGES, NotFiniteError, Selection, SpotSelector, everything, unchanged
+from .select import (
+    JUDGES,
+    LastSource,
+    NotFiniteError,
+    Selection,
+    SpotSelector,
+    everything,
+    unchanged,
+)
 from .temporal import begin, resolve
 
 NO_VELOCITY = 1e-6  # its square is not 0 in float32, and it moves no latent noticeably
@@ -93,6 +102,7 @@ class Session:
         own = spec.thresholds[config.judge]
         self.threshold = own if config.threshold is None else config.threshold
         self.judge_every = spec.judge_every if config.judge_every is None else config.judge_every
+        self.source = LastSource()  # that of the calls before, where `api` sets it
         self.begun = False
         self.reason: str | None = None  # why this call is dense
         self.kinds: list[str] = []  # of the steps; empty in a dense call
@@ -316,6 +326,10 @@ class Session:
         judge = None
         if self.mask is None or self.mask.mode != "replace":
             features = spec.features(self.pipe, self.y, self.grid)
+            vae = getattr(self.pipe, "vae", None)
+            if vae is not None:  # else it is not known what they depend on
+                key = self.grid, weights_key(vae)
+                features = self.source.remembering(self.y, key, features)
             judge = JUDGES[config.judge](self.y, self.grid, features, config.impl)
         dilation = spec.dilation if config.dilation is None else config.dilation
         mode: Mode = "intersect" if self.mask is None else self.mask.mode

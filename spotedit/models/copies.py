@@ -88,10 +88,20 @@ def _arrives(module: nn.Module) -> bool:
 
 
 def usable(module: nn.Module, component: nn.Module, device: torch.device) -> Any:
-    """`module`, or a copy where its weights only come to `device` in its parent's forward."""
-    if _arrives(module) or all(weight.device == device for weight in module.parameters()):
+    """`module`, a part of `component`, or a copy where its weights only come to `device` for a
+    forward of the component's."""
+    here = all(weight.device == device for weight in module.parameters())
+    if _group(component) is None and (here or _arrives(module)):
         return module
     return clean_copy(module, component).to(device)
+
+
+def weights_key(module: nn.Module) -> tuple[tuple[int, int], ...]:
+    """Equal for a module whose weights were neither changed nor moved."""
+    return tuple(
+        (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        for weight in (*module.parameters(), *module.buffers())
+    )
 
 
 def compute_dtype(module: nn.Module, otherwise: torch.dtype) -> torch.dtype:
