@@ -78,7 +78,7 @@ class TaylorSeer:
         ValueError: a value out of range, with what was expected.
     """
 
-    interval: int = 3
+    interval: int = 4
     order: int = 1
     warm_up: int = 2
 
