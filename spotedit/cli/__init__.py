@@ -205,6 +205,10 @@ def _add_calibrate(calibrate: argparse.ArgumentParser) -> None:
         help="of tiny, where no pictures are given (default: 16)",
     )  # fmt: skip
     calibrate.add_argument(
+        "--also", type=_at_least(2), nargs="+", default=[], metavar="T",
+        help="further numbers of steps, beside --steps: coefficients that hold for all of them",
+    )  # fmt: skip
+    calibrate.add_argument(
         "--out", type=Path, default=Path("spotedit-teacache.json"), metavar="FILE.json",
         help="the coefficients and where they come from (default: %(default)s)",
     )  # fmt: skip

@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import torch
@@ -43,7 +44,8 @@ def run(args: argparse.Namespace) -> None:
         "input_changes": [min(found.inputs), max(found.inputs)],
         "output_changes": [min(found.outputs), max(found.outputs)],
         "pairs_of_steps": len(found.inputs),
-        "edits": len(pairs),
+        "edits": len(pairs) * (1 + len(args.also)),
+        "also_steps": args.also,
         "model": args.model,
         **machine(pipe),
         "settings": {k: v for k, v in settings.items() if k != "negative_prompt"},
@@ -63,7 +65,9 @@ def _scenes(number: int) -> Iterator[tuple[Any, str]]:
 
 
 def _calls(args: argparse.Namespace, pairs: list[tuple[Any, str]]) -> Iterator[dict[str, Any]]:
-    for number, (image, instruction) in enumerate(tqdm(pairs, desc="dense edits", unit="edit")):
+    more = [{}, *({"num_inference_steps": steps} for steps in args.also)]
+    edits = list(product(more, enumerate(pairs)))
+    for steps, (number, (image, instruction)) in tqdm(edits, desc="dense edits", unit="edit"):
         generator = torch.Generator().manual_seed(args.seed + number)
         given = {"image": image, "prompt": instruction, "generator": generator}
-        yield given | {"output_type": "latent"} | call_given(args)
+        yield given | {"output_type": "latent"} | call_given(args) | steps
