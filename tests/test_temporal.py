@@ -9,6 +9,7 @@ from conftest import call_arguments, random_kontext
 from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig
 from diffusers.hooks.taylorseer_cache import TaylorSeerState
 from families import FAMILIES, each_family
+from families.offload import OFFLOAD
 
 import spotedit
 from spotedit import TaylorSeer, TeaCache
@@ -435,3 +436,53 @@ def test_a_fit_never_predicts_less_from_more():
 def test_the_random_pipelines_of_kontext_take_the_published_coefficients():
     handle = spotedit.enable(random_kontext(), temporal=TeaCache())
     assert handle._spec.tea.coefficients[-1] == 0.0374537863
+
+
+# -- what else touches the transformer
+
+
+@pytest.mark.parametrize("how", OFFLOAD)
+def test_teacache_finds_offloaded_weights(how):
+    options = {**PLAIN, "temporal": TeaCache(0.3, LINEAR), "initial_steps": 1, "reset_steps": ()}
+    expected, kinds, _ = edit(random_kontext(), options)
+    assert {"spot", "skip"} <= set(kinds)
+    pipe = random_kontext()
+    OFFLOAD[how](pipe)
+    for _ in range(2):
+        images, found, _ = edit(pipe, options)
+        assert found == kinds
+        assert close(images, expected)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "transformer",
+        pytest.param("blocks", marks=pytest.mark.full),
+        pytest.param("wrapped", marks=pytest.mark.full),
+    ],
+)
+def test_teacache_makes_no_graph_of_its_own(pipe, how):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def count(**options):
+        torch._dynamo.reset()
+        graphs.clear()
+        _, kinds, _ = edit(pipe, {"reset_steps": (), "initial_steps": 1, **options})
+        return kinds, len(graphs)
+
+    torch._dynamo.reset()
+    if how == "blocks":
+        pipe.transformer.compile_repeated_blocks(fullgraph=True, backend=backend)
+    elif how == "transformer":
+        pipe.transformer.compile(fullgraph=True, backend=backend)
+    else:
+        pipe.transformer = torch.compile(pipe.transformer, fullgraph=True, backend=backend)
+    kinds, made = count(temporal=TeaCache(0.3, LINEAR))
+    assert {"spot", "skip"} <= set(kinds)
+    assert made == count()[1] > 0
+    torch._dynamo.reset()
