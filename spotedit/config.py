@@ -56,8 +56,8 @@ class SpotEditConfig:
             `EditReport.misalignment`). `"cache"`: all tokens are computed, with the condition
             cached; `"dense"`: the stock pipeline's steps from there on. It is looked for in calls
             of one image without a mask.
-        spatial: False reuses no token: every step that runs is the stock pipeline's. What is left
-            is `temporal`.
+        spatial: False reuses no token, whatever judge and mask say: every step that runs is the
+            stock pipeline's. What is left is `temporal`.
         temporal: which steps run no forward at all: `TeaCache(...)`, `TaylorSeer(...)`, or None:
             every step runs one. Full steps always do.
         cache_text: take the prompt's keys and values from the last full step, so that a spot step

@@ -2,7 +2,8 @@
 
 The session is told of every forward of the transformer and of every step of the scheduler. It picks
 the kind of the step, widens the output of a spot forward with the straight-line velocity of the
-reused tokens, and judges the predicted clean image.
+reused tokens, hands on velocities where a step runs no forward, and judges the predicted clean
+image.
 """
 
 import time
@@ -144,9 +145,10 @@ class Session:
         prompt = kwargs["encoder_hidden_states"].shape[1]
         self.sequence = self.rows = prompt + hidden.shape[1]
         rank, self.rank = self.rank, self.rank + 1
-        reuse, probe = self.reuse, partial(self.modulated, kwargs)
+        reuse = self.reuse
         if reuse is None:
             return self._run(rank, prompt, forward, kwargs)
+        probe = partial(self.modulated, kwargs)
         if rank == 0:
             last = self.index + 1 == len(self.sigmas)
             free = self.index > 0 and self.kind() != "full"
@@ -177,6 +179,7 @@ class Session:
     def _run(
         self, rank: int, prompt: int, forward: Callable[..., Any], kwargs: dict[str, Any]
     ) -> Any:
+        """The output of a forward, whole or as far as its rows were computed."""
         hidden, spot = kwargs["hidden_states"], self.kind() == "spot"
         if not spot and self.kind(1) != "spot":
             return forward(**kwargs)
