@@ -215,8 +215,10 @@ class EditReport:
         """What the temporal method did, or why it did nothing."""
         name, total = type(self.temporal).__name__, len(self.steps)
         if skipped:
-            saved = f"{self.flops_saved:.0%} of the transformer's work skipped in all"
-            return f"{name} ran {total - skipped} of {total} steps, {saved}"
+            ran = f"{name} ran {total - skipped} of {total} steps"
+            if self.reason is None:  # the line of the spot steps has the share
+                return ran
+            return f"{ran}, {self.flops_saved:.0%} of the transformer's work skipped"
         why = "between full steps, too much changes from one step to the next for its threshold"
         if isinstance(self.temporal, TaylorSeer):
             rule = (
