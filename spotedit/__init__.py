@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .estimate import estimate
     from .models.spec import Spec, register
     from .report import EditReport
+    from .temporal import TaylorSeer, TeaCache
 
 __version__ = "0.1.0"
 __all__ = [
@@ -25,6 +26,8 @@ __all__ = [
     "Handle",
     "Spec",
     "SpotEditConfig",
+    "TaylorSeer",
+    "TeaCache",
     "disable",
     "enable",
     "estimate",
@@ -37,6 +40,8 @@ _HOME = {
     "EditReport": "report",
     "Spec": "models.spec",
     "SpotEditConfig": "config",
+    "TaylorSeer": "temporal",
+    "TeaCache": "temporal",
     "estimate": "estimate",
     "register": "models.spec",
 }

@@ -1,6 +1,7 @@
 """`enable`, `disable` and the handle between them."""
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from spotedit_kernels.select_tokens import Mode
@@ -8,12 +9,14 @@ from spotedit_kernels.select_tokens import Mode
 from . import (
     models,  # noqa: F401, registers the families
     patch,
+    temporal,
 )
 from .config import SpotEditConfig, resolve
 from .mask import MODES, UserMask, as_mask
 from .models.spec import spec_for, supported_pipelines
 from .preview import Preview, PreviewSession
 from .report import EditReport
+from .select import LastSource
 from .session import Session
 
 __all__ = ["Handle", "disable", "enable", "supported_pipelines"]
@@ -32,12 +35,14 @@ class Handle:
 
     def __init__(self, pipe: Any, config: SpotEditConfig) -> None:
         self._spec = spec_for(pipe)
+        temporal.resolve(config.temporal, self._spec.tea, type(pipe).__name__)
         patch.refuse(pipe)
         self.config = config
         self.report: EditReport | None = None
         self._pipe = pipe
         self._mask: UserMask | None = None
         self._running = threading.Lock()
+        self._source = LastSource()
         self._outer: Handle | None = patch.owner_of(pipe)
         if self._outer is not None:
             self._outer.disable()
@@ -61,6 +66,7 @@ class Handle:
             if self._running.locked():
                 raise RuntimeError("the pipeline is running; disable it after the call")
             self._pipe.__class__ = self._base
+            self._source = LastSource()
 
     def set_mask(self, mask: Any, mode: Mode = "intersect") -> None:
         """Say where the picture may change, for the calls that follow.
@@ -115,7 +121,9 @@ class Handle:
     def _call(self, base: type, *args: Any, **kwargs: Any) -> Any:
         return self._run(Session, base, args, kwargs)
 
-    def _run(self, kind: type[Session], base: type, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _run(
+        self, kind: Callable[..., Session], base: type, args: tuple, kwargs: dict[str, Any]
+    ) -> Any:
         pipe = self._pipe
         if not self._running.acquire(blocking=False):
             raise RuntimeError(
@@ -129,7 +137,7 @@ class Handle:
             if self.config.match_size and asked.get("height") is asked.get("width") is None:
                 given |= self._spec.matched_size(pipe, arguments, self.config.reference)
             session = kind(pipe, self._spec, self.config, self._mask, arguments)
-            self.report = None
+            session.source, self.report = self._source, None
             try:
                 with patch.attached(pipe, session):
                     return base.__call__(pipe, **given)

@@ -9,6 +9,7 @@ from spotedit_kernels.impl import Impl
 
 from .fusion import FUSIONS, Fusion
 from .select import JUDGES
+from .temporal import TaylorSeer, TeaCache, Temporal
 
 IMPLEMENTATIONS = get_args(Impl)
 
@@ -55,6 +56,12 @@ class SpotEditConfig:
             `EditReport.misalignment`). `"cache"`: all tokens are computed, with the condition
             cached; `"dense"`: the stock pipeline's steps from there on. It is looked for in calls
             of one image without a mask.
+        spatial: False reuses no token, whatever judge and mask say: every step that runs is the
+            stock pipeline's. What is left is `temporal`.
+        temporal: which steps run no forward at all: `TeaCache(...)`, `TaylorSeer(...)`, or None:
+            every step runs one. Full steps always do.
+        cache_text: take the prompt's keys and values from the last full step, so that a spot step
+            runs the active tokens' rows alone. An approximation of its own.
         impl: which kernels run, `"auto"`, `"triton"` or `"reference"` (PyTorch).
 
     Raises:
@@ -74,6 +81,9 @@ class SpotEditConfig:
     reference: int | Literal["auto"] = "auto"
     match_size: bool = True
     on_misaligned: Literal["cache", "dense"] = "cache"
+    spatial: bool = True
+    temporal: Temporal | None = None
+    cache_text: bool = False
     impl: Impl = "auto"
 
     def __post_init__(self) -> None:
@@ -133,7 +143,7 @@ class SpotEditConfig:
             self.reference,
             "the number of a condition image, 0 or more, or 'auto'",
         )
-        for field in ("condition_cache", "match_size"):
+        for field in ("condition_cache", "match_size", "spatial", "cache_text"):
             value = getattr(self, field)
             _require(isinstance(value, bool), field, value, "True or False")
         _require(
@@ -141,6 +151,12 @@ class SpotEditConfig:
             "on_misaligned",
             self.on_misaligned,
             "'cache' or 'dense'",
+        )
+        _require(
+            self.temporal is None or isinstance(self.temporal, TeaCache | TaylorSeer),
+            "temporal",
+            self.temporal,
+            "a TeaCache(...), a TaylorSeer(...) or None",
         )
         _require(self.impl in IMPLEMENTATIONS, "impl", self.impl, f"one of {IMPLEMENTATIONS}")
 

@@ -12,8 +12,8 @@ from .images import atomic_write
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-KINDS = ("dense", "full", "spot")
-COLOURS = {"dense": "#8a8f98", "full": "#d9822b", "spot": "#2b6cb0"}
+KINDS = ("dense", "full", "spot", "skip")
+COLOURS = {"dense": "#8a8f98", "full": "#d9822b", "spot": "#2b6cb0", "skip": "#3a9d6e"}
 _TINT = np.array([43, 108, 176], dtype=np.float32)
 _STRENGTH = 0.38
 _HEAT = 0.9  # opacity of the highest score

@@ -92,7 +92,8 @@ class Forwards:
     def spot(
         self, rank: int, forward: Call, kwargs: dict[str, Any], spot: Selection, weight: float
     ) -> tuple[Any, int]:
-        """Only the prompt's and the active tokens' rows run, and the conditions' where uncached.
+        """Only the prompt's and the active tokens' rows run; the prompt's not where its keys and
+        values are cached, the conditions' too where they are not.
 
         Returns the output and the number of rows.
         """
@@ -105,13 +106,17 @@ class Forwards:
         joint = torch.where(index < 0, index, index + branch.place.prompt)
         self._tell(branch, kwargs)
         told.index = index
-        told.slots = torch.cat([branch.prompt.expand(*index.shape[:-1], -1), joint], dim=-1)
+        told.prompt = branch.prompt[: 0 if self.config.cache_text else None]
+        prompt = told.prompt.expand(*index.shape[:-1], -1)
+        told.slots = torch.cat([prompt, joint], dim=-1)
         if self.config.cache_dtype == "int8":  # its rows are computed in buffers of their own
             rows = told.slots.clamp(min=0)
             told.rope = branch.rope[0][rows], branch.rope[1][rows]
         told.rope_ref = None if self.config.condition_cache else branch.rope_ref
         narrowed = kwargs | self.spec.narrow(kwargs, index)
         narrowed["hidden_states"] = gather_rows(hidden, index)
+        if self.config.cache_text:
+            narrowed |= self.spec.without_prompt(kwargs)
         return self._run("spot", forward, narrowed), told.slots.shape[-1]
 
     def _run(self, mode: str, forward: Call, kwargs: dict[str, Any]) -> Any:

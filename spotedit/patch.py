@@ -10,10 +10,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from torch import Tensor
+
+from .models.spec import Spec
 from .processor import Forward, SpotProcessor, spot_processor
 from .session import Session
 
 _SESSION = "_spotedit_session"
+_TEA = "temporal=spotedit.TeaCache() for the same on the edited tokens"
+_INSTEAD = {  # of diffusers' caches
+    "TaylorSeerCacheConfig": "temporal=spotedit.TaylorSeer() for the same on the edited tokens",
+    "TextKVCacheConfig": "cache_text=True for the same in spot steps",
+}
 
 
 def swap_class(pipe: Any, call: Callable[..., Any], owner: object) -> type:
@@ -60,8 +68,8 @@ def refuse(pipe: Any) -> None:
     """Raise where something else owns the transformer's forward.
 
     Raises:
-        ValueError: a diffusers cache, context parallelism or an IP-Adapter is in use, or a modular
-            pipeline has no transformer yet.
+        ValueError: a cache of diffusers or cache-dit, context parallelism or an IP-Adapter is in
+            use, or a modular pipeline has no transformer yet.
     """
     transformer = getattr(pipe, "transformer", None)
     if transformer is None:
@@ -69,9 +77,17 @@ def refuse(pipe: Any) -> None:
             "the pipeline has no transformer; expected one: call pipe.load_components()"
         )
     if getattr(transformer, "is_cache_enabled", False):
+        name = type(transformer._cache_config).__name__
         raise ValueError(
-            "the transformer has a cache enabled; expected none: "
-            "call pipe.transformer.disable_cache()"
+            f"the transformer has a cache enabled ({name}); expected none: call "
+            f"pipe.transformer.disable_cache(), and enable spotedit with {_INSTEAD.get(name, _TEA)}"
+        )
+    # the class's mark alone may be another pipeline's
+    own = getattr(pipe, "_is_cached", False) and hasattr(pipe, "_context_manager")
+    if own or getattr(transformer, "_is_cached", False):
+        raise ValueError(
+            "cache-dit has a cache on the pipeline; expected none: call "
+            f"cache_dit.disable_cache(pipe), and enable spotedit with {_TEA}"
         )
     for name, processor in transformer.attn_processors.items():
         if isinstance(processor, SpotProcessor):
@@ -104,6 +120,33 @@ def _watched(base: type) -> type:
     return type(base.__name__, (base,), namespace)
 
 
+class _Reached(Exception):
+    """A forward came to the first block, with these arguments."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self.arguments = arguments
+
+
+def _modulated(transformer: Any, spec: Spec, kwargs: dict[str, Any]) -> Tensor:
+    """The first block's modulated image input, of a forward that ends there. No hook of the
+    transformer's own runs, and nothing compiled."""
+    model = getattr(transformer, "_orig_mod", transformer)
+    block, base = model.transformer_blocks[0], type(model.transformer_blocks[0])
+
+    def stop(self: Any, **arguments: Any) -> None:
+        raise _Reached(arguments)
+
+    block.__class__ = type(base.__name__, (base,), {"__call__": stop})
+    try:
+        model.forward(**kwargs)
+    except _Reached as reached:
+        arguments = reached.arguments
+    finally:
+        block.__class__ = base
+    assert spec.modulated is not None
+    return spec.modulated(block, arguments)
+
+
 @contextmanager
 def attached(pipe: Any, session: Session) -> Iterator[None]:
     """Let `session` see the transformer's forwards and the scheduler's steps in a block."""
@@ -133,6 +176,7 @@ def attached(pipe: Any, session: Session) -> Iterator[None]:
 
         undo.callback(_restore(scheduler, "step"))
         scheduler.step = wrapper
+        session.modulated = functools.partial(_modulated, transformer, spec)
         session.stop = functools.partial(_stop, pipe, undo)
         yield
 

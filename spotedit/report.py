@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .draw import KINDS, plot_steps, tint
 from .misalignment import Misalignment
+from .temporal import TaylorSeer, Temporal
 
 Mark = float | torch.cuda.Event  # time.perf_counter() in seconds, or a recorded event
 
@@ -24,7 +25,7 @@ class StepRecord:
 
     Attributes:
         index: 0-based position in the loop.
-        kind: "dense" (the stock pipeline), "full" or "spot".
+        kind: "dense" (the stock pipeline), "full", "spot", or "skip" (no forward was run).
         sigma: noise level the step started from, 1 (noise) to 0 (image).
         rows: query rows run per image, prompt included.
         sequence: rows of the joint sequence [prompt, noise, condition].
@@ -61,10 +62,11 @@ class EditReport:
         grid: noise tokens (rows, cols), or None where the call ended before the transformer ran.
         batch: images in the call.
         cache_bytes: bytes of the buffers that held keys and values.
-        reason: why nothing was skipped, or None.
+        reason: why no token was reused, or None.
         threshold, judge: what decided which tokens are reused; `"auto"`: the scores' own cut.
         misalignment: how the whole frame differs from the source's, if that was found to be why so
             many tokens change; every token was computed then. None: not found, or not looked for.
+        temporal: what decided which steps run no forward, or None.
     """
 
     def __init__(
@@ -80,11 +82,13 @@ class EditReport:
         threshold: float | Literal["auto"] | None,
         judge: str | None,
         misalignment: Misalignment | None = None,
+        temporal: Temporal | None = None,
     ) -> None:
         """`region` is bool [B, N] (True = regenerated) and `scores` fp32 [B, N], as last judged."""
         self.pipeline, self.grid, self.batch = pipeline, grid, batch
         self.cache_bytes, self.reason = cache_bytes, reason
         self.threshold, self.judge, self.misalignment = threshold, judge, misalignment
+        self.temporal = temporal
         self._records, self._region, self._scores = list(records), region, scores
 
     @cached_property
@@ -98,6 +102,8 @@ class EditReport:
     @cached_property
     def steps(self) -> list[dict[str, Any]]:
         """A dict per step: index, kind, sigma (1 to 0), active, total, seconds.
+
+        `kind` is "dense", "full", "spot" or "skip"; a step left out computes no token.
 
         `active` and `total` count noise tokens, summed over the images of a batch.
         """
@@ -128,7 +134,7 @@ class EditReport:
         region, scores = (x if x is None else x[i : i + 1] for x in (self._region, self._scores))
         return EditReport(
             self.pipeline, self.grid, records, region, scores, 1,
-            self.cache_bytes, self.reason, self.threshold, self.judge,
+            self.cache_bytes, self.reason, self.threshold, self.judge, temporal=self.temporal,
         )  # fmt: skip
 
     @cached_property
@@ -181,8 +187,12 @@ class EditReport:
                     f"  {kind:<5} {len(steps):>3} steps {each:>9.1f} ms each, "
                     f"{share:.0%} of the tokens computed"
                 )
+        skipped = sum(step["kind"] == "skip" for step in self.steps)
+        if self.temporal is not None:
+            lines.append(self._temporal(skipped))
         if self.reason is not None:
-            lines.append(f"nothing was skipped: {self.reason}")
+            what = "no token was reused" if skipped else "nothing was skipped"
+            lines.append(f"{what}: {self.reason}")
         elif any(step["kind"] == "spot" for step in self.steps):
             limit = "the scores' own cut" if self.threshold == "auto" else self.threshold
             lines.append(
@@ -201,6 +211,22 @@ class EditReport:
         lines.append(f"cache {self.cache_bytes / 2**20:.1f} MiB")
         return "\n".join(lines)
 
+    def _temporal(self, skipped: int) -> str:
+        """What the temporal method did, or why it did nothing."""
+        name, total = type(self.temporal).__name__, len(self.steps)
+        if skipped:
+            ran = f"{name} ran {total - skipped} of {total} steps"
+            if self.reason is None:  # the line of the spot steps has the share
+                return ran
+            return f"{ran}, {self.flops_saved:.0%} of the transformer's work skipped"
+        why = "between full steps, too much changes from one step to the next for its threshold"
+        if isinstance(self.temporal, TaylorSeer):
+            rule = (
+                f"its warm_up of {self.temporal.warm_up} and interval of {self.temporal.interval}"
+            )
+            why = f"full steps, and {rule}, leave none out"
+        return f"{name} ran all {total} steps, so nothing is gained by it: {why}"
+
     def to_dict(self) -> dict[str, Any]:
         """Everything but the scores, as JSON can hold it; `region` as rows of 0 and 1."""
         return {
@@ -215,6 +241,7 @@ class EditReport:
             "reason": self.reason,
             "threshold": self.threshold,
             "judge": self.judge,
+            "temporal": self.temporal and type(self.temporal).__name__,
             "misalignment": self.misalignment and asdict(self.misalignment),
             "region": None if self.region is None else self.region.astype(int).tolist(),
         }

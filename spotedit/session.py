@@ -2,11 +2,14 @@
 
 The session is told of every forward of the transformer and of every step of the scheduler. It picks
 the kind of the step, widens the output of a spot forward with the straight-line velocity of the
-reused tokens, and judges the predicted clean image.
+reused tokens, hands on velocities where a step runs no forward, and judges the predicted clean
+image.
 """
 
 import time
 from collections.abc import Callable, Mapping
+from copy import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,11 +22,21 @@ from .forwards import Forwards
 from .fusion import weights
 from .mask import UserMask, token_mask
 from .misalignment import MUCH, Misalignment, detect
+from .models.copies import weights_key
 from .models.spec import Grid, Spec, reference_number
 from .processor import Forward, SpotProcessor
 from .report import EditReport, Mark, StepRecord
 from .schedule import plan
-from .select import JUDGES, NotFiniteError, Selection, SpotSelector, everything, unchanged
+from .select import (
+    JUDGES,
+    LastSource,
+    NotFiniteError,
+    Selection,
+    SpotSelector,
+    everything,
+    unchanged,
+)
+from .temporal import begin, resolve
 
 NO_VELOCITY = 1e-6  # its square is not 0 in float32, and it moves no latent noticeably
 PAD_TO = 64  # tokens, where matrix products and compiled blocks want few shapes
@@ -53,6 +66,14 @@ def with_sample(result: Any, sample: Tensor) -> Any:
     return result
 
 
+def with_velocity(output: Any, velocity: Tensor) -> Any:
+    """A transformer's result, a tuple or an output object, with another velocity."""
+    if isinstance(output, tuple):
+        return (velocity, *output[1:])
+    output.sample = velocity
+    return output
+
+
 class Session:
     """State of one call. It ends with the call, however that ends."""
 
@@ -66,6 +87,7 @@ class Session:
     forwards: Forwards
     allowed: Tensor | None  # bool [B, N], the user's mask
     pad_to: int  # the number of active tokens is a multiple of it
+    modulated: Callable[[dict[str, Any]], Tensor]  # see `Spec`; set by `patch.attached`
     stop: Callable[[], None]  # ends the call's loop after this step; set by `patch.attached`
 
     def __init__(
@@ -81,6 +103,7 @@ class Session:
         own = spec.thresholds[config.judge]
         self.threshold = own if config.threshold is None else config.threshold
         self.judge_every = spec.judge_every if config.judge_every is None else config.judge_every
+        self.source = LastSource()  # that of the calls before, where `api` sets it
         self.begun = False
         self.reason: str | None = None  # why this call is dense
         self.kinds: list[str] = []  # of the steps; empty in a dense call
@@ -94,6 +117,10 @@ class Session:
         self._spot: Selection | None = None  # of the last judgement
         self._judged = 0  # step of the last judgement
         self.misalignment: Misalignment | None = None
+        self.temporal = resolve(config.temporal, spec.tea, type(pipe).__name__)
+        self.reuse = begin(self.temporal)  # of velocities
+        self.skipping = False  # this step runs no forward
+        self._outputs: dict[int, Any] = {}  # last output by guidance branch, for its type
         self._start: Mark | None = None
 
     @property
@@ -117,8 +144,43 @@ class Session:
             self._start = mark(hidden)
         prompt = kwargs["encoder_hidden_states"].shape[1]
         self.sequence = self.rows = prompt + hidden.shape[1]
-        spot = self.kind() == "spot"
         rank, self.rank = self.rank, self.rank + 1
+        reuse = self.reuse
+        if reuse is None:
+            return self._run(rank, prompt, forward, kwargs)
+        probe = partial(self.modulated, kwargs)
+        if rank == 0:
+            last = self.index + 1 == len(self.sigmas)
+            free = self.index > 0 and self.kind() != "full"
+            self.skipping = free and reuse.skips(self.index, last, probe)
+        if self.skipping and rank in reuse.histories:
+            self.rows = 0
+            return self._predict(rank, hidden)
+        output = self._run(rank, prompt, forward, kwargs)
+        self._outputs[rank] = output
+        velocity, index = output[0][:, : self.noise], None
+        if self.kind() == "spot" and rank in reuse.histories:
+            index = self.spot.active
+            velocity = gather_rows(velocity, index)
+        reuse.update(rank, self.index, velocity, index)
+        if rank == 0:
+            reuse.ran(self.index, probe)
+        return output
+
+    def _predict(self, rank: int, hidden: Tensor) -> Any:
+        """The output of a step that runs no forward."""
+        assert self.reuse is not None
+        output = copy(self._outputs[rank])
+        velocity = self.reuse.histories[rank].predict(self.index).to(output[0].dtype)
+        if self.kind() == "spot":
+            return self._widen(output, hidden, gather_rows(velocity, self.spot.active))
+        return with_velocity(output, velocity)
+
+    def _run(
+        self, rank: int, prompt: int, forward: Callable[..., Any], kwargs: dict[str, Any]
+    ) -> Any:
+        """The output of a forward, whole or as far as its rows were computed."""
+        hidden, spot = kwargs["hidden_states"], self.kind() == "spot"
         if not spot and self.kind(1) != "spot":
             return forward(**kwargs)
         if not spot:
@@ -140,10 +202,7 @@ class Session:
         # guidance that rescales a token by its norm would divide 0 by 0
         velocity.masked_fill_(velocity == 0, NO_VELOCITY)
         scatter_rows(self.spot.active, (velocity, computed))
-        if isinstance(output, tuple):
-            return (velocity, *output[1:])
-        output.sample = velocity
-        return output
+        return with_velocity(output, velocity)
 
     # -- the scheduler
 
@@ -163,9 +222,9 @@ class Session:
             self._select(output, sample)
         elif self.kind() == "spot" and self.kind(1) is None:
             result = self._replace(result)
-        self._record(active, mark(sample))
+        self._record(0 if self.skipping else active, mark(sample))
         self.index += 1
-        self.rank = 0
+        self.rank, self.skipping = 0, False
         return result
 
     def _select(self, output: Tensor, sample: Tensor) -> None:
@@ -173,13 +232,15 @@ class Session:
         after_full = self.kind() == "full"
         if self.misalignment is not None:
             return
-        if after_full or self.index - self._judged == self.judge_every:
+        # a velocity that serves again has the clean estimate of before: nothing new to judge
+        due = not self.skipping and self.index - self._judged >= self.judge_every
+        if after_full or due:
             x0 = sample.float() - self.sigmas[self.index] * output.float()
             first = self._spot is None
             self._spot = self._judge(x0, None if after_full else self.spot)
             if first:
                 self._check_frame(x0)
-        else:
+        elif not self.skipping:  # else what was dropped still has to be
             self._spot = unchanged(self.spot)
 
     def _judge(self, x0: Tensor, previous: Selection | None) -> Selection:
@@ -220,7 +281,7 @@ class Session:
         self.records.append(
             StepRecord(
                 index=self.index,
-                kind=self.kind() or "dense",
+                kind="skip" if self.skipping else self.kind() or "dense",
                 sigma=self.sigmas[self.index],
                 rows=self.rows,
                 sequence=self.sequence,
@@ -247,7 +308,9 @@ class Session:
         config = self.config
         own = config.initial_steps, config.reset_steps, config.reset_every
         kinds = plan(steps, *own, spec.reset_fractions)
-        number, self.reason = reference_number(grids, config.reference, self.spec.followed)
+        number, self.reason = reference_number(grids, config.reference, spec.followed)
+        if not config.spatial:
+            number, self.reason = None, "no token may be reused (spatial=False)"
         if number is not None and "spot" not in kinds:
             self.reason = f"too few steps: of {steps}, all are initial steps or resets"
         elif number is not None:
@@ -267,6 +330,10 @@ class Session:
         judge = None
         if self.mask is None or self.mask.mode != "replace":
             features = spec.features(self.pipe, self.y, self.grid)
+            vae = getattr(self.pipe, "vae", None)
+            if vae is not None:  # else it is not known what they depend on
+                key = self.grid, weights_key(vae)
+                features = self.source.remembering(self.y, key, features)
             judge = JUDGES[config.judge](self.y, self.grid, features, config.impl)
         dilation = spec.dilation if config.dilation is None else config.dilation
         mode: Mode = "intersect" if self.mask is None else self.mask.mode
@@ -303,4 +370,5 @@ class Session:
             threshold=self.threshold,
             judge=self.config.judge,
             misalignment=self.misalignment,
+            temporal=self.temporal,
         )

@@ -44,6 +44,8 @@ def test_what_the_package_exports():
         "Handle",
         "Spec",
         "SpotEditConfig",
+        "TaylorSeer",
+        "TeaCache",
         "disable",
         "enable",
         "estimate",

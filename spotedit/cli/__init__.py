@@ -1,4 +1,5 @@
-"""The command `spotedit`: `demo`, `edit`, `preview`, `verify`, `eval` and `env`.
+"""The command `spotedit`: `demo`, `edit`, `preview`, `verify`, `eval`,
+`calibrate` and `env`.
 
 This module only reads the command line. A command's own module, and with it PyTorch, is imported
 when the command runs.
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_preview(commands.add_parser("preview", help="see what an edit would regenerate"))
     _add_verify(commands.add_parser("verify", help="dense against spot on pictures of your own"))
     _add_eval(commands.add_parser("eval", help="dense against spot on a published benchmark"))
+    _add_calibrate(commands.add_parser("calibrate", help="fit TeaCache to a model"))
     commands.add_parser("env", help="print versions and devices, for bug reports")
     return parser
 
@@ -188,3 +190,27 @@ def _add_eval(evaluate: argparse.ArgumentParser) -> None:
         "--score-only", action="store_true", help="edit nothing: measure what is there"
     )
     _add_call(evaluate)
+
+
+def _add_calibrate(calibrate: argparse.ArgumentParser) -> None:
+    calibrate.description = (
+        "Edit pictures dense and fit the coefficients that TeaCache(coefficients=...) takes, for "
+        "a model that has none published. Take pictures and steps like those to come."
+    )
+    calibrate.usage = "%(prog)s MODEL PICTURE INSTRUCTION [PICTURE INSTRUCTION ...] [options]"
+    calibrate.add_argument("model", metavar="MODEL", help=MODELS)
+    calibrate.add_argument("pairs", nargs="*", metavar="PICTURE INSTRUCTION")
+    calibrate.add_argument(
+        "--scenes", type=_at_least(1), default=16, metavar="N",
+        help="of tiny, where no pictures are given (default: 16)",
+    )  # fmt: skip
+    calibrate.add_argument(
+        "--also", type=_at_least(2), nargs="+", default=[], metavar="T",
+        help="further numbers of steps, beside --steps: coefficients that hold for all of them",
+    )  # fmt: skip
+    calibrate.add_argument(
+        "--out", type=Path, default=Path("spotedit-teacache.json"), metavar="FILE.json",
+        help="the coefficients and where they come from (default: %(default)s)",
+    )  # fmt: skip
+    calibrate.add_argument("--force", action="store_true", help="overwrite FILE.json")
+    _add_call(calibrate)

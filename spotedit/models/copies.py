@@ -79,6 +79,31 @@ def weight_of(norm: Any, device: torch.device) -> Tensor | None:
     return copy.weight.to(device)
 
 
+def _arrives(module: nn.Module) -> bool:
+    """Whether a hook on the module or inside it brings its weights."""
+    return any(
+        getattr(part, "_hf_hook", None) is not None or _group(part) is not None
+        for part in module.modules()
+    )
+
+
+def usable(module: nn.Module, component: nn.Module, device: torch.device) -> Any:
+    """`module`, a part of `component`, or a copy where its weights only come to `device` for a
+    forward of the component's."""
+    here = all(weight.device == device for weight in module.parameters())
+    if _group(component) is None and (here or _arrives(module)):
+        return module
+    return clean_copy(module, component).to(device)
+
+
+def weights_key(module: nn.Module) -> tuple[tuple[int, int], ...]:
+    """Equal for a module whose weights were neither changed nor moved."""
+    return tuple(
+        (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        for weight in (*module.parameters(), *module.buffers())
+    )
+
+
 def compute_dtype(module: nn.Module, otherwise: torch.dtype) -> torch.dtype:
     """Dtype of the first parameter that arithmetic is done in; 8-bit ones are only stored."""
     found = (p.dtype for p in module.parameters() if p.is_floating_point() and p.itemsize > 1)

@@ -8,7 +8,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from .copies import clean_copy, compute_dtype, weight_of
+from ..temporal import TeaCache
+from .copies import clean_copy, compute_dtype, usable, weight_of
 from .spec import Arguments, Grid, Projection, Spec, register
 
 
@@ -30,6 +31,12 @@ def rotary(transformer: Any, arguments: Arguments) -> tuple[Tensor, Tensor]:
 def narrow(arguments: Arguments, index: Tensor) -> dict[str, Any]:
     ids = arguments["img_ids"]
     return {"img_ids": ids.new_zeros(*ids.shape[:-2], index.shape[-1], ids.shape[-1])}
+
+
+def modulated(block: Any, arguments: Arguments) -> Tensor:
+    hidden = arguments["hidden_states"]
+    norm = usable(block.norm1, block, hidden.device)
+    return norm(hidden, emb=arguments["temb"])[0]
 
 
 def rms_norms(attn: Any, device: torch.device) -> dict[str, Any]:
@@ -167,5 +174,8 @@ KONTEXT = Spec(
     source_size=source_size,
     token_pixels=lambda pipe: pipe.vae_scale_factor * 2,
     latents=unpatch,
+    modulated=modulated,
+    # of FLUX.1-Kontext-dev, from ComfyUI-TeaCache (github.com/welltop-cn/ComfyUI-TeaCache)
+    tea=TeaCache(0.25, (-1046.55119, 312.563399, -16.9500694, 0.410995971, 0.0374537863)),
 )
 register(KONTEXT)

@@ -24,6 +24,11 @@ def project(attn: Any, hidden: Tensor, prompt: Tensor | None) -> Projection:
     return Projection(q, k, v, flux.rms_norms(attn, hidden.device), rest=rows[..., split:])
 
 
+def modulated(block: Any, arguments: Arguments) -> Tensor:
+    shift, scale, *_ = arguments["temb_mod_img"].chunk(6, dim=-1)
+    return block.norm1(arguments["hidden_states"]) * (1 + scale) + shift
+
+
 def output(
     attn: Any, heads: Tensor, prompt: Tensor | None, projection: Projection
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -64,6 +69,7 @@ FLUX2 = Spec(
     source_size=flux.listed_size,
     token_pixels=lambda pipe: pipe.vae_scale_factor * 2,
     latents=flux.unpatch,
+    modulated=modulated,
 )
 register(FLUX2)
 register_refusal(

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from ..temporal import TeaCache
 from .flux import KONTEXT
 from .spec import register
 
@@ -11,5 +12,7 @@ register(
         pipelines=("LongCatImageEditPipeline",),
         # the output always follows the image, at an area of 1024 * 1024
         matched_size=lambda pipe, arguments, reference: {},
+        # of LongCat-Image, from vLLM-Omni (github.com/vllm-project/vllm-omni)
+        tea=TeaCache(0.25, (652.598, -424.1615, 84.5526, -4.5923, 0.1694)),
     )
 )

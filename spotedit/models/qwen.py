@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from spotedit_kernels.rows import gather_rows
 from torch import Tensor, nn
 
+from ..temporal import TeaCache
 from . import flux
+from .copies import usable
 from .spec import Arguments, Grid, Spec, register
 
 
@@ -36,6 +38,19 @@ def narrow_block(arguments: Arguments, index: Tensor) -> dict[str, Any]:
     """`modulate_index` [1 or B, S - P] of 2511: 1 where a token's time is zero."""
     which = arguments["modulate_index"]
     return {} if which is None else {"modulate_index": gather_rows(which, index)}
+
+
+def modulated(block: Any, arguments: Arguments) -> Tensor:
+    """Of 2511, whose conditions have a time of their own, with the noise's throughout."""
+    hidden = arguments["hidden_states"]
+    modulation = usable(block.img_mod, block, hidden.device)(arguments["temb"])
+    shift, scale, *_ = modulation[: len(hidden), None].chunk(6, dim=-1)
+    return block.img_norm1(hidden) * (1 + scale) + shift
+
+
+def without_prompt(arguments: Arguments) -> dict[str, Any]:
+    prompt = arguments["encoder_hidden_states"][:, :0]
+    return {"encoder_hidden_states": prompt, "encoder_hidden_states_mask": None}
 
 
 class FrameConv(nn.Module):
@@ -105,6 +120,10 @@ EDIT = Spec(
     prompt_mask=prompt_mask,
     narrow_block=narrow_block,
     latents=flux.unpatch,
+    modulated=modulated,
+    without_prompt=without_prompt,
+    # of Qwen-Image, from vLLM-Omni (github.com/vllm-project/vllm-omni)
+    tea=TeaCache(0.2, (-450.0, 280.0, -45.0, 3.2, -0.02)),
 )
 register(EDIT)
 PLUS = ("QwenImageEditPlusPipeline", "QwenImageEditPlusModularPipeline")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from ..schedule import PUBLISHED_RESETS
+from ..temporal import TeaCache
 
 Grid = tuple[int, int]
 Arguments = Mapping[str, Any]  # keyword arguments, of the transformer or of the pipeline
@@ -25,6 +26,11 @@ class Projection(NamedTuple):
     v: Tensor
     norms: Mapping[str, Any]
     rest: Any = None
+
+
+def without_prompt(arguments: Arguments) -> dict[str, Any]:
+    """A prompt of no tokens."""
+    return {"encoder_hidden_states": arguments["encoder_hidden_states"][:, :0]}
 
 
 def heads(transformer: Any) -> tuple[int, int]:
@@ -63,6 +69,13 @@ class Spec:
         prompt_mask: transformer's keyword arguments -> bool [B, P], True = attend, or None.
         narrow_block: (keyword arguments of a block of `transformer_blocks`, image-token index) ->
             narrowed ones, where the model makes some from the whole sequence; None: it does not.
+        modulated: (first block of `transformer_blocks`, its keyword arguments) -> its modulated
+            image input [B, S - P, D], which TeaCache watches; `copies.usable` finds the weights of
+            offloaded parts. None: there is no TeaCache.
+        without_prompt: transformer's keyword arguments -> those that make a forward without the
+            prompt's rows.
+        tea: default threshold and coefficients of TeaCache. Coefficients belong to a checkpoint;
+            None where none are published.
         own_mask: (pipeline, call's arguments, output's (height, width)) -> bool [b, H, W] in output
             pixels, True where the pipeline lets the source change, b a divisor of B; or None. It
             counts as the user's where they have set none.
@@ -89,6 +102,9 @@ class Spec:
     token_pixels: Callable[[Any], int]
     prompt_mask: Callable[[Arguments], Tensor | None] = lambda arguments: None
     narrow_block: Callable[[Arguments, Tensor], dict[str, Any]] | None = None
+    modulated: Callable[[nn.Module, Arguments], Tensor] | None = None
+    without_prompt: Callable[[Arguments], dict[str, Any]] = without_prompt
+    tea: TeaCache = field(default_factory=lambda: TeaCache(threshold=0.25))
     own_mask: Callable[[Any, Arguments, Grid], Tensor | None] = lambda pipe, arguments, size: None
     latents: Callable[[Tensor, Grid], Tensor] | None = None
     heads: Callable[[Any], tuple[int, int]] = heads
