@@ -59,7 +59,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = _methods()
 
 def edit(pipe: Any, seed: int, steps: int, method: str) -> Record:
     """One edit and its figures."""
-    scene = edits.heldout(seed)
+    scene = edits.varied(seed)
     with spotedit.enable(pipe, **METHODS[method]) as handle:
         picture = np.asarray(pipe(**edits.arguments(scene, seed, steps)).images[0])
     report = handle.report

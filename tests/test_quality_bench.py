@@ -200,7 +200,7 @@ def test_networks_see_the_edited_region_alone(tiny):
     def different(a, b):
         return (a != b).any(dim=1).sum()
 
-    there = Networks({"lpips": different}, None, {}, torch.device("cpu"))
+    there = Networks({"lpips": different}, None, "", {}, torch.device("cpu"))
     ours = Truth(tiny[1], truth.scene, 0, there)
     inverted = 255 - truth.scene.target
     found = ours.figures(inverted, None, None)

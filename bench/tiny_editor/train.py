@@ -161,9 +161,7 @@ def main(argv: list[str] | None = None) -> None:
     out.add_argument("--last", action="store_true", help="the editor's latest weights, unaveraged")
     out.add_argument("--init", type=Path, help="the pipeline folder that the editor started from")
     out.set_defaults(
-        run=lambda args: export(
-            args.folder, args.out, args.dual, args.single, args.last, args.init
-        )
+        run=lambda args: export(args.folder, args.out, args.dual, args.single, args.last, args.init)
     )
     args = parser.parse_args(argv)
     args.run(args)
