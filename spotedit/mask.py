@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -10,7 +11,8 @@ import torch.nn.functional as F
 from spotedit_kernels.select_tokens import Mode
 from torch import Tensor
 
-Grid = tuple[int, int]
+from .models.spec import Arguments, Grid, Spec
+
 MODES: tuple[Mode, ...] = ("intersect", "union", "replace")
 
 
@@ -76,3 +78,36 @@ def token_mask(mask: Tensor, grid: Grid, batch: int, sizes: Sequence[Grid]) -> T
         )
     tokens = F.adaptive_max_pool2d(mask[:, None].float(), grid).flatten(1) > 0
     return tokens.expand(batch, -1)
+
+
+def allowed_tokens(
+    pipe: Any,
+    spec: Spec,
+    arguments: Arguments,
+    mask: UserMask | None,
+    grid: Grid,
+    batch: int,
+    number: int,
+) -> tuple[UserMask | None, Tensor | None]:
+    """The mask of a call, the pipeline's own where the user set none, and the same on tokens.
+
+    Args:
+        arguments: of the pipeline's call.
+        number: of the condition image that is the source.
+
+    Returns:
+        The mask and bool [batch, rows * cols], or None twice.
+
+    Raises:
+        ValueError: see `token_mask`.
+    """
+    side = spec.token_pixels(pipe)
+    size = grid[0] * side, grid[1] * side
+    if mask is None:
+        own = spec.own_mask(pipe, arguments, size)
+        if own is None:
+            return None, None
+        mask = UserMask(own.repeat(batch // len(own), 1, 1), "intersect")
+    source = spec.source_size(arguments, number)
+    sizes = [size] if source is None else [source, size]
+    return mask, token_mask(mask.pixels, grid, batch, sizes)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from .draw import heat
 from .report import EditReport
-from .select import Selection
 from .session import Session, with_sample
 
 
@@ -57,9 +56,9 @@ class PreviewSession(Session):
         if self.batch > 1:
             raise ValueError(f"the call makes {self.batch} images; expected one: preview each")
 
-    def _judge(self, x0: Tensor, previous: Selection | None) -> Selection:
-        self._draft = x0
-        return super()._judge(x0, previous)
+    def _select(self, output: Tensor, sample: Tensor) -> None:
+        super()._select(output, sample)
+        self._draft = sample.float() - self.sigmas[self.index] * output.float()
 
     def scheduler_step(
         self,
@@ -72,7 +71,7 @@ class PreviewSession(Session):
     ) -> Any:
         """The stock step until the judgement; then the predicted clean latents."""
         result = super().scheduler_step(step, output, timestep, sample, *args, **kwargs)
-        if self._spot is None:
+        if self.judging is None or self.judging.selection is None:
             return result
         self.stop()
         return with_sample(result, self._draft.to(sample.dtype))

@@ -14,28 +14,18 @@ from typing import Any
 
 import torch
 from spotedit_kernels.rows import gather_rows, scatter_rows
-from spotedit_kernels.select_tokens import Mode
 from torch import Tensor
 
 from .config import SpotEditConfig
 from .forwards import Forwards
 from .fusion import weights
-from .mask import UserMask, token_mask
-from .misalignment import MUCH, Misalignment, detect
-from .models.copies import weights_key
+from .judging import Judging
+from .mask import UserMask, allowed_tokens
 from .models.spec import Grid, Spec, reference_number
 from .processor import Forward, SpotProcessor
 from .report import EditReport, Mark, StepRecord
 from .schedule import plan
-from .select import (
-    JUDGES,
-    LastSource,
-    NotFiniteError,
-    Selection,
-    SpotSelector,
-    everything,
-    unchanged,
-)
+from .select import LastSource, Selection
 from .temporal import begin, resolve
 
 NO_VELOCITY = 1e-6  # its square is not 0 in float32, and it moves no latent noticeably
@@ -85,8 +75,6 @@ class Session:
     weights: list[float]
     y: Tensor  # [B, N, C], the source
     forwards: Forwards
-    allowed: Tensor | None  # bool [B, N], the user's mask
-    pad_to: int  # the number of active tokens is a multiple of it
     modulated: Callable[[dict[str, Any]], Tensor]  # see `Spec`; set by `patch.attached`
     stop: Callable[[], None]  # ends the call's loop after this step; set by `patch.attached`
 
@@ -102,7 +90,6 @@ class Session:
         self.mask, self.arguments = mask, arguments
         own = spec.thresholds[config.judge]
         self.threshold = own if config.threshold is None else config.threshold
-        self.judge_every = spec.judge_every if config.judge_every is None else config.judge_every
         self.source = LastSource()  # that of the calls before, where `api` sets it
         self.begun = False
         self.reason: str | None = None  # why this call is dense
@@ -113,10 +100,7 @@ class Session:
         self.rank = 0  # of the next forward, since the last scheduler step
         self.rows = self.sequence = 0  # of the last forward
         self.records: list[StepRecord] = []
-        self._selector: SpotSelector | None = None
-        self._spot: Selection | None = None  # of the last judgement
-        self._judged = 0  # step of the last judgement
-        self.misalignment: Misalignment | None = None
+        self.judging: Judging | None = None  # of a call that may reuse tokens
         self.temporal = resolve(config.temporal, spec.tea, type(pipe).__name__)
         self.reuse = begin(self.temporal)  # of velocities
         self.skipping = False  # this step runs no forward
@@ -125,8 +109,9 @@ class Session:
 
     @property
     def spot(self) -> Selection:
-        assert self._spot is not None, "a spot step without a judgement before it"
-        return self._spot
+        assert self.judging is not None
+        assert self.judging.selection is not None, "a spot step without a judgement before it"
+        return self.judging.selection
 
     def kind(self, ahead: int = 0) -> str | None:
         """Kind of this step or a later one; None past the end and in a dense call."""
@@ -229,46 +214,16 @@ class Session:
 
     def _select(self, output: Tensor, sample: Tensor) -> None:
         """Find the tokens of the next step."""
-        after_full = self.kind() == "full"
-        if self.misalignment is not None:
+        if self.skipping:  # the velocity of before has its clean estimate: nothing new to judge
             return
-        # a velocity that serves again has the clean estimate of before: nothing new to judge
-        due = not self.skipping and self.index - self._judged >= self.judge_every
-        if after_full or due:
-            x0 = sample.float() - self.sigmas[self.index] * output.float()
-            first = self._spot is None
-            self._spot = self._judge(x0, None if after_full else self.spot)
-            if first:
-                self._check_frame(x0)
-        elif not self.skipping:  # else what was dropped still has to be
-            self._spot = unchanged(self.spot)
-
-    def _judge(self, x0: Tensor, previous: Selection | None) -> Selection:
-        self._judged = self.index
-        if self._selector is None:
-            self._selector = self._make_selector()
-        try:
-            return self._selector(x0, previous)
-        except NotFiniteError:
-            raise ValueError(
-                f"step {self.index}: the latents are not finite; check the image and `latents`, or "
-                "use bfloat16 or float32 if the model overflows in float16"
-            ) from None
-
-    def _check_frame(self, x0: Tensor) -> None:
-        """Where the frame changes as a whole, every token is computed from here on."""
-        changed = self.noise - self.spot.reused.shape[-1]
-        latents = self.spec.latents
-        if self.mask is not None or self.batch > 1 or changed < MUCH * self.noise or not latents:
-            return
-        edit, source = (latents(tokens, self.grid)[0] for tokens in (x0, self.y))
-        side = self.spec.token_pixels(self.pipe) * self.grid[0]
-        self.misalignment = detect(edit, source, side / edit.shape[1])
-        if self.misalignment is not None:
-            self._spot = everything(self.spot, self.pad_to)
-            if self.config.on_misaligned == "dense":
-                later = self.kinds[self.index + 1 :]
-                self.kinds[self.index + 1 :] = ["dense"] * len(later)
+        assert self.judging is not None
+        sigma = self.sigmas[self.index]
+        self.judging.after(
+            self.index, self.kind() == "full", lambda: sample.float() - sigma * output.float()
+        )
+        if self.judging.misalignment is not None and self.config.on_misaligned == "dense":
+            later = self.kinds[self.index + 1 :]
+            self.kinds[self.index + 1 :] = ["dense"] * len(later)
 
     def _replace(self, result: Any) -> Any:
         """Token replacement: reused tokens are the source, exactly."""
@@ -316,59 +271,37 @@ class Session:
         elif number is not None:
             start = sum(rows * cols for rows, cols in grids[: number + 1])
             few = hidden.is_cuda or compiled(self.pipe.transformer)
-            self.pad_to = PAD_TO if few else 1
             self.y = hidden[:, start : start + self.noise].clone()
             self.weights = weights(config.fusion, self.sigmas)
-            self.allowed = self._allowed(hidden.device, number)
+            mask, allowed = allowed_tokens(
+                self.pipe, spec, self.arguments, self.mask, self.grid, self.batch, number
+            )
+            self.judging = Judging(
+                self.pipe, spec, config, self.threshold, self.source, self.y, self.grid,
+                mask, None if allowed is None else allowed.to(hidden.device), PAD_TO if few else 1,
+            )  # fmt: skip
             self.kinds = kinds
             mixed, model = any(weight != 1.0 for weight in self.weights), self.pipe.transformer
             told, layers = self.told, self.layers
             self.forwards = Forwards(model, spec, config, told, layers, self.noise, start, mixed)
 
-    def _make_selector(self) -> SpotSelector:
-        spec, config = self.spec, self.config
-        judge = None
-        if self.mask is None or self.mask.mode != "replace":
-            features = spec.features(self.pipe, self.y, self.grid)
-            vae = getattr(self.pipe, "vae", None)
-            if vae is not None:  # else it is not known what they depend on
-                key = self.grid, weights_key(vae)
-                features = self.source.remembering(self.y, key, features)
-            judge = JUDGES[config.judge](self.y, self.grid, features, config.impl)
-        dilation = spec.dilation if config.dilation is None else config.dilation
-        mode: Mode = "intersect" if self.mask is None else self.mask.mode
-        threshold = None if self.threshold == "auto" else self.threshold
-        return SpotSelector(
-            judge, threshold, dilation, self.grid, self.allowed, mode, config.impl, self.pad_to
-        )
-
-    def _allowed(self, device: torch.device, number: int) -> Tensor | None:
-        side = self.spec.token_pixels(self.pipe)
-        size = (self.grid[0] * side, self.grid[1] * side)
-        if self.mask is None:
-            own = self.spec.own_mask(self.pipe, self.arguments, size)
-            if own is None:
-                return None
-            self.mask = UserMask(own.repeat(self.batch // len(own), 1, 1), "intersect")
-        source = self.spec.source_size(self.arguments, number)
-        sizes = [size] if source is None else [source, size]
-        return token_mask(self.mask.pixels, self.grid, self.batch, sizes).to(device)
-
     def report(self) -> EditReport | None:
         """What the call did so far; None before its first forward."""
         if not self.begun:
             return None
+        judging = self.judging
+        selection = judging.selection if judging else None
         return EditReport(
             pipeline=type(self.pipe).__name__,
             grid=self.grid,
             records=self.records,
-            region=None if self._spot is None else self._spot.rows,
-            scores=None if self._selector is None else self._selector.scores,
+            region=selection.rows if selection else None,
+            scores=judging.scores if judging else None,
             batch=self.batch,
             cache_bytes=self.forwards.nbytes if self.kinds else 0,
             reason=self.reason,
             threshold=self.threshold,
             judge=self.config.judge,
-            misalignment=self.misalignment,
+            misalignment=judging.misalignment if judging else None,
             temporal=self.temporal,
         )

@@ -136,7 +136,8 @@ def test_a_whole_edit_equals_the_naive_one(pipe, shrinking_judge, fusion, extra)
 
     def watch(pipe, step, timestep, tensors):
         session = vars(pipe.transformer)["_spotedit_session"]
-        actives.append(None if session._spot is None else session.spot.rows[0].clone())
+        selection = session.judging.selection
+        actives.append(None if selection is None else selection.rows[0].clone())
         return {}
 
     given = call_arguments(num_inference_steps=12, callback_on_step_end=watch, **extra)

@@ -87,3 +87,15 @@ def test_a_modular_pipeline_before_its_components_are_loaded():
 
     with pytest.raises(ValueError, match="load_components"):
         spotedit.enable(FluxKontextModularPipeline())
+
+
+def test_a_pipeline_without_a_vae_has_the_other_judges(pipe):
+    size = {"height": 48, "width": 64, "max_area": 48 * 64}
+    given = call_arguments(image=torch.randn(1, 4, 12, 16), **size)
+    pipe.vae = None
+    pipe(**given)
+    with pytest.raises(ValueError, match=r'no VAE.*judge="cosine"'), spotedit.enable(pipe):
+        pipe(**given)
+    with spotedit.enable(pipe, judge="cosine") as handle:
+        pipe(**given)
+    assert any(step["kind"] == "spot" for step in handle.report.steps)

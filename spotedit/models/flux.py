@@ -79,10 +79,19 @@ def output(
 
 
 class DecoderPrefix(nn.Module):
-    """Copies of the first layers of an `AutoencoderKL` decoder, on the device of `like`."""
+    """Copies of the first layers of an `AutoencoderKL` decoder, on the device of `like`.
+
+    Raises:
+        ValueError: there is no VAE.
+    """
 
     def __init__(self, vae: Any, like: Tensor) -> None:
         super().__init__()
+        if vae is None:
+            raise ValueError(
+                "the pipeline has no VAE, through which the perceptual judge looks; expected one, "
+                'or judge="cosine" or "l2"'
+            )
         decoder = vae.decoder
         parts = [decoder.conv_in, decoder.mid_block, decoder.up_blocks[0]]
         if getattr(vae, "post_quant_conv", None) is not None:
