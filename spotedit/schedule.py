@@ -20,9 +20,8 @@ def plan(
 
     The published schedule (50 steps: four full ones, resets at 13, 22 and 31) scales with `steps`:
     `max(1, round(0.08 steps))` initial steps and resets at 26, 44 and 62 per cent. Up to 12 steps
-    there is one initial step, with resets at one and two thirds; up to 6 with one at 62 per cent.
-    Of few steps the late ones move the picture most: on the tiny editor a reset at 2 of 4 steps
-    brings back 0.4 dB of the 0.5 that the edited region loses without it, one at 1 only 0.2.
+    there is one initial step, with resets at one and two thirds; up to 6 with one at 62 per cent:
+    of few steps the late ones move the picture most.
 
     Args:
         steps: number of steps the loop really runs.
