@@ -22,6 +22,8 @@ LEAST = 0.75  # cells that the frame's edge has to move
 # how much of the difference has to go, where the source may fit better, how alike both are then
 MOVED = (0.4, 0.04, 0.9)
 COLOURED = (0.93, 0.02, 0.9)
+# a part stands still where it differs by less than this share of the mean; so many may, of colours
+STILL = (0.02, 0.12)
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,13 @@ def detect(edit: Tensor, source: Tensor, pixels: float) -> Misalignment | None:
         edit, source = edit.float(), source.float()
         colour = _fit(edit, source, _affine(edit, source), torch.ones_like(edit[0]))
         place, moved = _register(_smooth(edit), _smooth(source))
-        down, right, scale, *fits = torch.cat([place, moved, colour]).tolist()
+        still = _still(edit, source)[None]
+        down, right, scale, *fits, still_parts = torch.cat([place, moved, colour, still]).tolist()
     reach = [
         abs(by) + abs(scale - 1) * side / 2 for by, side in zip((down, right), sides, strict=True)
     ]
-    if _holds(fits[3:], COLOURED) and fits[3] > fits[0]:
+    whole = still_parts <= STILL[1]
+    if whole and _holds(fits[3:], COLOURED) and fits[3] > fits[0]:
         return Misalignment("colour", (0.0, 0.0), 1.0, fits[3])
     if _holds(fits[:3], MOVED) and max(reach) >= LEAST:
         kind = "zoom" if abs(scale - 1) * max(sides) / 2 >= LEAST else "shift"
@@ -89,6 +93,13 @@ def _affine(edit: Tensor, source: Tensor) -> Tensor:
     a, b = (z - z.mean((1, 2), keepdim=True) for z in (edit, source))
     slope = (a * b).sum((1, 2), keepdim=True) / b.square().sum((1, 2), keepdim=True).clamp_min(1e-9)
     return slope * b + edit.mean((1, 2), keepdim=True)
+
+
+def _still(edit: Tensor, source: Tensor) -> Tensor:
+    """Share of the parts that hardly differ, fp32 scalar: many of them where a large object alone
+    has another colour."""
+    difference = F.adaptive_avg_pool2d((edit - source).square().sum(0)[None], BLOCKS)
+    return (difference < STILL[0] * difference.mean()).float().mean()
 
 
 def _fit(edit: Tensor, source: Tensor, changed: Tensor, known: Tensor) -> Tensor:

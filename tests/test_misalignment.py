@@ -114,6 +114,13 @@ def test_most_misalignments_are_found_and_described(answers):
     assert right["colour"] == 18
 
 
+@pytest.mark.parametrize("seed", [44, 100, 128, 156])
+def test_a_large_object_of_another_colour_is_no_change_of_the_frame(pipe, seed):
+    scene = tiny.make_scene(seed, "recolour", size=SIDE, area=0.5)
+    target, source = (latents(pipe, np.float64(p)) for p in (scene.target, scene.source))
+    assert detect(target, source, 4) is None
+
+
 @pytest.fixture
 def run(pipe, monkeypatch):
     """A call on the first photograph whose predicted clean picture is always the one given."""
@@ -165,7 +172,7 @@ def test_a_moved_frame_runs_dense_if_asked_to(run):
 
 def test_an_edit_costs_no_look_at_the_frame(run, monkeypatch):
     looks = []
-    monkeypatch.setattr("spotedit.session.detect", lambda *args: looks.append(args))
+    monkeypatch.setattr("spotedit.judging.detect", lambda *args: looks.append(args))
     picture = view(tiny.heldout_photos()[0])
     picture[64:128, 64:128] = (250, 20, 20)
     report, _ = run(picture)
