@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spotedit import quality
+from spotedit.models.spec import spec_for
 
 from .. import environment, rows
 from ..tiny_qwen import edits as qwen
@@ -81,6 +82,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         "command": shlex.join(words),
     }  # fmt: skip
     setting = Setting(args.editor, args.steps, args.device, args.dtype)
+    own = spec_for(setting.load())
+    machine["default"] = (
+        f"threshold {own.thresholds['perceptual']:g}, dilation {own.dilation}, judged every "
+        f"{own.judge_every} steps, resets at {', '.join(f'{f:.0%}' for f in own.reset_fractions)}"
+    )
     suffix = "" if args.editor == "kontext" else f"-{args.editor}"
     if args.sweep is None:
         runs = {f"quality{suffix}": tuple(args.variants or MAIN)}
