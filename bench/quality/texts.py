@@ -64,7 +64,8 @@ def verdicts(results: Results) -> list[str]:
 def origin(results: Results) -> str:
     e = results.environment
     return (
-        f"`{e['command']}`, {e['scenes']} scenes, {e['steps']} steps; commit {e['commit']}, "
+        f"`{e['command']}`, {e['scenes']} scenes, {e['steps']} steps; default: "
+        f"{e['default']}; commit {e['commit']}, "
         f"{e['cpu']}, weights {e['weights']} ([rows](RESULTS/{results.name}.md))"
     )
 
