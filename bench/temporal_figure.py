@@ -14,8 +14,11 @@ EDIT, WORK = "edited region, difference to dense", "work, dense / this"
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Write a PNG with a panel for each number of steps; a file there is replaced."""
-    steps = sorted({int(row.parameters["steps"]) for row in rows})
+    """Write a PNG with a panel for each number of steps that steps were left out of (of all, where
+    none were); a file there is replaced."""
+    compared = [row.parameters for row in rows if row.name == EDIT]
+    more = [at for at in compared if at["method"] != "spot"]
+    steps = sorted({int(at["steps"]) for at in more or compared})
     across = min(3, len(steps))
     down = -(-len(steps) // across)
     figure = Figure(figsize=(4.4 * across, 3.5 * down), layout="constrained")
