@@ -59,7 +59,7 @@ class SpotEditConfig:
         spatial: False reuses no token, whatever judge and mask say: every step that runs is the
             stock pipeline's. What is left is `temporal`.
         temporal: which steps run no forward at all: `TeaCache(...)`, `TaylorSeer(...)`, or None:
-            every step runs one. Full steps always do.
+            every step runs one. Full steps always do, of the initial ones the last.
         cache_text: take the prompt's keys and values from the last full step, so that a spot step
             runs the active tokens' rows alone. An approximation of its own.
         impl: which kernels run, `"auto"`, `"triton"` or `"reference"` (PyTorch).

@@ -136,7 +136,8 @@ class Session:
         probe = partial(self.modulated, kwargs)
         if rank == 0:
             last = self.index + 1 == len(self.sigmas)
-            free = self.index > 0 and self.kind() != "full"
+            # of initial full steps only the last, whose keys and values are kept, has to run
+            free = self.index > 0 and (self.kind() != "full" or self.kind(1) != "spot")
             self.skipping = free and reuse.skips(self.index, last, probe)
         if self.skipping and rank in reuse.histories:
             self.rows = 0

@@ -142,6 +142,13 @@ def test_every_family_leaves_steps_out(name):
         assert [step["kind"] for step in handle.report.steps] == expected
 
 
+def test_of_initial_full_steps_the_last_always_runs(pipe):
+    """Its keys and values are kept; those before it are kept by nobody."""
+    method = TeaCache(1e9, LINEAR)
+    _, kinds, _ = edit(pipe, {"temporal": method, "initial_steps": 4, "reset_steps": ()})
+    assert kinds == ["full", "skip", "skip", "full", "skip", "skip", "skip", "spot"]
+
+
 def test_a_step_left_out_runs_nothing_and_is_counted(pipe):
     rows = []
     pipe.transformer.proj_out.register_forward_hook(lambda m, a, out: rows.append(out.shape[1]))
