@@ -1,12 +1,17 @@
-"""What the Triton kernels share. Imported only where Triton is installed."""
+"""What the Triton kernels and their launchers share. Imported only where Triton is installed."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-__all__ = ["INTERPRETED", "checked_row"]
+__all__ = ["INTERPRETED", "checked_row", "launch_device", "wrap_triton"]
 
 
 @triton.jit
@@ -21,3 +26,21 @@ def checked_row(p_index, position, m_position, n_rows):
 
 
 INTERPRETED = not isinstance(checked_row, JITFunction)  # TRITON_INTERPRET=1 was set at import
+
+if INTERPRETED:
+
+    def wrap_triton(kernel: Any) -> Any:
+        """Return an interpreted kernel as it is: PyTorch 2.11's `wrap_triton` refuses it."""
+        return kernel
+else:
+    from torch.library import wrap_triton
+
+
+def launch_device(tensor: Tensor) -> AbstractContextManager[object]:
+    """Make the GPU that holds `tensor` the current one inside the block.
+
+    Triton launches on the current device and its current stream, wherever the arguments are.
+    Nothing changes for a tensor on the CPU, nor before CUDA is initialised, as in tracing with
+    fake tensors on a machine without a GPU.
+    """
+    return torch.cuda.device_of(tensor) if torch.cuda.is_initialized() else nullcontext()

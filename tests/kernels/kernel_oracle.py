@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import math
+from importlib.metadata import version
 from itertools import product
 
 import pytest
 import torch
-from spotedit_kernels.impl import HAS_TRITON
+from packaging.version import Version
+from spotedit_kernels.impl import HAS_TRITON, INTERPRETED
 from torch.utils._python_dispatch import TorchDispatchMode
 
+if HAS_TRITON:
+    import triton
+
 NEEDS_TRITON = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+NEEDS_INTERPRETER = pytest.mark.skipif(
+    INTERPRETED  # never without Triton
+    and Version(triton.__version__) < Version("3.7.1")
+    and Version(version("numpy")) >= Version("2.4"),
+    reason="Triton before 3.7.1 cannot interpret loops with NumPy 2.4 or later",
+)
 HALVES_AND_FP32 = [torch.float16, torch.bfloat16, torch.float32]
 SYNCHRONISING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "unique")
 
 
 def _case(impl, device, *dtype):
     """A parameter of the fixture `impl`, which takes the device too."""
-    marks = [NEEDS_TRITON] * (impl == "triton") + [pytest.mark.gpu] * (device == "cuda")
+    marks = [pytest.mark.gpu] * (device == "cuda")
+    if impl == "triton":
+        marks += [NEEDS_TRITON, NEEDS_INTERPRETER]
     names = [impl, *(str(x).removeprefix("torch.") for x in dtype)] + ["cuda"] * (device == "cuda")
     return pytest.param((impl, device), *dtype, id="-".join(names), marks=marks)
 

@@ -14,7 +14,7 @@ def _schedule(
     index: bool = False, mask: bool = False, int8: bool = False, split: bool = False,
 ) -> Schedule:  # fmt: skip
     described = not (index or mask or int8) and target in DESCRIPTOR_TILES
-    tile = choose_tile(target, torch.bfloat16, d, described)
+    tile = choose_tile(target, torch.bfloat16, d, descriptors=described, int8=int8)
     types = dict.fromkeys(("p_q", "p_k", "p_v", "p_out"), f"*{dtype}")
     if described:
         for n, rows in (("p_q", tile.m), ("p_k", tile.n), ("p_v", tile.n)):

@@ -8,9 +8,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
+from torch.library import custom_op
 
-from ..primitives import checked_row
+from ..primitives import checked_row, launch_device
 from .plan import DESCRIPTOR_TILES, choose_splits, choose_tile, device_target
 
 try:
@@ -151,8 +151,8 @@ def _describe(x: Tensor, rows: int) -> TensorDescriptor | None:
     """Blocks of `rows` rows of one head; None if the hardware cannot read them by descriptor."""
     b, s, h, d = x.shape
     x_b, x_s, x_h, x_d = x.stride()
-    if type(x) is not Tensor or d != triton.next_power_of_2(d) or d < 16 or (x_h, x_d) != (d, 1):
-        return None  # while it is being traced, a tensor is of another type
+    if d != triton.next_power_of_2(d) or d < 16 or (x_h, x_d) != (d, 1):
+        return None
     if any(n == 0 or n * x.element_size() % 16 for n in (x_b, x_s)) or x.data_ptr() % 16:
         return None
     return TensorDescriptor(x, [b, s, h * d], [x_b, x_s, 1], [1, rows, d])
@@ -170,17 +170,16 @@ def _launch(
     splits: int,
     out: Tensor,
 ) -> None:
-    b, s, h, _ = k.shape
-    d = int(k.shape[3])  # not symbolic: a constant of the kernels
+    b, s, h, d = k.shape
     m = q.shape[1] if index is None else index.shape[-1]
     if m == 0 or q.numel() == 0:
         return
     target, multiprocessors = device_target(q.device)
-    tile = choose_tile(target, q.dtype, d, False)
+    tile = choose_tile(target, q.dtype, d, int8=k_scale is not None)
     rows: tuple = (q, k, v)
     plain = index is None and key_mask is None and k_scale is None and q.dtype != torch.float32
     if plain and target in DESCRIPTOR_TILES and TensorDescriptor is not None:
-        wide = choose_tile(target, q.dtype, d, True)
+        wide = choose_tile(target, q.dtype, d, descriptors=True)
         described = (_describe(q, wide.m), _describe(k, wide.n), _describe(v, wide.n))
         if None not in described:
             tile, rows = wide, described
@@ -194,25 +193,29 @@ def _launch(
         lse = torch.empty(b * h, splits, m, dtype=torch.float32, device=q.device)
     index_b = 0 if index is None or index.ndim == 1 else index.stride(0)
     head = {"HEAD_DIM": d, "BLOCK_D": max(16, triton.next_power_of_2(d))}
-    wrap_triton(_attend)[(tiles, splits)](
-        *rows, out, index, key_mask, k_scale, v_scale, part, lse,
-        scale * math.log2(math.e), m, s, h, chunk,
-        *(stride for x in (q, k, v, out) for stride in x.stride()), index_b,
-        *((0, 0) if key_mask is None else key_mask.stride()),
-        *((0, 0, 0) if k_scale is None else k_scale.stride()),
-        *((0, 0, 0) if v_scale is None else v_scale.stride()),
-        INDEX=index is not None, KEY_MASK=key_mask is not None, INT8=k_scale is not None,
-        SPLIT=splits > 1, DESCRIPTORS=rows[0] is not q, **head,
-        BLOCK_M=tile.m, BLOCK_N=tile.n, num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
-    if splits > 1:
-        wrap_triton(_reduce)[(triton.cdiv(m, REDUCE_ROWS) * b * h,)](
-            part, lse, out, index, m, s, h, splits, *out.stride(), index_b,
-            INDEX=index is not None, **head, BLOCK_M=REDUCE_ROWS, num_warps=REDUCE_WARPS,
+    with launch_device(q):
+        _attend[(tiles, splits)](
+            *rows, out, index, key_mask, k_scale, v_scale, part, lse,
+            scale * math.log2(math.e), m, s, h, chunk,
+            *(stride for x in (q, k, v, out) for stride in x.stride()), index_b,
+            *((0, 0) if key_mask is None else key_mask.stride()),
+            *((0, 0, 0) if k_scale is None else k_scale.stride()),
+            *((0, 0, 0) if v_scale is None else v_scale.stride()),
+            INDEX=index is not None, KEY_MASK=key_mask is not None, INT8=k_scale is not None,
+            SPLIT=splits > 1, DESCRIPTORS=rows[0] is not q, **head,
+            BLOCK_M=tile.m, BLOCK_N=tile.n, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
+        if splits > 1:
+            _reduce[(triton.cdiv(m, REDUCE_ROWS) * b * h,)](
+                part, lse, out, index, m, s, h, splits, *out.stride(), index_b,
+                INDEX=index is not None, **head, BLOCK_M=REDUCE_ROWS, num_warps=REDUCE_WARPS,
+            )  # fmt: skip
 
 
-@triton_op("spotedit::gathered_attention", mutates_args=())
+# The ops are opaque to torch.compile: the number of parts and the tile follow from M, so tracing
+# through them would guard on it and make another graph for nearly every M; and a tensor descriptor
+# needs an address, which a traced tensor does not have.
+@custom_op("spotedit::gathered_attention", mutates_args=())
 def _op(
     q: Tensor,
     k: Tensor,
@@ -230,7 +233,12 @@ def _op(
     return out
 
 
-@triton_op("spotedit::gathered_attention_out", mutates_args={"out"})
+@_op.register_fake
+def _(q: Tensor, *_: object) -> Tensor:
+    return torch.empty(q.shape, dtype=q.dtype, device=q.device)
+
+
+@custom_op("spotedit::gathered_attention_out", mutates_args={"out"})
 def _op_out(
     q: Tensor,
     k: Tensor,
@@ -245,6 +253,11 @@ def _op_out(
 ) -> None:
     """A second op, because a registered one may not return the tensor that it was given."""
     _launch(q, k, v, index, key_mask, k_scale, v_scale, scale, splits, out)
+
+
+@_op_out.register_fake
+def _(*_: object) -> None:
+    """Nothing is returned."""
 
 
 def gathered_attention(

@@ -42,6 +42,12 @@ DESCRIPTOR_TILES = {  # q, k and v come by tensor descriptor, which leaves regis
              512: Tile(64, 32, 8, 2)}
     for target in ("sm_90", "sm_100")
 }  # fmt: skip
+INT8_TILES = {  # int8 keys and values are converted in registers, so at head dim 128 fewer fit
+    "sm_80": {128: Tile(128, 32, 8, 2)},
+    "sm_89": {128: Tile(64, 64, 8, 2)},
+    "sm_90": {128: Tile(128, 32, 8, 3)},
+    "sm_100": {128: Tile(128, 32, 8, 3)},
+}
 FP32_TILES = {64: Tile(64, 32, 8, 1), 128: Tile(32, 32, 8, 1), 256: Tile(32, 16, 8, 1),
               512: Tile(16, 16, 8, 1)}  # fmt: skip
 
@@ -64,11 +70,18 @@ def device_target(device: torch.device) -> tuple[str, int]:
     return target, properties.multi_processor_count
 
 
-def choose_tile(target: str, dtype: torch.dtype, head_dim: int, descriptors: bool) -> Tile:
-    """The tile on `target`, a key of `TILES`; `descriptors`: of the descriptor schedule."""
+def choose_tile(
+    target: str, dtype: torch.dtype, head_dim: int, *, descriptors: bool = False, int8: bool = False
+) -> Tile:
+    """Return the tile on `target`, a key of `TILES`.
+
+    `descriptors`: q, k and v come by tensor descriptor. `int8`: k and v are int8.
+    """
     table = DESCRIPTOR_TILES[target] if descriptors else TILES[target]
     if dtype == torch.float32:
         table = FP32_TILES
+    elif int8:
+        table = table | INT8_TILES.get(target, {})
     return table[max(64, 1 << (head_dim - 1).bit_length())]
 
 

@@ -6,9 +6,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
+from torch.library import triton_op
 
-from ..primitives import checked_row
+from ..primitives import checked_row, launch_device, wrap_triton
 
 TILE = 2048  # elements of K a program blends
 NUM_WARPS = 4
@@ -92,13 +92,14 @@ def _op(
     m = index.shape[-1]
     tensors = (k_out, v_out, k_cached, v_cached, k_ref, v_ref)
     grid = (triton.cdiv(m * h, block_p), b)
-    wrap_triton(_kv_blend)[grid](
-        *tensors, index, device_weight, weight, m, min(s, k_ref.shape[1]), h,
-        *(stride for tensor in tensors for stride in tensor.stride()),
-        0 if index.ndim == 1 else index.stride(0),
-        WEIGHT="number" if device_weight is None else "time" if is_time else "weight",
-        HEAD_DIM=d, BLOCK_P=block_p, BLOCK_D=block_d, num_warps=NUM_WARPS,
-    )  # fmt: skip
+    with launch_device(k_out):
+        wrap_triton(_kv_blend)[grid](
+            *tensors, index, device_weight, weight, m, min(s, k_ref.shape[1]), h,
+            *(stride for tensor in tensors for stride in tensor.stride()),
+            0 if index.ndim == 1 else index.stride(0),
+            WEIGHT="number" if device_weight is None else "time" if is_time else "weight",
+            HEAD_DIM=d, BLOCK_P=block_p, BLOCK_D=block_d, num_warps=NUM_WARPS,
+        )  # fmt: skip
 
 
 def kv_blend(

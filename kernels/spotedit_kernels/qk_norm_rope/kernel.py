@@ -6,9 +6,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
+from torch.library import triton_op
 
-from ..primitives import checked_row
+from ..primitives import checked_row, launch_device, wrap_triton
 from .reference import Weights
 
 TILE = 1024  # elements of each of q, k and v that a program takes
@@ -186,18 +186,20 @@ def _op(
     block_p = max(1, TILE // block_d)
     aligned = cos.ndim == 3
     grid = (triton.cdiv(m * h, block_p), b)
-    wrap_triton(_qk_norm_rope)[grid](
-        q_out, q, k, v, k_cache, v_cache, k_ref, slots, cos, sin, cos_ref, sin_ref,
-        q_weight, k_weight, text_q_weight, text_k_weight,
-        eps, m, k_cache.shape[1], 0 if k_ref is None else k_ref.shape[1], text_len, h,
-        *(stride for x in (q, k, v, k_cache, v_cache) for stride in x.stride()),
-        *((0, 0, 0, 0) if k_ref is None else k_ref.stride()),
-        slots.stride(0) if slots is not None and slots.ndim == 2 else 0,
-        *(stride for x in (cos, sin) for stride in (x.stride(0) if aligned else 0, x.stride(-2))),
-        *(0 if x is None else x.stride(0) for x in (cos_ref, sin_ref)),
-        ALIGNED=aligned, INTERLEAVED=interleaved,
-        HEAD_DIM=d, BLOCK_P=block_p, BLOCK_D=block_d, num_warps=NUM_WARPS,
-    )  # fmt: skip
+    with launch_device(q):
+        wrap_triton(_qk_norm_rope)[grid](
+            q_out, q, k, v, k_cache, v_cache, k_ref, slots, cos, sin, cos_ref, sin_ref,
+            q_weight, k_weight, text_q_weight, text_k_weight,
+            eps, m, k_cache.shape[1], 0 if k_ref is None else k_ref.shape[1], text_len, h,
+            *(stride for x in (q, k, v, k_cache, v_cache) for stride in x.stride()),
+            *((0, 0, 0, 0) if k_ref is None else k_ref.stride()),
+            slots.stride(0) if slots is not None and slots.ndim == 2 else 0,
+            *(stride for x in (cos, sin)
+              for stride in (x.stride()[:2] if aligned else (0, x.stride(0)))),
+            *(0 if x is None else x.stride(0) for x in (cos_ref, sin_ref)),
+            ALIGNED=aligned, INTERLEAVED=interleaved,
+            HEAD_DIM=d, BLOCK_P=block_p, BLOCK_D=block_d, num_warps=NUM_WARPS,
+        )  # fmt: skip
     return q_out
 
 

@@ -6,8 +6,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
+from torch.library import triton_op
 
+from ..primitives import launch_device, wrap_triton
 from .reference import ITERATIONS
 
 CUT_BLOCK, CUT_WARPS = 1024, 8
@@ -127,26 +128,27 @@ def _op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, n = scores.shape
     length = triton.cdiv(n, pad_to) * pad_to
-    cut = None
-    if threshold is None and rule != "replace":
-        cut = scores.new_empty(batch)
-        wrap_triton(_cut)[(batch,)](
-            scores, cut, n, scores.stride(0),
-            ITERATIONS=ITERATIONS, BLOCK=CUT_BLOCK, num_warps=CUT_WARPS,
-        )  # fmt: skip
+    automatic = threshold is None and rule != "replace"
+    cut = scores.new_empty(batch) if automatic else None
     active = scores.new_empty(batch, n, dtype=torch.bool)
-    wrap_triton(_mark)[(triton.cdiv(n, MARK_BLOCK), batch)](
-        scores, cut, previous, mask, active,
-        0.0 if threshold is None else threshold, rows, cols, dilation, scores.stride(0),
-        0 if previous is None else previous.stride(0), 0 if mask is None else mask.stride(0),
-        AUTO=cut is not None, RULE=rule, PREVIOUS=previous is not None,
-        BLOCK=MARK_BLOCK, num_warps=MARK_WARPS,
-    )  # fmt: skip
     index = scores.new_empty(batch, length, dtype=torch.int32)
     count = scores.new_empty(batch, dtype=torch.int32)
-    wrap_triton(_list)[(batch,)](
-        active, index, count, n, length, BLOCK=LIST_BLOCK, num_warps=LIST_WARPS
-    )
+    with launch_device(scores):
+        if automatic:
+            wrap_triton(_cut)[(batch,)](
+                scores, cut, n, scores.stride(0),
+                ITERATIONS=ITERATIONS, BLOCK=CUT_BLOCK, num_warps=CUT_WARPS,
+            )  # fmt: skip
+        wrap_triton(_mark)[(triton.cdiv(n, MARK_BLOCK), batch)](
+            scores, cut, previous, mask, active,
+            0.0 if threshold is None else threshold, rows, cols, dilation, scores.stride(0),
+            0 if previous is None else previous.stride(0), 0 if mask is None else mask.stride(0),
+            AUTO=automatic, RULE=rule, PREVIOUS=previous is not None,
+            BLOCK=MARK_BLOCK, num_warps=MARK_WARPS,
+        )  # fmt: skip
+        wrap_triton(_list)[(batch,)](
+            active, index, count, n, length, BLOCK=LIST_BLOCK, num_warps=LIST_WARPS
+        )
     return active, index, count
 
 

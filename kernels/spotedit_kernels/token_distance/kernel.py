@@ -8,7 +8,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
+from torch.library import triton_op
+
+from ..primitives import launch_device, wrap_triton
 
 BLOCK_P = 64  # positions, or tokens, of a program
 BLOCK_C = 32
@@ -131,15 +133,16 @@ def _op(
         x, y = x.flatten(2), y.flatten(2)  # copies neither in NCHW nor in channels_last
         channels, n = x.shape[1:]
         distance = x.new_empty(batch, n, dtype=torch.float32)
-        wrap_triton(_distance)[(triton.cdiv(n, BLOCK_P), batch)](
-            x, y, distance, n, channels, *x.stride(),
-            0 if y.shape[0] == 1 else y.stride(0), *y.stride()[1:],
-            UNIT_Y=y_normalised, BLOCK_P=BLOCK_P, BLOCK_C=BLOCK_C, num_warps=NUM_WARPS,
-        )  # fmt: skip
-        wrap_triton(_pool)[(triton.cdiv(rows * cols, POOL_BLOCK), batch)](
-            distance, out, share, min(layer, 1), height, width, rows, cols,
-            PATCH=patch, BLOCK=POOL_BLOCK, num_warps=POOL_WARPS,
-        )  # fmt: skip
+        with launch_device(x):
+            wrap_triton(_distance)[(triton.cdiv(n, BLOCK_P), batch)](
+                x, y, distance, n, channels, *x.stride(),
+                0 if y.shape[0] == 1 else y.stride(0), *y.stride()[1:],
+                UNIT_Y=y_normalised, BLOCK_P=BLOCK_P, BLOCK_C=BLOCK_C, num_warps=NUM_WARPS,
+            )  # fmt: skip
+            wrap_triton(_pool)[(triton.cdiv(rows * cols, POOL_BLOCK), batch)](
+                distance, out, share, min(layer, 1), height, width, rows, cols,
+                PATCH=patch, BLOCK=POOL_BLOCK, num_warps=POOL_WARPS,
+            )  # fmt: skip
     return out
 
 

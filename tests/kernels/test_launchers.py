@@ -1,0 +1,275 @@
+"""Every launcher through Triton's real compiler and argument checks, without a GPU.
+
+The interpreter takes arguments that the real launcher refuses; stub_driver.py finds those here.
+Each test works in a process of its own, because Triton reads TRITON_INTERPRET at its import.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from kernel_oracle import HALVES_AND_FP32, NEEDS_TRITON
+from spotedit_kernels import (
+    gathered_attention,
+    kv_blend,
+    qk_norm_rope,
+    select_tokens,
+    token_distance,
+)
+from test_triton_ops import uninterpreted
+from torch import Tensor
+
+pytestmark = NEEDS_TRITON
+HEADS, DIM, KEYS = 4, 32, 300
+TRITON = {"impl": "triton"}
+CAPABILITIES = [90, *(pytest.param(c, marks=pytest.mark.full) for c in (80, 89))]
+ATTENTION_FLAGS = ("INDEX", "KEY_MASK", "INT8", "SPLIT", "DESCRIPTORS")
+
+
+def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what `function` of this file returns in a process with compiled kernels."""
+    code = (
+        f"import json, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"from test_launchers import {function.__name__}\n"
+        f"print(json.dumps({function.__name__}(*json.loads({json.dumps(arguments)!r}))))"
+    )
+    return json.loads(uninterpreted("-c", code, timeout=600).splitlines()[-1])
+
+
+def rows(count: int, dtype: torch.dtype, dim: int = DIM, batch: int = 1) -> Tensor:
+    return torch.randn(batch, count, HEADS, dim, dtype=dtype)
+
+
+def attention_calls(dtype: torch.dtype) -> None:
+    """Launch attention with every kind of index, mask, cache, head dim and memory layout."""
+    q, joint, k = rows(37, dtype), rows(KEYS, dtype), rows(KEYS, dtype)
+    index = torch.arange(0, KEYS, 3)
+    padded = torch.stack([index, -torch.ones_like(index)]).int()
+    mask = torch.rand(1, KEYS) < 0.5
+    k8 = torch.ones(k.shape, dtype=torch.int8)
+    scales = {"k_scale": torch.rand(1, KEYS, HEADS), "v_scale": torch.rand(1, KEYS, HEADS)}
+    gathered_attention(q, k, k, **TRITON)
+    gathered_attention(q, k, k, out=q, scale=-0.5, **TRITON)
+    gathered_attention(q[:, :1], k, k, scale=0, **TRITON)
+    gathered_attention(q[:, ::2], k[:, 1:], k[:, 1:], **TRITON)  # another address and stride
+    gathered_attention(*(rows(n, dtype, 24) for n in (37, KEYS, KEYS)), **TRITON)
+    gathered_attention(joint, k, k, index=index, **TRITON)
+    gathered_attention(joint, k, k, index=index.int()[::2], out=joint, **TRITON)
+    both = [rows(KEYS, dtype, batch=2) for _ in range(3)]
+    gathered_attention(*both, index=padded, key_mask=mask.expand(2, -1), **TRITON)
+    gathered_attention(q, k, k, key_mask=mask, **TRITON)
+    gathered_attention(q, k8, k8, **scales, **TRITON)
+    gathered_attention(joint, k8, k8, index=index, key_mask=mask, **scales, **TRITON)
+    long = rows(4096, dtype)  # keys for several parts
+    gathered_attention(q, long, long, **TRITON)
+    gathered_attention(long, long, long, index=index, **TRITON)
+    gathered_attention(q[:, :0], k, k, **TRITON)
+
+
+def blend_calls(dtype: torch.dtype) -> None:
+    """Launch the blend with its three kinds of weight, and with fewer reference rows."""
+    k_out, v_out, k, v, k_ref, v_ref = (rows(KEYS, dtype, batch=2) for _ in range(6))
+    index = torch.arange(0, 200, 3)
+    for weight in ({"t": 0.3}, {"t": torch.tensor(0.3)}, {"weight": 1},
+                   {"weight": torch.tensor(0.5, dtype=dtype)}):  # fmt: skip
+        kv_blend(k_out, v_out, k, v, k_ref, v_ref, index, **weight, **TRITON)
+    both = torch.stack([index, index]).int()
+    kv_blend(k, v, k, v, k_ref[:, 100:], v_ref[:, 100:], both, t=0.3, **TRITON)
+    odd = [rows(KEYS, dtype, 24) for _ in range(6)]
+    kv_blend(*odd, index[::2], t=0.3, **TRITON)
+    kv_blend(*odd, index[:0], t=0.3, **TRITON)
+
+
+def rope_calls(dtype: torch.dtype) -> None:
+    """Launch norm and rotation as full and spot steps do, with every kind of weight and table."""
+    slots = torch.randperm(KEYS)[:40]
+    for dim, interleaved, weight in ((DIM, True, dtype), (24, False, torch.float32)):
+        full, fresh, caches = (
+            [rows(n, dtype, dim) for _ in range(3)] for n in (KEYS, len(slots), KEYS)
+        )
+        table, aligned = torch.rand(2, KEYS, dim), torch.rand(2, 1, len(slots), dim)
+        ref = {"k_ref": caches[2][:, :100], "cos_ref": table[0, :100], "sin_ref": table[1, :100]}
+        given = dict.fromkeys(("q_weight", "k_weight", "text_q_weight", "text_k_weight"))
+        given |= {"text_len": 5, "eps": 1e-6, "interleaved": interleaved} | TRITON
+        qk_norm_rope(*fresh, *caches[:2], slots, *table, **given)
+        given |= {"q_weight": torch.rand(dim, dtype=weight), "k_weight": torch.rand(dim).to(dtype)}
+        qk_norm_rope(*full, *caches[:2], None, *table, **ref, **given)
+        given |= {"text_q_weight": given["k_weight"], "text_k_weight": given["q_weight"]}
+        qk_norm_rope(*fresh, *caches[:2], slots[None].int(), *aligned, **given)
+    qk_norm_rope(*(x[:, :0] for x in fresh), *caches[:2], slots[:0], *table,
+                 **given | {"text_len": 0})  # fmt: skip
+
+
+def select_calls(dtype: torch.dtype) -> None:
+    """Launch the selection with every rule; its scores are always fp32."""
+    scores, flags = torch.rand(2, 48), torch.rand(2, 96) < 0.5
+    for threshold in (None, 1):
+        select_tokens(scores, (6, 8), threshold=threshold, **TRITON)
+        for mode in ("replace", "union", "intersect"):
+            select_tokens(
+                scores, (6, 8), threshold=threshold, previous=flags[:, :48], mask=flags[:, ::2],
+                mode=mode, dilation=1, pad_to=64, **TRITON,
+            )  # fmt: skip
+
+
+def distance_calls(dtype: torch.dtype) -> None:
+    """Launch the distance on maps in both memory formats, with one reference for a batch."""
+    x = [torch.randn(2, c, h, 8, dtype=dtype) for c, h in ((40, 6), (3, 12))]
+    y = [torch.randn(1, *layer.shape[1:]) for layer in x]
+    last = [layer.to(memory_format=torch.channels_last) for layer in x]
+    token_distance(x, x, (3, 4), **TRITON)
+    token_distance(x[:1], y[:1], (5, 7), patch=3, y_normalised=True, **TRITON)
+    token_distance(last, y, (3, 4), weights=[0, 2], **TRITON)
+
+
+LAUNCHES = [attention_calls, blend_calls, rope_calls, select_calls, distance_calls]
+
+
+def launch_everything(capability: int, dtype: str) -> tuple[list[Any], list[str]]:
+    """Make all the calls in `dtype`; return the launches, and faults in their device guards.
+
+    Entering a guard is recorded in place of a change of the device, which needs one.
+    """
+    import stub_driver
+
+    launches = stub_driver.install(capability)
+    faults: list[str] = []
+    guarded = 0
+
+    @contextmanager
+    def device_of(tensor: Tensor):
+        nonlocal guarded
+        before = len(launches)
+        yield
+        guarded += len(launches) - before
+        if len(launches) == before:
+            faults.append("a guard without a launch")
+
+    with patch("torch.cuda.is_initialized", lambda: True), patch("torch.cuda.device_of", device_of):
+        for call in LAUNCHES:
+            call(getattr(torch, dtype))
+    if guarded != len(launches):
+        faults.append(f"{len(launches) - guarded} of {len(launches)} launches without a guard")
+    return launches, faults
+
+
+@pytest.mark.parametrize("dtype", [str(each).removeprefix("torch.") for each in HALVES_AND_FP32])
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_every_branch_is_accepted_by_the_real_launcher_and_launched_on_its_own_device(
+    capability, dtype
+):
+    launches, faults = in_a_process(launch_everything, capability, dtype)
+    assert faults == []
+    seen = {
+        kernel: {tuple(c[flag] for flag in flags) for name, c in launches if name == kernel}
+        for kernel, flags in {
+            "_attend": ATTENTION_FLAGS, "_reduce": ("INDEX",), "_kv_blend": ("WEIGHT",),
+            "_qk_norm_rope": ("ALIGNED", "INTERLEAVED"), "_cut": (), "_list": (),
+            "_mark": ("AUTO", "RULE", "PREVIOUS"), "_distance": ("UNIT_Y",), "_pool": ("PATCH",),
+        }.items()
+    }  # fmt: skip
+    no, yes = False, True
+    attended = {
+        (no, no, no, no, no), (no, no, no, yes, no), (yes, no, no, no, no), (yes, yes, no, no, no),
+        (no, yes, no, no, no), (no, no, yes, no, no), (yes, yes, yes, no, no),
+        (yes, no, no, yes, no),
+    }  # fmt: skip
+    if capability == 90 and dtype != "float32":  # plain calls come by tensor descriptor
+        attended = attended - {(no, no, no, yes, no)}
+        attended |= {(no, no, no, no, yes), (no, no, no, yes, yes)}
+    rules = {(auto, rule, yes) for auto in (no, yes) for rule in ("union", "intersect")}
+    assert seen == {
+        "_attend": attended,
+        "_reduce": {(no,), (yes,)},
+        "_kv_blend": {("number",), ("time",), ("weight",)},
+        "_qk_norm_rope": {(a, i) for a in (no, yes) for i in (no, yes)},
+        "_cut": {()},
+        "_list": {()},
+        "_mark": rules | {(no, "none", no), (yes, "none", no), (no, "replace", yes)},
+        "_distance": {(no,), (yes,)},
+        "_pool": {(2,), (3,)},
+    }
+
+
+def compiled(op: Callable[..., Any], graphs: list[Any]) -> Callable[..., Any]:
+    """`op` under torch.compile, down to the kernels; every graph that is made joins `graphs`."""
+    from torch._dynamo.backends.common import aot_autograd
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    torch.compiler.reset()
+    return torch.compile(op, backend=aot_autograd(fw_compiler=keep), fullgraph=True)
+
+
+def graphs_of_attention(*capabilities: int) -> dict[str, tuple[int, list[bool]]]:
+    """Compile attention and call it with 24 numbers of rows.
+
+    For each target and kind of call: the number of graphs, and whether the keys were split.
+    """
+    import stub_driver
+
+    k = rows(4096, torch.bfloat16)
+    k8, scale = torch.ones(k.shape, dtype=torch.int8), torch.rand(k.shape[:3])
+    mask = torch.ones(k.shape[:2], dtype=torch.bool)
+    kinds: dict[str, tuple[Tensor, dict[str, Tensor], bool]] = {
+        "plain": (k, {}, False),
+        "indexed": (k, {}, True),
+        "masked": (k, {"key_mask": mask}, True),
+        "int8": (k8, {"k_scale": scale, "v_scale": scale}, False),
+    }
+    found = {}
+    for capability in capabilities:
+        launches = stub_driver.install(capability)
+        for name, (keys, options, indexed) in kinds.items():
+            graphs: list[Any] = []
+            attend = compiled(gathered_attention, graphs)
+            launches.clear()
+            for m in range(29, 4096, 176):  # 24 of them, to 4077
+                given = {"index": torch.arange(m)} if indexed else {}
+                attend(k if indexed else k[:, :m], keys, keys, **given, **options, **TRITON)
+            splits = {launch.constants["SPLIT"] for launch in launches if "SPLIT" in launch[1]}
+            found[f"sm_{capability} {name}"] = len(graphs), sorted(splits)
+    return found
+
+
+def graphs_of_every_op() -> list[tuple[int, int]]:
+    """Compile every op and call it with several numbers of rows: graphs and launches of each."""
+    import stub_driver
+    from test_op_compile import CALLS, COUNTS, index
+
+    launches = stub_driver.install(90)
+    found = []
+    for op, use in CALLS:
+        graphs: list[Any] = []
+        call = partial(compiled(op, graphs), **TRITON)
+        launches.clear()
+        for m in COUNTS:
+            use(call, index(m, 64))
+        found.append((len(graphs), len(launches)))
+    return found
+
+
+def test_attention_is_two_graphs_whatever_the_number_of_rows():
+    found = in_a_process(graphs_of_attention, 80, 89, 90)
+    assert len(found) == 12
+    for name, (graphs, splits) in found.items():
+        assert graphs <= 2, name
+        assert splits == [False, True], name  # the number of parts does change
+
+
+def test_every_op_is_two_graphs_whatever_the_number_of_rows():
+    found = in_a_process(graphs_of_every_op)
+    assert len(found) == 6
+    for graphs, launches in found:
+        assert graphs <= 2
+        assert launches >= 6  # one at least for each number of rows
