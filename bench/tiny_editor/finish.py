@@ -23,6 +23,8 @@ def finish(args: argparse.Namespace) -> None:
 
     With `--seconds`, as many held-out scenes are judged as its rest allows.
     """
+    if not (args.folder / "editor.pt").exists():
+        raise SystemExit("no step was taken in the time given: raise --seconds")
     out = args.out or args.folder / "result"
     out.mkdir(parents=True, exist_ok=True)
     export(args.folder, out / "weights", args.dual, args.single, init=args.init)

@@ -18,7 +18,7 @@ Batch = tuple[torch.Tensor, ...]
 
 
 _LOG_EVERY = 20  # steps; the loss is read from the device only then
-_SAVE_SECONDS = 30.0  # between checkpoints of a run that has a deadline
+_SAVE_SECONDS = 30.0  # at most, between checkpoints of a run that has a deadline
 
 
 def trapezoid(step: int, warmup: int, left: float, decay: float, floor: float = 0.02) -> float:
@@ -145,7 +145,8 @@ class Loop:
         With a `deadline` on `time.monotonic`'s clock, `steps` is ignored: training goes on until
         the next step might end too late, and the rate falls over the last `decay_share` of the
         time: that of the runs before (from the checkpoint) and of this one, together. A checkpoint
-        is written twice a minute. SIGINT and SIGTERM write one too, and end the process.
+        is written every 30 s or five times, whichever is more often. SIGINT and SIGTERM write one
+        too, and end the process.
         """
         last = until if deadline else min(steps, until or steps)
         self.model.train()
@@ -153,6 +154,7 @@ class Loop:
         losses: list[torch.Tensor] = []
         durations: deque[float] = deque(maxlen=5)  # of the last steps; the first one compiles
         saved_step, saved_at = self.step, time.monotonic()
+        every = min(_SAVE_SECONDS, (deadline - saved_at) / 5) if deadline else 0.0
         with noted_signals() as signals:
             while last is None or self.step < last:
                 now = time.monotonic()
@@ -166,14 +168,15 @@ class Loop:
                 durations.append(time.monotonic() - now)
                 self.seconds += durations[-1]
                 if deadline:
-                    due = time.monotonic() - saved_at > _SAVE_SECONDS
+                    due = time.monotonic() - saved_at > every
                 else:
                     due = self.step % self.save_every == 0
                 if due:
+                    self._note(losses)
                     self.save()
                     saved_step, saved_at = self.step, time.monotonic()
-            self._note(losses)
             if self.step != saved_step:
+                self._note(losses)
                 self.save()
         bar.close()
         if signals:
