@@ -16,6 +16,9 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from bench.tiny_editor import ahead, loop
 from bench.tiny_editor.ahead import FreshScenes, ScenesOnDevice
@@ -263,3 +266,35 @@ def test_a_timed_run_leaves_weights_and_figures_and_needs_no_photographs(tmp_pat
         p.transformer.transformer_blocks[0].attn.to_q.weight for p in (pipe, tiny.load())
     )
     assert not torch.equal(trained.float(), before.float())
+
+
+class Waits(TorchDispatchMode):
+    """Notes operations that make the host wait for a GPU: scalars read, copies from the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        given = [x.device.type for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        copied = isinstance(out, torch.Tensor) and given and out.device.type not in given
+        if copied or len(set(given)) > 1 or "local_scalar" in str(func):
+            self.found.append(str(func))
+        return out
+
+
+def test_the_loss_does_not_wait_for_the_gpu():
+    """Fake tensors stand for a GPU's; the first step alone copies the positions there."""
+    from bench.tiny_editor.editor import Editor, flow_loss, image_ids
+
+    image_ids.cache_clear()
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
+        editor = Editor(60, single=1)
+        tokens, ids = torch.randn(4, 36, 32), torch.randint(0, 40, (4, 16))
+        batch = (tokens, tokens, torch.rand(4, 36), ids)
+        for copies in (1, 0):
+            with Waits() as waits:
+                flow_loss(editor, batch, None, temper=0.8)
+            assert len(waits.found) == copies, waits.found
+    image_ids.cache_clear()  # no fake tensor stays behind

@@ -71,6 +71,15 @@ def load_photos(folders: Sequence[Path], cache: Path) -> list[np.ndarray]:
         return _distinct([stored[name] for name in sorted(stored.files)])
 
 
+def save_small(photos: Sequence[np.ndarray], folder: Path) -> None:
+    """Write the photographs as JPEG files of at most 480 px, which travel and load quickly."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, photo in enumerate(photos):
+        image = Image.fromarray(photo)
+        image.thumbnail((480, 480), Image.Resampling.LANCZOS)
+        image.save(folder / f"{i:05d}.jpg", quality=85)
+
+
 def _distinct(photos: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Drop pictures that look like an earlier one (variants of one wallpaper)."""
     kept: list[np.ndarray] = []

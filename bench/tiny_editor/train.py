@@ -22,7 +22,7 @@ from .editor import Editor, build_optimizers, flow_loss
 from .export import export
 from .finish import finish
 from .loop import Batch, Loop
-from .photos import load_photos
+from .photos import load_photos, save_small
 from .pool import Pool, packed_shard
 from .vae import (
     FACTOR,
@@ -116,6 +116,8 @@ def make_data(args: argparse.Namespace) -> None:
     write_scenes(file, (pool.load(i) for i in tqdm(range(count), desc="data", unit="shard")))
     pool.close()
     size = file.stat().st_size
+    if args.small_photos:
+        save_small(load_photos(args.photos, args.folder), args.small_photos)
     print(f"{file}: {args.scenes} scenes, {size / 2**20:.1f} MiB, {size / args.scenes:.0f} B each")
 
 
@@ -237,6 +239,9 @@ def main(argv: list[str] | None = None, started: float | None = None) -> None:
         "data", parents=[common, scenes], help="make scenes ahead: FOLDER/scenes-SIZE.npz"
     )
     data.add_argument("--scenes", type=int, default=5120, help="about 5.7 kB each at 128 px")
+    data.add_argument(
+        "--small-photos", type=Path, help="write the photographs here, small enough to travel"
+    )
     data.set_defaults(run=make_data)
     editor = stages.add_parser("editor", parents=[common, scenes])
     editor.add_argument("--batch", type=int, default=16)
