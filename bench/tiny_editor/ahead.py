@@ -93,6 +93,7 @@ class FreshScenes:
             initargs=(1,),
         )
         self.pending = deque(self._next() for _ in range(workers))
+        self.taken = 0
 
     def _next(self) -> Future:
         return self.processes.submit(self.make, next(self.indices))
@@ -108,10 +109,12 @@ class FreshScenes:
             print(f"no more fresh scenes: {error!r}", file=sys.stderr)
             self.pending.clear()
             return None
+        self.taken += 1
         return shard
 
     def close(self) -> None:
-        """End the processes at once."""
+        """End the processes at once and say how many shards they gave."""
+        print(f"shards of fresh scenes: {self.taken}")
         self.processes.shutdown(wait=False, cancel_futures=True)
         for child in active_children():
             child.terminate()

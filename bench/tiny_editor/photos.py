@@ -72,11 +72,14 @@ def load_photos(folders: Sequence[Path], cache: Path) -> list[np.ndarray]:
 
 
 def save_small(photos: Sequence[np.ndarray], folder: Path) -> None:
-    """Write the photographs as JPEG files of at most 480 px, which travel and load quickly."""
+    """Write the photographs as JPEG files with a shorter side of 288 px, small enough to travel."""
     folder.mkdir(parents=True, exist_ok=True)
     for i, photo in enumerate(photos):
         image = Image.fromarray(photo)
-        image.thumbnail((480, 480), Image.Resampling.LANCZOS)
+        scale = min(1.0, 288 / min(image.size))
+        image = image.resize(
+            (round(scale * image.width), round(scale * image.height)), Image.Resampling.LANCZOS
+        )
         image.save(folder / f"{i:05d}.jpg", quality=85)
 
 

@@ -164,6 +164,7 @@ def batches(
     if args.data:
         fresh = None
         if args.workers:
+            load_photos(args.photos, args.folder)  # caches them before the processes look
             fresh = FreshScenes(
                 partial(
                     packed_shard, args.photos, args.folder, tokenizer, components,
