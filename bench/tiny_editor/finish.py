@@ -21,7 +21,8 @@ _SETTINGS = (
 def finish(args: argparse.Namespace) -> None:
     """Write weights/, rows.json, summary.md, run.json and the loss to `--out`; pack them.
 
-    With `--seconds`, as many held-out scenes are judged as its rest allows.
+    With `--seconds`, as many held-out scenes are judged as its rest allows. The archive is
+    written before the figures too, so that the weights are in it whatever happens then.
     """
     if not (args.folder / "editor.pt").exists():
         raise SystemExit("no step was taken in the time given: raise --seconds")
@@ -33,6 +34,8 @@ def finish(args: argparse.Namespace) -> None:
     settings = {name: getattr(args, name) for name in _SETTINGS}
     run = {"settings": settings, "environment": describe(args.device)}
     (out / "run.json").write_text(json.dumps(run, indent=1, default=str))
+    if args.pack:
+        write_atomically(args.pack, lambda path: _pack(out, path))
     evaluate(
         out / "weights", out, scenes=args.heldout, crops=1 if args.seconds else 8,
         device=args.device,

@@ -152,7 +152,7 @@ class Loop:
         self.model.train()
         bar = tqdm(total=last, initial=self.step, desc=self.name, unit="step", mininterval=5)
         losses: list[torch.Tensor] = []
-        durations: deque[float] = deque(maxlen=5)  # of the last steps; the first one compiles
+        durations: deque[float] = deque(maxlen=5)  # the first step compiles: it is soon forgotten
         saved_step, saved_at = self.step, time.monotonic()
         every = min(_SAVE_SECONDS, (deadline - saved_at) / 5) if deadline else 0.0
         with noted_signals() as signals:

@@ -88,10 +88,14 @@ def train_vae(
 
 
 def deadline(args: argparse.Namespace, set_aside: float) -> float | None:
-    """Return when training must end, `--set-aside` seconds before the end of `--seconds`."""
+    """Return when training must end: `--set-aside` seconds before the end of `--seconds`.
+
+    `set_aside` is the stage's default; the time is on `time.monotonic`'s clock.
+    """
     if args.seconds is None:
         return None
-    return args.started + args.seconds - (args.set_aside or set_aside)
+    rest = set_aside if args.set_aside is None else args.set_aside
+    return args.started + args.seconds - rest
 
 
 def read_start(
@@ -151,6 +155,7 @@ def train_editor(args: argparse.Namespace) -> None:
         loop.run(args.steps, args.until, deadline(args, min(45.0, (args.seconds or 0) / 4)))
     finally:
         close()
+    torch.set_float32_matmul_precision("highest")  # for the figures
     if args.seconds or args.out or args.pack:
         finish(args)
 
