@@ -75,6 +75,7 @@ def test_training_stops_before_the_deadline_with_a_low_rate(tmp_path, monkeypatc
 
 def test_the_rate_of_a_resumed_run_falls_over_a_share_of_the_whole_time(tmp_path, monkeypatch):
     clock, rates = Clock(monkeypatch), []
+    monkeypatch.setattr(Loop, "plot", lambda self: None)
 
     def batch(step: int) -> tuple[torch.Tensor]:
         clock.now += 1.0
