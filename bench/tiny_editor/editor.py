@@ -1,6 +1,7 @@
 """Stage 2: the FLUX transformer and its two text encoders, trained together by flow matching."""
 
 import math
+from functools import lru_cache
 
 import torch
 from diffusers import FluxTransformer2DModel
@@ -8,7 +9,6 @@ from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from .architecture import build_text_encoders, build_transformer
-from .attention import MatmulAttnProcessor
 from .loop import Batch
 
 _GATE_AT_START = 0.3
@@ -25,7 +25,6 @@ class Editor(nn.Module):
         self.text_encoder, self.text_encoder_2 = build_text_encoders(vocabulary)
         self.transformer = build_transformer(**transformer)
         start_calm(self.transformer)
-        self.transformer.set_attn_processor(MatmulAttnProcessor())
 
     def forward(
         self, x_t: torch.Tensor, source: torch.Tensor, t: torch.Tensor, ids: torch.Tensor
@@ -44,8 +43,9 @@ class Editor(nn.Module):
         )[0][:, : x_t.shape[1]]
 
 
+@lru_cache(maxsize=4)  # a copy to a GPU would wait for it, at every step
 def image_ids(rows: int, columns: int, device: torch.device) -> torch.Tensor:
-    """Positions [2*rows*columns, 3] of noise (first axis 0), then condition tokens (1)."""
+    """Return positions [2*rows*columns, 3] of noise (first axis 0), then condition tokens (1)."""
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     grid = torch.stack([torch.zeros_like(y), y, x], dim=-1).reshape(-1, 3)
     return torch.cat([grid, grid + torch.tensor([1, 0, 0])]).float().to(device)
@@ -81,7 +81,7 @@ def build_optimizers(editor: Editor, lr: float, matrix_lr: float) -> list[Optimi
         (matrices if in_block else others).append(parameter)
     return [
         Muon(matrices, lr=matrix_lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.01),
+        AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=others[0].is_cuda or None),
     ]
 
 

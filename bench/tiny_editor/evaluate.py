@@ -3,12 +3,14 @@
 ``python -m bench.tiny_editor.evaluate``
 
 Writes rows.json (one row a scene; an interrupted run continues there) and summary.md.
+`--weights FOLDER` judges another pipeline folder than the committed one.
 """
 
 import argparse
 import hashlib
 import json
 import statistics
+import time
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from ..edits import round_trip
 from ..metrics import changed_share
 from .loop import write_atomically
 
+WEIGHTS = Path(tiny.__file__).parent / "weights"
 TOKEN = 8  # pixels
 _TARGET_DB = {"recolour": 18, "remove": 16, "replace": 18, "add": 18}
 
@@ -82,6 +85,8 @@ def summary(rows: list[dict], vae: list[float], steps: int, digest: str) -> str:
         chosen = [r for r in rows if kind in (r["kind"], "all")]
         if not chosen:
             continue
+        if not chosen:
+            continue
         median = {
             name: statistics.median(r[name] for r in chosen)
             for name in ("edit_psnr", "background_psnr", "background_floor")
@@ -95,39 +100,64 @@ def summary(rows: list[dict], vae: list[float], steps: int, digest: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def weights_digest() -> str:
-    """sha256 over the safetensors files' bytes, in the order of their paths."""
-    folder = Path(tiny.__file__).parent / "weights"
+def weights_digest(folder: Path = WEIGHTS) -> str:
+    """Return the sha256 over the safetensors files' bytes, in the order of their paths."""
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*.safetensors")):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
+def evaluate(
+    weights: Path,
+    out: Path,
+    *,
+    scenes: int = 64,
+    first_seed: int = 0,
+    steps: int = 28,
+    crops: int = 8,
+    device: str = "cpu",
+    deadline: float | None = None,
+) -> None:
+    """Judge the pipeline folder `weights` on held-out scenes; write rows.json and summary.md.
+
+    `deadline`, on `time.monotonic`'s clock, ends the edits early; one scene is always judged.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    file, digest = out / "rows.json", weights_digest(weights)
+    key = {"weights": digest, "steps": steps, "first_seed": first_seed}
+    stored = json.loads(file.read_text()) if file.exists() else {}
+    rows = stored["rows"] if stored.get("key") == key else []
+    pipe = tiny.TinyKontextPipeline.from_pretrained(
+        weights, dtype=torch.float32, local_files_only=True
+    ).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    vae = vae_rows(pipe, crops)
+    longest = 0.0
+    seeds = range(first_seed + len(rows), first_seed + scenes)
+    for seed in tqdm(seeds, desc="scenes", unit="scene"):
+        started = time.monotonic()
+        if rows and deadline is not None and started + longest > deadline:
+            break
+        rows.append(edit_row(pipe, seed, steps))
+        longest = max(longest, time.monotonic() - started)
+        content = json.dumps({"key": key, "rows": rows}, indent=1)
+        write_atomically(file, lambda path, content=content: path.write_text(content))
+    text = summary(rows[:scenes], vae, steps, digest)
+    (out / "summary.md").write_text(text)
+    print(text)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--scenes", type=int, default=64)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--crops", type=int, default=8, help="per photograph, for the autoencoder")
     parser.add_argument("--device", default="cpu")
-    args = parser.parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
-    file, digest = args.out / "rows.json", weights_digest()
-    key = {"weights": digest, "steps": args.steps, "first_seed": args.first_seed}
-    stored = json.loads(file.read_text()) if file.exists() else {}
-    rows = stored["rows"] if stored.get("key") == key else []
-    pipe = tiny.load(device=args.device)
-    pipe.set_progress_bar_config(disable=True)
-    seeds = range(args.first_seed + len(rows), args.first_seed + args.scenes)
-    for seed in tqdm(seeds, desc="scenes", unit="scene"):
-        rows.append(edit_row(pipe, seed, args.steps))
-        content = json.dumps({"key": key, "rows": rows}, indent=1)
-        write_atomically(file, lambda path, content=content: path.write_text(content))
-    text = summary(rows[: args.scenes], vae_rows(pipe, args.crops), args.steps, digest)
-    (args.out / "summary.md").write_text(text)
-    print(text)
+    evaluate(**vars(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
 """A resumable training loop: seeded batches, trapezoidal rate, averaged weights, plot."""
 
 import json
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,11 +17,44 @@ from tqdm import tqdm
 Batch = tuple[torch.Tensor, ...]
 
 
-def trapezoid(step: int, steps: int, warmup: int, decay: int, floor: float = 0.02) -> float:
-    """Share of the peak learning rate at `step`: linear rise, plateau, linear fall to `floor`."""
+_LOG_EVERY = 20  # steps; the loss is read from the device only then
+_SAVE_SECONDS = 30.0  # at most, between checkpoints of a run that has a deadline
+
+
+def trapezoid(step: int, warmup: int, left: float, decay: float, floor: float = 0.02) -> float:
+    """Return the share of the peak learning rate: linear rise, plateau, linear fall to `floor`.
+
+    `left` and `decay` are what is left of the run and the length of the fall, both in steps or
+    both in seconds.
+    """
     rise = (step + 1) / max(1, warmup)
-    fall = floor + (1 - floor) * (steps - step) / max(1, decay)
+    fall = floor + (1 - floor) * max(0.0, left) / max(1e-9, decay)
     return min(1.0, rise, fall)
+
+
+@contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """Collect the first SIGINT or SIGTERM in the yielded list; a second one acts as usual."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+    def note(number: int, _frame: object) -> None:
+        received.append(number)
+        restore()
+
+    for number in usual:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        restore()
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -37,6 +74,8 @@ class Loop:
         loss: (batch, generator) -> scalar; the generator is seeded by the step.
         batch: (step) -> tensors on the training device; must depend on the step only.
         folder: where checkpoint, log and plot are written.
+        decay: steps of falling learning rate, in a run that is planned by steps.
+        decay_share: the same as a share of the time, in a run that is planned by time.
     """
 
     def __init__(
@@ -51,12 +90,14 @@ class Loop:
         average: float = 0.99,
         warmup: int = 50,
         decay: int = 500,
+        decay_share: float = 0.5,
         save_every: int = 100,
         seed: int = 0,
     ) -> None:
         self.name, self.model, self.optimizers = name, model, list(optimizers)
         self.loss, self.batch, self.folder = loss, batch, folder
-        self.average, self.warmup, self.decay = average, warmup, decay
+        self.average, self.warmup = average, warmup
+        self.decay, self.decay_share = decay, decay_share
         self.save_every, self.seed = save_every, seed
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.averaged = {n: p.detach().clone() for n, p in self.parameters.items()}
@@ -88,7 +129,8 @@ class Loop:
         }
         write_atomically(self.checkpoint, lambda path: torch.save(state, path))
         log = {"step": self.step, "seconds": round(self.seconds, 1), "loss": self.log}
-        (self.folder / f"{self.name}.json").write_text(json.dumps(log))
+        text = json.dumps(log)
+        write_atomically(self.folder / f"{self.name}.json", lambda path: path.write_text(text))
         self.plot()
 
     def load_average(self) -> None:
@@ -97,28 +139,63 @@ class Loop:
             for name, parameter in self.parameters.items():
                 parameter.copy_(self.averaged[name])
 
-    def run(self, steps: int, until: int | None = None) -> None:
-        """Train to step `until` (or `steps`) of a schedule that spans `steps` steps."""
-        stop = min(steps, until or steps)
+    def run(self, steps: int, until: int | None = None, deadline: float | None = None) -> None:
+        """Train to step `until` (or `steps`) of a schedule that spans `steps` steps.
+
+        With a `deadline` on `time.monotonic`'s clock, `steps` is ignored: training goes on until
+        the next step might end too late, and the rate falls over the last `decay_share` of the
+        time: that of the runs before (from the checkpoint) and of this one, together. A checkpoint
+        is written every 30 s or five times, whichever is more often. SIGINT and SIGTERM write one
+        too, and end the process.
+        """
+        last = until if deadline else min(steps, until or steps)
         self.model.train()
-        bar = tqdm(total=steps, initial=self.step, desc=self.name, unit="step", mininterval=5)
-        recent: list[float] = []
-        started = time.monotonic()
-        while self.step < stop:
-            recent.append(self._step(steps))
-            bar.update()
-            if self.step % 20 == 0:
-                self.log.append([self.step, sum(recent) / len(recent)])
-                bar.set_postfix(loss=f"{self.log[-1][1]:.4f}")
-                recent = []
-            if self.step % self.save_every == 0 or self.step == stop:
-                self.seconds += time.monotonic() - started
-                started = time.monotonic()
+        bar = tqdm(total=last, initial=self.step, desc=self.name, unit="step", mininterval=5)
+        losses: list[torch.Tensor] = []
+        durations: deque[float] = deque(maxlen=5)  # the first step compiles: it is soon forgotten
+        saved_step, saved_at = self.step, time.monotonic()
+        every = min(_SAVE_SECONDS, (deadline - saved_at) / 5) if deadline else 0.0
+        with noted_signals() as signals:
+            while last is None or self.step < last:
+                now = time.monotonic()
+                if signals or (deadline and now + max(durations, default=0.0) > deadline):
+                    break
+                losses.append(self._step(self._share(steps, deadline and deadline - now)))
+                bar.update()
+                if self.step % _LOG_EVERY == 0:
+                    self._note(losses)
+                    bar.set_postfix(loss=f"{self.log[-1][1]:.4f}")
+                durations.append(time.monotonic() - now)
+                self.seconds += durations[-1]
+                if deadline:
+                    due = time.monotonic() - saved_at > every
+                else:
+                    due = self.step % self.save_every == 0
+                if due:
+                    self._note(losses)
+                    self.save()
+                    saved_step, saved_at = self.step, time.monotonic()
+            if self.step != saved_step:
+                self._note(losses)
                 self.save()
         bar.close()
+        if signals:
+            raise SystemExit(128 + signals[0])
 
-    def _step(self, steps: int) -> float:
-        share = trapezoid(self.step, steps, self.warmup, self.decay)
+    def _share(self, steps: int, left: float | None) -> float:
+        """Return the share of the peak rate, with `left` seconds to go or by the steps."""
+        if left is None:
+            return trapezoid(self.step, self.warmup, steps - self.step, self.decay)
+        return trapezoid(self.step, self.warmup, left, self.decay_share * (self.seconds + left))
+
+    def _note(self, losses: list[torch.Tensor]) -> None:
+        """Append the mean of the `losses` to the log and forget them; this waits for the device."""
+        if losses:
+            self.log.append([self.step, torch.stack(losses).mean().item()])
+            losses.clear()
+
+    def _step(self, share: float) -> torch.Tensor:
+        """Take one step at `share` of the peak rate; return the loss without waiting for it."""
         for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * share
@@ -135,7 +212,7 @@ class Loop:
         with torch.no_grad():
             averaged = list(self.averaged.values())
             torch._foreach_lerp_(averaged, list(self.parameters.values()), 1 - decay)
-        return loss.item()
+        return loss.detach()
 
     def plot(self) -> None:
         """Write the loss curve to ``folder/NAME.png``."""

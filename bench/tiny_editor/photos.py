@@ -71,6 +71,18 @@ def load_photos(folders: Sequence[Path], cache: Path) -> list[np.ndarray]:
         return _distinct([stored[name] for name in sorted(stored.files)])
 
 
+def save_small(photos: Sequence[np.ndarray], folder: Path) -> None:
+    """Write the photographs as JPEG files with a shorter side of 288 px, small enough to travel."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, photo in enumerate(photos):
+        image = Image.fromarray(photo)
+        scale = min(1.0, 288 / min(image.size))
+        image = image.resize(
+            (round(scale * image.width), round(scale * image.height)), Image.Resampling.LANCZOS
+        )
+        image.save(folder / f"{i:05d}.jpg", quality=85)
+
+
 def _distinct(photos: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Drop pictures that look like an earlier one (variants of one wallpaper)."""
     kept: list[np.ndarray] = []

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from functools import partial
-from multiprocessing import get_context
+from functools import lru_cache, partial
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from spotedit.tiny.pipeline import PROMPT_TOKENS
 from spotedit.tiny.scenes import make_scene
 
+from .ahead import pack_scenes
 from .loop import Batch, write_atomically
 from .photos import load_photos
 from .vae import encode_linear
@@ -128,7 +129,8 @@ class Pool:
         if self.workers and index not in self.pending and not self._file(index).exists():
             self.pending[index] = self.workers.submit(self.make, index, self._file(index))
 
-    def _load(self, index: int) -> dict[str, torch.Tensor]:
+    def load(self, index: int) -> dict[str, torch.Tensor]:
+        """Return shard `index`, made first where its file does not exist."""
         if self.loaded is None or self.loaded[0] != index:
             self._request(index)
             if index in self.pending:
@@ -144,13 +146,16 @@ class Pool:
         start = step * self.batch_size % self.scenes
         index, row = divmod(start, self.shard)
         rows = slice(row, row + self.batch_size)
-        shard = self._load(index)
+        shard = self.load(index)
         fields = (shard[name][rows].to(self.device) for name in ("target", "source", "changed"))
         return (*(f.float() for f in fields), shard["ids"][rows].to(self.device))
 
     def close(self) -> None:
+        """End the background process at once: a shard's file is written whole or not at all."""
         if self.workers:
-            self.workers.shutdown(cancel_futures=True)
+            self.workers.shutdown(wait=False, cancel_futures=True)
+            for child in active_children():
+                child.terminate()
 
 
 def _write_shard(
@@ -166,7 +171,27 @@ def _write_shard(
 ) -> None:
     """Make one shard and write it to `file`; runs in the worker process where there is one."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = make_shard(
-        index, load_photos(photos, folder.parent), tokenizer, *components, size=size, count=count
-    )
+    pictures = _loaded_photos(tuple(photos), folder.parent)
+    made = make_shard(index, pictures, tokenizer, *components, size=size, count=count)
     write_atomically(file, lambda path: torch.save(made, path))
+
+
+def packed_shard(
+    photos: Sequence[Path],
+    cache: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    components: tuple[torch.Tensor, torch.Tensor],
+    index: int,
+    *,
+    size: int,
+    count: int,
+) -> dict[str, np.ndarray]:
+    """Make one shard and return it packed, as it travels from a worker process."""
+    pictures = _loaded_photos(tuple(photos), cache)
+    made = make_shard(index, pictures, tokenizer, *components, size=size, count=count)
+    return pack_scenes(made)
+
+
+@lru_cache(maxsize=1)  # a worker process makes many shards
+def _loaded_photos(folders: tuple[Path, ...], cache: Path) -> list[np.ndarray]:
+    return load_photos(folders, cache)

@@ -1,6 +1,7 @@
-"""Train the tiny editor: ``python -m bench.tiny_editor.train {vae,editor,export} ...``."""
+"""Train the tiny editor: ``python -m bench.tiny_editor.train {vae,data,editor,export} ...``."""
 
 import argparse
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -8,15 +9,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
 
 from spotedit.tiny.pipeline import TinyKontextPipeline
 
+from . import STARTED
+from .ahead import FreshScenes, ScenesOnDevice, write_scenes
 from .architecture import LATENT_CHANNELS, build_tokenizer, build_vae
+from .attention import MatmulAttnProcessor
 from .editor import Editor, build_optimizers, flow_loss
 from .export import export
+from .finish import finish
 from .loop import Batch, Loop
-from .photos import load_photos
-from .pool import Pool
+from .photos import load_photos, save_small
+from .pool import Pool, packed_shard
 from .vae import (
     FACTOR,
     calm_residuals,
@@ -74,26 +81,106 @@ def train_vae(
     parameters = [p for p in vae.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.01)
     loop = Loop("vae", vae, [optimizer], loss, batch, args.folder, seed=args.seed,
-                decay=args.decay, save_every=args.save_every)  # fmt: skip
+                decay=args.decay, decay_share=args.decay_share,
+                save_every=args.save_every)  # fmt: skip
     loop.resume()
-    loop.run(args.steps, args.until)
+    loop.run(args.steps, args.until, deadline(args, 5.0))
+
+
+def deadline(args: argparse.Namespace, set_aside: float) -> float | None:
+    """Return when training must end: `--set-aside` seconds before the end of `--seconds`.
+
+    `set_aside` is the stage's default; the time is on `time.monotonic`'s clock.
+    """
+    if args.seconds is None:
+        return None
+    rest = set_aside if args.set_aside is None else args.set_aside
+    return args.started + args.seconds - rest
+
+
+def read_start(
+    args: argparse.Namespace,
+) -> tuple[TinyKontextPipeline | None, tuple[torch.Tensor, torch.Tensor]]:
+    """Return the pipeline of `--init`, if given, and the components of the run's encoder."""
+    if not args.init:
+        return None, torch.load(args.folder / "components.pt", weights_only=True)
+    start = TinyKontextPipeline.from_pretrained(args.init, local_files_only=True)
+    return start, read_components(start.vae, LATENT_CHANNELS)
+
+
+def make_data(args: argparse.Namespace) -> None:
+    """Make scenes ahead, in the shards that `editor` would make, and pack them for `--data`."""
+    file = args.folder / f"scenes-{args.size}.npz"
+    pool = Pool(
+        args.folder / f"pool-{args.size}", args.photos, build_tokenizer(), read_start(args)[1],
+        scenes=args.scenes, batch=args.shard, size=args.size, shard=args.shard,
+        prefetch=args.prefetch,
+    )  # fmt: skip
+    count = args.scenes // args.shard
+    write_scenes(file, (pool.load(i) for i in tqdm(range(count), desc="data", unit="shard")))
+    pool.close()
+    size = file.stat().st_size
+    if args.small_photos:
+        save_small(load_photos(args.photos, args.folder), args.small_photos)
+    print(f"{file}: {args.scenes} scenes, {size / 2**20:.1f} MiB, {size / args.scenes:.0f} B each")
 
 
 def train_editor(args: argparse.Namespace) -> None:
-    """Train transformer and text encoders on cached latents: small pictures first, then native."""
+    """Train transformer and text encoders on latents that are cached, or made ahead (`--data`)."""
     torch.manual_seed(args.seed)
+    on_cpu = torch.device(args.device).type == "cpu"
+    if not on_cpu:
+        torch.set_float32_matmul_precision("high")
     tokenizer = build_tokenizer()
     editor = Editor(len(tokenizer), dual=args.dual, single=args.single)
-    if args.init:
-        start = TinyKontextPipeline.from_pretrained(args.init, local_files_only=True)
+    start, components = read_start(args)
+    if start:
         for name, part in editor.named_children():
             part.load_state_dict(getattr(start, name).state_dict())
-        components = read_components(start.vae, LATENT_CHANNELS)
-    else:
-        components = torch.load(args.folder / "components.pt", weights_only=True)
+    if on_cpu:
+        editor.transformer.set_attn_processor(MatmulAttnProcessor())
     editor.to(args.device)
-    if args.compile:
-        editor.transformer.compile()
+    if args.compile and on_cpu:
+        editor.transformer.compile(dynamic=False)
+    elif args.compile:  # a block compiles in a small part of the time of the whole
+        editor.transformer.compile_repeated_blocks(dynamic=False)
+    make_batch, close = batches(args, tokenizer, components)
+    loop = Loop(
+        "editor", editor, build_optimizers(editor, args.lr, args.matrix_lr),
+        partial(flow_loss, editor, early=args.early, temper=args.temper), make_batch, args.folder,
+        seed=args.seed, decay=args.decay, decay_share=args.decay_share, save_every=args.save_every,
+    )  # fmt: skip
+    loop.resume()
+    try:
+        loop.run(args.steps, args.until, deadline(args, min(45.0, (args.seconds or 0) / 4)))
+    finally:
+        close()
+    torch.set_float32_matmul_precision("highest")  # for the figures
+    if args.seconds or args.out or args.pack:
+        finish(args)
+
+
+def batches(
+    args: argparse.Namespace,
+    tokenizer: PreTrainedTokenizerFast,
+    components: tuple[torch.Tensor, torch.Tensor],
+) -> tuple[Callable[[int], Batch], Callable[[], None]]:
+    """Return the function that makes a step's batch, and the one that ends its processes."""
+    if args.data:
+        fresh = None
+        if args.workers:
+            load_photos(args.photos, args.folder)  # caches them before the processes look
+            fresh = FreshScenes(
+                partial(
+                    packed_shard, args.photos, args.folder, tokenizer, components,
+                    size=args.size, count=args.shard,
+                ),
+                args.workers,
+            )  # fmt: skip
+        scenes = ScenesOnDevice(
+            args.data, batch=args.batch, device=args.device, seed=args.seed, fresh=fresh
+        )
+        return scenes.batch, scenes.close
 
     def pool(size: int) -> Pool:
         return Pool(
@@ -108,28 +195,40 @@ def train_editor(args: argparse.Namespace) -> None:
         small = step < args.coarse_steps
         return coarse.batch(step) if small else native.batch(step - args.coarse_steps)
 
-    loop = Loop(
-        "editor", editor, build_optimizers(editor, args.lr, args.matrix_lr),
-        partial(flow_loss, editor, early=args.early, temper=args.temper), batch, args.folder,
-        seed=args.seed, decay=args.decay, save_every=args.save_every,
-    )  # fmt: skip
-    loop.resume()
-    loop.run(args.steps, args.until)
-    coarse.close()
-    native.close()
+    def close() -> None:
+        coarse.close()
+        native.close()
+
+    return batch, close
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, started: float | None = None) -> None:
+    """Run one stage; `--seconds` counts from `started` on `time.monotonic`'s clock (now)."""
     parser = argparse.ArgumentParser(description=__doc__)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--photos", type=Path, nargs="+", default=[], help="folders of pictures")
     common.add_argument("--folder", type=Path, required=True, help="caches, checkpoints, plots")
     common.add_argument("--device", default="cpu")
     common.add_argument("--seed", type=int, default=0)
-    common.add_argument("--steps", type=int, default=1500)
+    common.add_argument("--steps", type=int, default=1500, help="planned; not with --seconds")
     common.add_argument("--until", type=int, help="stop early, keeping the schedule of --steps")
     common.add_argument("--decay", type=int, default=600, help="steps of falling learning rate")
-    common.add_argument("--save-every", type=int, default=100)
+    common.add_argument("--save-every", type=int, default=100, help="steps between checkpoints")
+    common.add_argument(
+        "--seconds", type=float, metavar="N",
+        help="end, everything written, within N seconds of the start: the rate falls by the clock "
+        "instead of --steps and --decay, and a checkpoint is written at least every 30 s",
+    )  # fmt: skip
+    common.add_argument(
+        "--decay-share", type=float, default=0.5,
+        help="with --seconds: the rate falls over the last such share of the training time, that "
+        "of earlier runs in --folder included",
+    )  # fmt: skip
+    common.add_argument(
+        "--set-aside", type=float,
+        help="seconds of N for what follows the last step (vae: 5; editor: a quarter of N, at "
+        "most 45, for weights and held-out figures)",
+    )  # fmt: skip
     stages = parser.add_subparsers(required=True)
     vae = stages.add_parser("vae", parents=[common])
     vae.add_argument("--batch", type=int, default=16)
@@ -137,22 +236,45 @@ def main(argv: list[str] | None = None) -> None:
     vae.add_argument("--lr", type=float, default=2e-3)
     vae.add_argument("--pictures", type=int, default=6000)
     vae.set_defaults(run=train_vae)
-    editor = stages.add_parser("editor", parents=[common])
+    scenes = argparse.ArgumentParser(add_help=False)
+    scenes.add_argument("--shard", type=int, default=1024)
+    scenes.add_argument("--size", type=int, default=128)
+    scenes.add_argument("--init", type=Path, help="start from a pipeline folder's weights")
+    scenes.add_argument("--prefetch", action=argparse.BooleanOptionalAction, default=True)
+    data = stages.add_parser(
+        "data", parents=[common, scenes], help="make scenes ahead: FOLDER/scenes-SIZE.npz"
+    )
+    data.add_argument("--scenes", type=int, default=5120, help="about 5.7 kB each at 128 px")
+    data.add_argument(
+        "--small-photos", type=Path, help="write the photographs here, small enough to travel"
+    )
+    data.set_defaults(run=make_data)
+    editor = stages.add_parser("editor", parents=[common, scenes])
     editor.add_argument("--batch", type=int, default=16)
     editor.add_argument("--lr", type=float, default=1e-3, help="AdamW's peak")
     editor.add_argument("--matrix-lr", type=float, default=2e-3, help="Muon's peak")
     editor.add_argument("--scenes", type=int, default=24576, help="per picture size")
-    editor.add_argument("--shard", type=int, default=1024)
-    editor.add_argument("--size", type=int, default=128)
     editor.add_argument("--coarse-size", type=int, default=96)
-    editor.add_argument("--coarse-steps", type=int, default=2000)
+    editor.add_argument("--coarse-steps", type=int, default=2000, help="none with --data")
     editor.add_argument("--dual", type=int, default=1, help="dual-stream blocks")
     editor.add_argument("--single", type=int, default=7, help="single-stream blocks")
     editor.add_argument("--early", type=float, default=0.5, help="share of times above 0.75")
     editor.add_argument("--temper", type=float, default=0.0, help="share of the mean answer, 0..1")
     editor.add_argument("--compile", action="store_true", help="torch.compile the transformer")
-    editor.add_argument("--init", type=Path, help="start from a pipeline folder's weights")
-    editor.add_argument("--prefetch", action=argparse.BooleanOptionalAction, default=True)
+    editor.add_argument(
+        "--data", type=Path, help="file of the stage `data`: no photographs are needed"
+    )
+    editor.add_argument(
+        "--workers", type=int, default=0,
+        help="with --data and --photos: processes that replace its scenes by new ones",
+    )  # fmt: skip
+    editor.add_argument(
+        "--out", type=Path,
+        help="write weights, held-out figures and loss here at the end (with --seconds or --pack "
+        "by default to FOLDER/result)",
+    )  # fmt: skip
+    editor.add_argument("--pack", type=Path, help="put them into one .tgz file too")
+    editor.add_argument("--heldout", type=int, default=64, help="held-out scenes at most")
     editor.set_defaults(run=train_editor)
     out = stages.add_parser("export", parents=[common])
     out.add_argument("--out", type=Path, required=True, help="e.g. spotedit/tiny/weights")
@@ -164,8 +286,9 @@ def main(argv: list[str] | None = None) -> None:
         run=lambda args: export(args.folder, args.out, args.dual, args.single, args.last, args.init)
     )
     args = parser.parse_args(argv)
+    args.started = time.monotonic() if started is None else started
     args.run(args)
 
 
 if __name__ == "__main__":
-    main()
+    main(started=STARTED)
