@@ -19,6 +19,8 @@ from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from spotedit.images import atomic_write
+
 SHARED_LIMIT = {"sm_80": 166912, "sm_89": 101376, "sm_90": 232448, "sm_100": 232448,
                 "gfx942": 65536}  # fmt: skip
 
@@ -99,8 +101,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     parser.add_argument("--name", default="", help="only schedules whose name contains this")
-    parser.add_argument("--out", type=Path, help="write the table to this markdown file")
+    parser.add_argument("--out", type=Path, help="folder for the table")
     args = parser.parse_args(argv)
+    if args.out:  # before the work, which takes minutes
+        args.out.mkdir(parents=True, exist_ok=True)
     wrong: list[str] = []
     lines = [
         f"Triton {triton.__version__}, ahead of time, no GPU: `python -m bench.compiled`.",
@@ -116,7 +120,8 @@ def main(argv: list[str] | None = None) -> None:
         )
     text = "\n".join(lines) + "\n"
     if args.out:
-        args.out.write_text(text)
+        with atomic_write(args.out / f"compiled-triton-{triton.__version__}.md") as temporary:
+            temporary.write_text(text)
     print(text)
     sys.exit("\n".join(wrong) or None)
 
