@@ -111,7 +111,7 @@ class Pipelines:
         self._compiled: Any = None
 
     def of(self, mode: str) -> Any:
-        """Return the pipeline that `mode` runs on; the compiled one is made when first asked for."""
+        """Return the pipeline that `mode` runs on. The compiled one is made when it is needed."""
         if mode not in ON_COMPILED:
             return self.eager
         if self._compiled is None:

@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -28,8 +29,8 @@ from .timing import call_seconds
 NOTES = (
     "One spot step that is neither the first nor the last, from the end of the step before to its "
     "own, scheduler included. `step` is the time until the device is done, and `host` the time in "
-    "which the host issues the forward; both without the profiler. It then gives the kernels and copies "
-    "(on a CPU: PyTorch's operations), summed by name; `busy` is their sum / `step`.",
+    "which the host issues the forward; both without the profiler. It then gives the kernels and "
+    "copies (on a CPU: PyTorch's operations), summed by name; `busy` is their sum / `step`.",
     "`attention`: PyTorch's SDPA alone, timed by the host until the device is done, at numbers of "
     "query rows M that were not run before: the first call, then the second at the same M.",
 )
@@ -80,9 +81,7 @@ def kernel_seconds(events: Any, cuda: bool) -> dict[str, list[float]]:
 
 def _watched(pipe: Any, shape: Shape, profiler: profile | None = None) -> tuple[float, float]:
     """Run an edit; returns the seconds of one step, and of the host in its forward."""
-    wait: Callable[[], object] = lambda: None
-    if pipe.device.type == "cuda":
-        wait = torch.cuda.synchronize
+    cuda = pipe.device.type == "cuda"
     start = step = host = 0.0
     session_run = Session.run
 
@@ -97,12 +96,14 @@ def _watched(pipe: Any, shape: Shape, profiler: profile | None = None) -> tuple[
     def at_step_end(_: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         nonlocal start, step
         if index == _STEP - 1:
-            wait()
+            if cuda:
+                torch.cuda.synchronize()
             if profiler is not None:
                 profiler.start()
             start = time.perf_counter()
         elif index == _STEP:
-            wait()
+            if cuda:
+                torch.cuda.synchronize()
             step = time.perf_counter() - start
             if profiler is not None:
                 profiler.stop()
@@ -127,7 +128,7 @@ def attention(shape: Shape, device: torch.device, dtype: torch.dtype) -> Iterato
         for ratio in NEW_M:
             m = shape.prompt + round(ratio * noise) + position  # each backend's M is its own
             q = torch.randn(1, heads, m, dim, device=device, dtype=dtype)
-            call = lambda q=q: F.scaled_dot_product_attention(q, k, v)
+            call = partial(F.scaled_dot_product_attention, q, k, v)
             with backend():
                 times.append((call_seconds(call, device)[1], call_seconds(call, device)[1]))
         given = {"kernel": name, "calls": len(times)}
