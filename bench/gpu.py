@@ -53,6 +53,7 @@ if sys.argv[1] == "cuda":
 # The tables of the summary, the most important last: the number of characters that a table gets,
 # and patterns of its lines, the most important first. What matches none is in the archive alone.
 SHOWN = {
+    "ceilings": (200, (".",)),
     "quality": (800, ("default.*(LPIPS|PSNR|SSIM)", "recall|seconds")),
     "speed": (800, ("dense / spot", "share of", "whole edit .*:")),
     "kernels-others": (1500, ("wrong|failed", "eager-unfused", "best SDPA", "reference")),
@@ -95,8 +96,8 @@ def parts(rehearse: bool, python: str, wheels: str, work: Path) -> list[Part]:
         return [*run(module, f"--device {device}", options), "--out", str(work / "gpu")]
 
     def tests(workers: int, *selection: str) -> list[str]:
-        how = "--collect-only" if rehearse else f"-n {workers}"
-        return run("pytest", "-m gpu -q", how, *selection)
+        how = "--collect-only" if rehearse else ""
+        return run("pytest", f"-m gpu -q -n {workers}", how, *selection)
 
     wheel_files = sorted(map(str, Path(wheels).glob("*.whl"))) if wheels else []
     pip = run("pip", "install --quiet --no-compile --no-deps --no-index --target")
@@ -178,15 +179,15 @@ class Visit:
             self.pack()
             for part in parts:
                 code = self.run_part(part)
-                print(f"{part.name}: {self.outcomes[part.name]}", flush=True)
                 self.pack()
+                print(f"{part.name}: {self.outcomes[part.name]}", flush=True)
                 if part.needed and code == 1:
                     break
         except Stopped as signal_name:
             self.outcomes["the visit"] = f"stopped by {signal_name}"
             self.failed.append("the visit")
             self.pack()
-        print(self.summary(), flush=True)
+        print(self.summary(), end="", flush=True)
         return int(bool(self.failed))
 
     def run_part(self, part: Part) -> int | None:
