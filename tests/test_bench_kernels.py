@@ -157,6 +157,9 @@ def test_every_shape_is_measured_and_the_sweep_is_that_of_the_ratios():
     rows = [kontext.rows(ratio) for ratio in (0.05, 0.1, 0.2, 0.4, 1.0)]
     assert set(kontext.sweep) - set(rows) == {640, 1408}
     assert kontext.attention(1).s == 8704
+    first = [case for case in suite(["kontext"], "cpu", torch.float32)][:3]
+    assert first == ["gathered_attention kontext M=922", "layer kontext",
+                     "layer without attention kontext"]  # fmt: skip
 
 
 def without_interpreter(*command):
