@@ -54,7 +54,7 @@ if sys.argv[1] == "cuda":
 # and patterns of its lines, the most important first. What matches none is in the archive alone.
 SHOWN = {
     "ceilings": (200, (".",)),
-    "quality": (800, ("default.*(LPIPS|PSNR|SSIM)", "recall|seconds")),
+    "quality": (800, ("^edited region against", "^recall|^seconds")),
     "speed": (800, ("dense / spot", "share of", "whole edit .*:")),
     "kernels-others": (1500, ("wrong|failed", "eager-unfused", "best SDPA", "reference")),
     "kernels-compiled": (1500, ("wrong|failed", "compiled reference")),
