@@ -42,9 +42,13 @@ SMOKE = (
 )
 VERSIONS = """
 import platform, sys, torch
-from importlib.metadata import version
-names = "torch triton diffusers transformers numpy pytest pytest-xdist".split()
-print("python", platform.python_version(), *(f"{name} {version(name)}" for name in names))
+from importlib.metadata import PackageNotFoundError, version
+print("python", platform.python_version())
+for name in "torch triton diffusers transformers numpy peft pytest pytest-xdist".split():
+    try:
+        print(name, version(name))
+    except PackageNotFoundError:
+        print(name, "IS MISSING")
 if sys.argv[1] == "cuda":
     if not torch.cuda.is_available():
         sys.exit("no CUDA device that PyTorch can use here; nothing else is run")
@@ -72,8 +76,8 @@ FAILURE_CHARACTERS = 1200  # of the output of each part that failed
 class Part:
     """A command with its own limit in seconds.
 
-    `needed`: where it exits with 1, nothing else can run. Without a command it is only mentioned,
-    with the reason `skipped`.
+    `needed`: where it exits with 1, nothing else can run. A reason in `skipped` is only reported:
+    the command is not run.
     """
 
     name: str
@@ -136,10 +140,10 @@ def parts(rehearse: bool, python: str, wheels: str, work: Path) -> list[Part]:
         Part("speed", 45, bench(
             "bench.speed", "--dtype bfloat16 --sizes 256 512", "--sizes 64 --steps 4",
         )),
-        Part("quality", 60, bench(
-            "bench.quality", f"--scenes 4 --variants default --work {work / 'quality'}",
-            f"--scenes 1 --steps 6 --variants default --work {work / 'quality'}",
-        )),
+        Part("quality", 60, [*bench(
+            "bench.quality", "--scenes 4 --variants default",
+            "--scenes 1 --steps 6 --variants default",
+        ), "--work", str(work / "quality")]),
     ]  # fmt: skip
     # how slow a CPU is says nothing: there the deadline alone bounds a part
     return [replace(part, seconds=math.inf) for part in found] if rehearse else found
@@ -202,30 +206,34 @@ class Visit:
             self.outcomes[part.name] = "not run, no time was left"
             return None
         self.outcomes[part.name] = "running"
-        outcome = f"stopped at its limit of {limit:.0f} s"
-        code = None
         try:
-            with (self.work / "logs" / f"{part.name}.log").open("wb") as log:
-                process = subprocess.Popen(
-                    part.command, cwd=ROOT, env={**self.environment, **part.environment},
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                    process_group=0, preexec_fn=die_with_parent,
-                )  # fmt: skip
-                try:
-                    code = self.wait(process, start + limit)
-                finally:
-                    end_group(process)
+            process = self.start(part)
         except OSError as error:
-            outcome = f"not run, {error}"
+            self.outcomes[part.name] = f"not run, {error}"
+            return None
+        try:
+            code = self.wait(process, start + limit)
         except Stopped as signal_name:
             self.outcomes[part.name] = f"stopped by {signal_name}"
             raise
-        if code is not None:
-            outcome = f"exit {code} after {time.monotonic() - start:.0f} s"
+        finally:
+            end_group(process)
+        if code is None:
+            self.outcomes[part.name] = f"stopped at its limit of {limit:.0f} s"
+        else:
+            self.outcomes[part.name] = f"exit {code} after {time.monotonic() - start:.0f} s"
         if code == 0:
             self.failed.remove(part.name)
-        self.outcomes[part.name] = outcome
         return code
+
+    def start(self, part: Part) -> subprocess.Popen[bytes]:
+        """Start a part in a process group of its own, its output in its log."""
+        with (self.work / "logs" / f"{part.name}.log").open("wb") as log:
+            return subprocess.Popen(
+                part.command, cwd=ROOT, env={**self.environment, **part.environment},
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                process_group=0, preexec_fn=die_with_parent,
+            )  # fmt: skip
 
     def wait(self, process: subprocess.Popen[bytes], end: float) -> int | None:
         """Wait until the process or its time ends, packing new rows; returns its exit code."""

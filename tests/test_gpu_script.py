@@ -247,6 +247,14 @@ def test_the_script_with_wheels(tmp_path):
     assert printed.endswith("nothing failed\n")
 
 
+def test_the_script_keeps_its_deadline(tmp_path):
+    begin = time.monotonic()
+    printed, _ = script(tmp_path, "--rehearse", DEADLINE="5").communicate(timeout=60)
+    assert time.monotonic() - begin < 5 + 3
+    assert "logs/versions.log" in archive(tmp_path / "out")
+    assert "pipeline: not run, no time was left" in printed
+
+
 def test_the_script_names_a_part_that_does_not_exist(tmp_path):
     printed, _ = script(tmp_path, "--rehearse", "--parts", "kernel").communicate(timeout=60)
     assert "no part is named kernel; expected some of wheels, versions, ceilings" in printed
