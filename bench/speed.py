@@ -93,7 +93,6 @@ def edit(
     with timed_parts(pipe) as watch:
         _, seconds = call_seconds(lambda: pipe(**given), pipe.device)
     steps = given["num_inference_steps"]
-    into.edits.setdefault(steps, []).append(seconds)
     forwards = watch.seconds(TRANSFORMER)
     into.judgements += watch.seconds(JUDGE)
     kinds = ["dense"] * steps
@@ -107,6 +106,7 @@ def edit(
     into.sequence = watch.sequence
     for kind, taken in zip(kinds, forwards, strict=True):
         into.forwards.setdefault(kind, []).append(taken)
+    into.edits.setdefault(steps, []).append(seconds)
     if steps == next(iter(into.edits)):
         named = {name: watch.seconds(name) for name in (TRANSFORMER, SELECT, ENCODE, DECODE)}
         parts = {name: sum(values) for name, values in named.items()}
