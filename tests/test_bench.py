@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import call_arguments, random_kontext
-from torch.autograd import DeviceType
 
 import spotedit
 from bench import (
@@ -355,7 +354,7 @@ def test_a_profile_counts_what_ran_on_the_device():
             time_range=SimpleNamespace(elapsed_us=lambda: microseconds),
         )  # fmt: skip
 
-    cpu, cuda = DeviceType.CPU, DeviceType.CUDA
+    cpu, cuda = torch.autograd.DeviceType.CPU, torch.autograd.DeviceType.CUDA
     events = [event("gemm", cuda, 30), event("gemm", cuda, 10), event("copy", cuda, 5),
               event("aten::mm", cpu, 7), event("a region", cuda, 99, True)]  # fmt: skip
     found = profile_step.kernel_seconds(events, cuda=True)
