@@ -36,23 +36,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument(
-        "--shapes", nargs="+", choices=NAMES, help="default: all real ones; CPU: tiny"
-    )
+        "--shapes", nargs="*", choices=NAMES,
+        help="default: all real ones; CPU: tiny; given without a name: the ceilings alone",
+    )  # fmt: skip
+    parser.add_argument("--no-compiled", action="store_true",
+                        help="leave out the baselines of torch.compile")  # fmt: skip
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"),
                         help="default: bfloat16; CPU: float32")  # fmt: skip
     parser.add_argument("--repeats", type=int, help="of every call (default: 30; CPU: 4)")
     parser.add_argument("--seconds", type=float, default=math.inf, help="start no case after these")
     parser.add_argument("--check", action="store_true",
                         help="correctness of the implementations only; writes nothing")  # fmt: skip
+    parser.add_argument("--name", default="kernels", help="of the files of rows and plots")
     parser.add_argument("--out", type=Path, default=rows.RESULTS, help="folder for rows and plots")
     args = parser.parse_args(argv)
     cuda = args.device == "cuda"
     if cuda and not torch.cuda.is_available():
         parser.error("no CUDA device that PyTorch can use here; --device cpu runs the references")
     dtype = getattr(torch, args.dtype or ("bfloat16" if cuda else "float32"))
-    plan = suite(args.shapes or (GPU_SHAPES if cuda else ("tiny",)), args.device, dtype)
+    shapes = (GPU_SHAPES if cuda else ("tiny",)) if args.shapes is None else args.shapes
+    plan = suite(shapes, args.device, dtype, not args.no_compiled)
     repeats = 0 if args.check else args.repeats or (30 if cuda else 4)
-    table = None if args.check else Table(torch.device(args.device), dtype, repeats, args.out)
+    table = None
+    if not args.check:
+        table = Table(torch.device(args.device), dtype, repeats, args.out, args.name)
     broken, end = [], time.monotonic() + args.seconds
     with torch.no_grad():
         for name, build in plan.items():
@@ -85,13 +92,17 @@ def attempt(
 class Table:
     """The rows so far, written after every case: what ends the process costs only the rest."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, repeats: int, out: Path) -> None:
-        self.out, self.targets, self.results = out, device.type == "cuda", []
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype, repeats: int, out: Path, name: str
+    ) -> None:
+        self.out, self.name = out, name
+        self.targets, self.results = device.type == "cuda", []
         self.machine = environment.describe(device) | {"dtype": str(dtype).removeprefix("torch.")}
         ceilings = measure.ceilings(device, dtype, repeats)
         self.peak = {name: float(np.median(rates)) for name, rates in ceilings.items()}
         units = {"matmul": "TFLOP/s", "copy": "TB/s"}
         self.rows = self.ceilings = [Row.median(n, r, units[n]) for n, r in ceilings.items()]
+        self.save()
 
     def add(self, result: Result) -> None:
         self.results.append(result)
@@ -99,12 +110,13 @@ class Table:
         self.save()
 
     def save(self) -> str:
-        return rows.save("kernels", self.rows, self.machine, NOTES, self.out)
+        return rows.save(self.name, self.rows, self.machine, NOTES, self.out)
 
     def finish(self) -> str:
-        """Draw the plots; the table as markdown."""
-        plots.roofline(self.rows, self.out / "kernels_roofline.png")
-        plots.sweep(self.rows, self.out / "kernels_sweep.png")
+        """Draw the plots where there is anything to draw; returns the table as markdown."""
+        if self.results:
+            plots.roofline(self.rows, self.out / f"{self.name}_roofline.png")
+            plots.sweep(self.rows, self.out / f"{self.name}_sweep.png")
         return self.save()
 
 

@@ -1,13 +1,18 @@
 """Whole edits of FLUX.1-Kontext's real shapes, with random weights: ``python -m bench.pipeline``.
 
-Random weights measure speed, not quality.
+Random weights measure speed, not quality. Rows are written after every edit, and a mode that fails
+costs only its own rows. Then follow the cost of a number of rows that is new to the process, and a
+profile of single spot steps.
 """
 
 import argparse
+import gc
+import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +22,7 @@ from tqdm import tqdm
 
 import spotedit
 
-from . import environment, identity, rows
+from . import environment, identity, profile_step, rows
 from .kontext import SHAPES, Shape, arguments, build, compiled
 from .rows import Row
 from .speed import Samples, edit, rectangle
@@ -25,70 +30,143 @@ from .unfused import unfused
 
 EAGER, COMPILED, UNFUSED = "dense eager", "dense compiled", "eager-unfused"
 CONDITION, SPOT, JUDGED = "condition-cached only", "spot", "spot + judge"
+SPOT_COMPILED, SPOT_GRAPH = "spot, compiled blocks", "spot, captured graph"
 NOTES = (
     "Real pipeline and shapes, random weights, no text encoders; all modes in turn, there and back "
     "(A B C C B A); medians [20th, 80th percentile]. A step is the transformer's forward; a whole "
     "edit is the pipeline's call, VAE included, with the number of steps that its row names.",
     f"`{EAGER}`: stock. `{COMPILED}`: stock, its blocks compiled. `{UNFUSED}`: our schedule and "
     "gathering, but in a spot step keys and values are indexed, blended and concatenated, all keys "
-    f"are rotated in fp32, and SDPA attends. `{CONDITION}`: ours with every noise token active.",
+    f"are rotated in fp32, and SDPA attends. `{CONDITION}`: ours with every noise token active. "
+    f"`{SPOT}`: ours, its blocks not compiled. `{SPOT_COMPILED}`: ours on the pipeline whose "
+    f"blocks are compiled. `{SPOT_GRAPH}`: ours, a spot step replayed from a captured graph.",
     f"The active tokens are given, a centred rectangle. Only `{JUDGED}` scores tokens: the "
     "perceptual judge runs as it does by default, with threshold 0, so that the mask decides.",
-    "S/M is the ideal ratio of a dense to a spot step; its share is the ratio reached / (S/M).",
+    "S/M is the ideal ratio of a dense to a spot step; its share is the ratio reached / (S/M). "
+    "`first step at a new M`: the first spot step of an edit with a number of rows that this mode "
+    "has not run before, beside the later spot steps of the same edits.",
 )
 KINDS = {  # modes of `speed.edit`
     EAGER: "dense", COMPILED: "dense", UNFUSED: "mask", CONDITION: "mask", SPOT: "mask",
-    JUDGED: "mask + judge",
+    SPOT_COMPILED: "mask", SPOT_GRAPH: "mask", JUDGED: "mask + judge",
 }  # fmt: skip
+ON_COMPILED = (COMPILED, SPOT_COMPILED)  # run on the pipeline whose blocks are compiled
 BASELINES = {
     UNFUSED: (COMPILED, EAGER),
     CONDITION: (COMPILED, EAGER),
     SPOT: (COMPILED, EAGER, UNFUSED, CONDITION),
+    SPOT_COMPILED: (COMPILED, EAGER, SPOT),
+    SPOT_GRAPH: (COMPILED, EAGER, SPOT),
     JUDGED: (COMPILED, EAGER, UNFUSED, CONDITION),
 }
+GRAPH_OPTION = "cuda_graph"  # field of `SpotEditConfig` that SPOT_GRAPH sets, once there is one
 # on an H100 against the compiled baseline, by the ratio of active tokens asked for
 SHARE_TARGETS = {0.4: 0.85, 0.2: 0.75, 0.1: 0.65, 0.05: 0.6}  # of S/M
 WHOLE_EDIT_TARGETS = {  # judge included; by steps
     28: {0.4: 2.25, 0.2: 2.7, 0.1: 3.0},
     50: {0.4: 2.45, 0.2: 3.1, 0.1: 3.4},
 }
+# ratios that pad to numbers of rows which no mode has run before, at the real shape
+NEW_RATIOS = {SPOT: (0.03, 0.07, 0.13, 0.16, 0.26), SPOT_COMPILED: (0.04, 0.085, 0.15, 0.18, 0.3)}
 _WARM_UP_STEPS = 3
+_NEW_M_STEPS = 5
 Case = tuple[str, float]  # mode, ratio of active tokens
 
 
 @dataclass
 class Measured(Samples):
-    """With the most bytes allocated on the device, of every edit."""
+    """The samples of a mode, with the most bytes allocated on the device in every edit."""
 
     peaks: list[int] = field(default_factory=list)
 
 
-def cases(ratios: Sequence[float], judged: Sequence[float]) -> list[Case]:
-    """What is alternated."""
-    found = [(EAGER, 1.0), (COMPILED, 1.0)]
-    for ratio in ratios:
-        found += [(CONDITION, ratio)] if ratio == 1 else [(UNFUSED, ratio), (SPOT, ratio)]
-    return found + [(JUDGED, ratio) for ratio in judged]
+def cases(
+    ratios: Sequence[float], judged: Sequence[float], unfused_at: Sequence[float]
+) -> list[Case]:
+    """List what is alternated. What compiles comes after all that does not, for its risk and time.
+
+    `ratios` without 1 are run in the spot modes; 1 stands for the condition cache alone.
+    """
+    spots = [ratio for ratio in ratios if ratio != 1]
+    found = [(EAGER, 1.0), *((SPOT, ratio) for ratio in spots)]
+    found += [(JUDGED, ratio) for ratio in judged]
+    found += [(UNFUSED, ratio) for ratio in unfused_at]
+    found += [(CONDITION, 1.0)] if 1 in ratios else []
+    found += [(COMPILED, 1.0), *((SPOT_COMPILED, ratio) for ratio in spots)]
+    if _captures_graphs():
+        found += [(SPOT_GRAPH, ratio) for ratio in spots]
+    return found
 
 
-def run(pipes: Mapping[str, Any], shape: Shape, case: Case, steps: int, into: Measured) -> None:
-    """Time one edit; `pipes` holds the two dense modes', and ours run on the eager one."""
+def _captures_graphs() -> bool:
+    return GRAPH_OPTION in (f.name for f in fields(spotedit.SpotEditConfig))
+
+
+class Pipelines:
+    """The stock pipeline, and the one of the same weights whose blocks are compiled."""
+
+    def __init__(self, shape: Shape, device: str, dtype: torch.dtype, backend: str) -> None:
+        self.shape, self.backend = shape, backend
+        self.eager = build(shape, device, dtype)
+        self._compiled: Any = None
+
+    def of(self, mode: str) -> Any:
+        """Return the pipeline that `mode` runs on. The compiled one is made when it is needed."""
+        if mode not in ON_COMPILED:
+            return self.eager
+        if self._compiled is None:
+            self._compiled = compiled(self.eager, self.backend)
+        return self._compiled
+
+    def restore(self) -> None:
+        """Undo what a failed edit left behind: an enabled pipeline, and memory held by garbage."""
+        for pipe in (self.eager, self._compiled):
+            if pipe is not None:
+                spotedit.disable(pipe)
+        gc.collect()
+
+    def grid(self) -> tuple[int, int]:
+        side = self.shape.pixels // (2 * self.eager.vae_scale_factor)
+        return side, side
+
+
+def run(pipes: Pipelines, case: Case, steps: int, into: Measured) -> None:
+    """Time one edit."""
     mode, ratio = case
-    pipe = pipes.get(mode, pipes[EAGER])
-    side = shape.pixels // (2 * pipe.vae_scale_factor)
-    given = arguments(shape, pipe.device, pipe.dtype, steps)
+    pipe = pipes.of(mode)
+    given = arguments(pipes.shape, pipe.device, pipe.dtype, steps)
     cuda = pipe.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
+    options = {GRAPH_OPTION: True} if mode == SPOT_GRAPH else {}
     with unfused() if mode == UNFUSED else nullcontext():
-        edit(pipe, given, KINDS[mode], rectangle((side, side), ratio), into)
+        edit(pipe, given, KINDS[mode], rectangle(pipes.grid(), ratio), into, options)
     if cuda:
         into.peaks.append(torch.cuda.max_memory_allocated())
 
 
+def new_m(pipes: Pipelines, mode: str, seen: set[int]) -> Iterator[Row]:
+    """Time the first spot step at numbers of rows M that are not in `seen`."""
+    first, later, counts = [], [], set(seen)
+    for ratio in NEW_RATIOS[mode]:
+        taken = Measured()
+        run(pipes, (mode, ratio), _NEW_M_STEPS, taken)
+        if taken.rows <= counts:
+            continue
+        counts |= taken.rows
+        first.append(taken.forwards["spot"][0])
+        later += taken.forwards["spot"][1:]
+    shape = {"mode": mode, "distinct M": len(counts - seen)}
+    if first:
+        yield _milliseconds("transformer, first step at a new M", first, shape)
+        yield _milliseconds("transformer, later steps at a new M", later, shape)
+
+
 def report(samples: Mapping[Case, Measured], targets: bool) -> Iterator[Row]:
-    """The rows; `targets`: whether shape and device are the targets' own."""
+    """Make the rows; `targets` says whether shape and device are the targets' own."""
     for (mode, ratio), taken in samples.items():
+        if not taken.edits:
+            continue
         shape: dict[str, Any] = {"mode": mode}
         if mode in BASELINES:
             shape |= {"r": f"{taken.active / taken.noise:.1%}"}
@@ -105,8 +183,8 @@ def report(samples: Mapping[Case, Measured], targets: bool) -> Iterator[Row]:
         yield Row("cache", taken.cache_bytes / 1e9, "GB", parameters=shape)
         yield Row("S/M", _ideal(taken), "x", parameters=shape)
         for baseline in BASELINES[mode]:
-            other = samples.get((baseline, ratio if baseline == UNFUSED else 1.0))
-            if other is not None:
+            other = samples.get((baseline, ratio if baseline in (UNFUSED, SPOT) else 1.0))
+            if other is not None and other.edits:
                 goals = _goals(mode, ratio) if targets and baseline == COMPILED else {}
                 yield from _compare(taken, other, shape | {"baseline": baseline}, goals)
 
@@ -140,26 +218,77 @@ def _compare(
         share, goal = reached / _ideal(taken), goals.get("share")
         yield Row("share of S/M", share, "share", at_least=goal, parameters=shape)
     for steps, seconds in taken.edits.items():
-        ratios = [a / b for a, b in zip(other.edits[steps], seconds, strict=True)]
+        # the run may have ended between the two edits of a pair
+        ratios = [a / b for a, b in zip(other.edits.get(steps, ()), seconds, strict=False)]
         at, goal = shape | {"steps": steps}, goals.get(steps)
-        yield Row.median("whole edit, baseline / this", ratios, "x", at_least=goal, parameters=at)
+        if ratios:
+            name = "whole edit, baseline / this"
+            yield Row.median(name, ratios, "x", at_least=goal, parameters=at)
+
+
+@dataclass
+class Run:
+    """One run of the command: what was measured so far, and what failed."""
+
+    pipes: Pipelines
+    machine: Mapping[str, str]
+    targets: bool
+    out: Path
+    samples: dict[Case, Measured] = field(default_factory=dict)
+    new_m: list[Row] = field(default_factory=list)
+    profile: list[Row] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+    def attempt(self, name: str, action: Callable[..., None], *args: Any) -> bool:
+        """Run `action` and save the rows. A failure is noted and costs nothing else."""
+        try:
+            action(*args)
+        except Exception as error:
+            self.failed.append(f"{name}: {' '.join(repr(error).split())[:300]}")
+            failed = True
+        else:
+            failed = False
+        if failed:  # here the traceback no longer holds the failed edit's tensors
+            self.pipes.restore()
+        self.save()
+        return not failed
+
+    def measure(self, case: Case, steps: int) -> None:
+        """Time one edit, after a short one where the case is new."""
+        if case not in self.samples:
+            run(self.pipes, case, _WARM_UP_STEPS, Measured())
+        run(self.pipes, case, steps, self.samples.setdefault(case, Measured()))
+
+    def measure_new_m(self, mode: str) -> None:
+        taken = [taken for case, taken in self.samples.items() if case[0] == mode]
+        seen = {count for samples in taken for count in samples.rows}
+        self.new_m += new_m(self.pipes, mode, seen)
+
+    def profile_step(self, mode: str, ratio: float) -> None:
+        pipe, mask = self.pipes.of(mode), rectangle(self.pipes.grid(), ratio)
+        shape = {"mode": mode, "r": f"{mask.mean():.1%}"}
+        self.profile += profile_step.spot_step(pipe, self.pipes.shape, mask, shape)
+
+    def profile_attention(self) -> None:
+        pipe = self.pipes.eager
+        self.profile += profile_step.attention(self.pipes.shape, pipe.device, pipe.dtype)
+
+    def save(self) -> str:
+        """Write the rows; returns them as markdown."""
+        notes = [*NOTES, *(f"FAILED: {failure}" for failure in self.failed)]
+        if not _captures_graphs():
+            notes.append(f"`{SPOT_GRAPH}` was not run: spotedit has no such option yet.")
+        found = [*report(self.samples, self.targets), *self.new_m]
+        text = rows.save("pipeline", found, self.machine, notes, self.out)
+        if self.profile:
+            name, notes = "pipeline-profile", list(profile_step.NOTES)
+            text += rows.save(name, self.profile, self.machine, notes, self.out)
+        return text
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.pipeline", description=__doc__)
-    parser.add_argument("--size", choices=SHAPES, default="kontext")
-    parser.add_argument("--layers", type=int, nargs=2, metavar=("DUAL", "SINGLE"), help="fewer")
-    parser.add_argument(
-        "--ratio", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.4, 1.0], help="active tokens"
-    )
-    parser.add_argument("--judge", type=float, nargs="*", default=[0.2], help="ratios, judged too")
-    parser.add_argument("--steps", type=int, nargs="+", default=[28])
-    parser.add_argument("--repeats", type=int, default=1, help="of A B C C B A")
-    parser.add_argument("--backend", default="inductor", help="of torch.compile")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-    parser.add_argument("--out", type=Path, default=rows.RESULTS, help="folder for the rows")
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
+    end = time.monotonic() + args.seconds
     shape, dtype = SHAPES[args.size], getattr(torch, args.dtype)
     if args.layers:
         depth = dict(zip(("num_layers", "num_single_layers"), args.layers, strict=True))
@@ -167,28 +296,58 @@ def main(argv: Sequence[str] | None = None) -> None:
     machine = environment.describe(args.device)
     machine |= {"shape": str(shape), "dtype": args.dtype, "compiled with": args.backend}
     identity.check(args.device, dtype)
-    pipe = build(shape, args.device, dtype)
-    pipes = {EAGER: pipe, COMPILED: compiled(pipe, args.backend)}
+    pipes = Pipelines(shape, args.device, dtype, args.backend)
     targets = args.size == "kontext" and not args.layers and "H100" in machine["device"]
-    samples: dict[Case, Measured] = {}
-    failed = []
-    for case in tqdm(cases(args.ratio, args.judge), desc="warm up", unit="mode"):
-        try:
-            run(pipes, shape, case, _WARM_UP_STEPS, Measured())
-        except Exception as error:  # a mode that fails must not cost the others' rows
-            failed.append(f"{case[0]}, r = {case[1]:.0%}: {error!r}")
-            spotedit.disable(pipe)  # it stays enabled where its call fails
-        else:
-            samples[case] = Measured()
-    text = ""
-    for steps in args.steps:
-        for order in [list(samples), list(reversed(samples))] * args.repeats:
-            for case in tqdm(order, desc=f"{steps} steps", unit="edit"):
-                run(pipes, shape, case, steps, samples[case])
-            text = rows.save("pipeline", list(report(samples, targets)), machine, NOTES, args.out)
-    print(text)
-    if failed:
-        sys.exit("\n".join(failed))
+    done = Run(pipes, machine, targets, args.out)
+
+    alive = cases(args.ratio, args.judge, args.unfused)
+    rounds = [steps for steps in args.steps for _ in range(2 * args.repeats)]
+    for number, steps in enumerate(rounds):
+        order = alive[::-1] if number % 2 else list(alive)
+        for case in tqdm(order, desc=f"{steps} steps", unit="edit"):
+            if number > 0 and time.monotonic() > end:
+                break
+            if not done.attempt(f"{case[0]}, r = {case[1]:.0%}", done.measure, case, steps):
+                alive.remove(case)
+    for mode in NEW_RATIOS:
+        if any(case[0] == mode for case in alive):
+            done.attempt(f"{mode}, new M", done.measure_new_m, mode)
+    for mode, ratio in [(mode, ratio) for ratio in args.profile for mode in NEW_RATIOS]:
+        if any(case[0] == mode for case in alive):
+            done.attempt(f"{mode}, r = {ratio:.0%}, profile", done.profile_step, mode, ratio)
+    if args.profile:
+        done.attempt("attention at a new M", done.profile_attention)
+    print(done.save())
+    if done.failed:
+        sys.exit("\n".join(done.failed))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.pipeline", description=__doc__)
+    parser.add_argument("--size", choices=SHAPES, default="kontext")
+    parser.add_argument("--layers", type=int, nargs=2, metavar=("DUAL", "SINGLE"), help="fewer")
+    parser.add_argument(
+        "--ratio", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.4, 1.0], help="active tokens"
+    )
+    parser.add_argument("--judge", type=float, nargs="*", default=[0.2], help="ratios, judged too")
+    parser.add_argument(
+        "--unfused", type=float, nargs="*", default=[0.1], help="ratios of the eager-unfused steps"
+    )
+    parser.add_argument(
+        "--profile", type=float, nargs="*", default=[0.05, 0.2],
+        help="ratios whose spot steps are profiled; none: no profile",
+    )  # fmt: skip
+    parser.add_argument("--steps", type=int, nargs="+", default=[28])
+    parser.add_argument("--repeats", type=int, default=1, help="of A B C C B A")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf,
+        help="after these, only finish the first round of edits, then the new M and the profile",
+    )  # fmt: skip
+    parser.add_argument("--backend", default="inductor", help="of torch.compile")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--out", type=Path, default=rows.RESULTS, help="folder for the rows")
+    return parser
 
 
 if __name__ == "__main__":

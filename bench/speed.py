@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -46,6 +46,7 @@ class Samples:
     noise: int = 0  # tokens, as `active` (in a spot step) and `sequence` (all, with the prompt)
     active: int = 0
     sequence: int = 0
+    rows: set[int] = field(default_factory=set)  # query rows of the spot steps
     cache_bytes: int = 0
 
 
@@ -73,16 +74,25 @@ def measure(
     return samples
 
 
-def edit(pipe: Any, given: dict[str, Any], mode: str, mask: np.ndarray, into: Samples) -> None:
-    """Run the pipeline once in one of the `MODES`, and add its times to `into`."""
+def edit(
+    pipe: Any,
+    given: dict[str, Any],
+    mode: str,
+    mask: np.ndarray,
+    into: Samples,
+    options: Mapping[str, Any] | None = None,
+) -> None:
+    """Run the pipeline once in one of the `MODES`, and add its times to `into`.
+
+    `options` are further fields of `SpotEditConfig`.
+    """
     handle = None
     if mode != "dense":
-        handle = spotedit.enable(pipe, threshold=0.0)
+        handle = spotedit.enable(pipe, threshold=0.0, **options or {})
         handle.set_mask(mask, mode="replace" if mode == "mask" else "intersect")
     with timed_parts(pipe) as watch:
         _, seconds = call_seconds(lambda: pipe(**given), pipe.device)
     steps = given["num_inference_steps"]
-    into.edits.setdefault(steps, []).append(seconds)
     forwards = watch.seconds(TRANSFORMER)
     into.judgements += watch.seconds(JUDGE)
     kinds = ["dense"] * steps
@@ -90,11 +100,13 @@ def edit(pipe: Any, given: dict[str, Any], mode: str, mask: np.ndarray, into: Sa
         kinds = [step["kind"] for step in handle.report.steps]
         spots = [step for step in handle.report.steps if step["kind"] == "spot"]
         into.active, into.noise = spots[0]["active"], spots[0]["total"]
+        into.rows |= {n for n, kind in zip(watch.rows, kinds, strict=True) if kind == "spot"}
         into.cache_bytes = handle.report.cache_bytes
         handle.disable()
     into.sequence = watch.sequence
     for kind, taken in zip(kinds, forwards, strict=True):
         into.forwards.setdefault(kind, []).append(taken)
+    into.edits.setdefault(steps, []).append(seconds)
     if steps == next(iter(into.edits)):
         named = {name: watch.seconds(name) for name in (TRANSFORMER, SELECT, ENCODE, DECODE)}
         parts = {name: sum(values) for name, values in named.items()}

@@ -16,12 +16,18 @@ GPU_SHAPES = tuple(name for name in NAMES if name not in ("tiny", "odd"))
 MAIN = "kontext"  # has the targets, and the compiled baselines: compiling takes seconds a shape
 
 
-def suite(names: Sequence[str], device: str, dtype: torch.dtype) -> dict[str, Callable[[], Case]]:
-    """Cases by name, as functions that allocate their tensors."""
+def suite(
+    names: Sequence[str], device: str, dtype: torch.dtype, with_compiled: bool = True
+) -> dict[str, Callable[[], Case]]:
+    """List the cases by name, as functions that allocate their tensors.
+
+    Of a shape, attention with `RATIO` and the whole layer come first: a run may be cut short.
+    `with_compiled` False leaves out the baselines that torch.compile makes.
+    """
     found: dict[str, Callable[[], Case]] = {}
 
     def add(build: Callable[..., Case], op: str, shape: str, what: str, *given: Any) -> None:
-        compiled = shape == MAIN and device == "cuda"
+        compiled = with_compiled and shape == MAIN and device == "cuda"
         found[f"{op} {shape}{what}"] = lambda: build(
             *given, {"shape": shape}, Inputs(device, dtype, compiled)
         )
@@ -32,11 +38,13 @@ def suite(names: Sequence[str], device: str, dtype: torch.dtype) -> dict[str, Ca
             continue
         at = LAYERS[name]
         m = at.rows(RATIO)
-        for rows in at.sweep or (m,):
-            what = f" M={rows}"
-            add(attention.attention, "gathered_attention", name, what, at.attention(rows))
+        first, *others = sorted(at.sweep or (m,), key=lambda rows: abs(rows - m))
+        add(attention.attention, "gathered_attention", name, f" M={first}", at.attention(first))
         add(layer.path, "layer", name, "", at, m, True)
         add(layer.path, "layer without attention", name, "", at, m, False)
+        for rows in others:
+            what = f" M={rows}"
+            add(attention.attention, "gathered_attention", name, what, at.attention(rows))
         add(attention.int8_attention, "gathered_attention int8", name, "", at.attention(m))
         add(memory_bound.rope, "qk_norm_rope", name, " spot", at, m)
         add(memory_bound.rope, "qk_norm_rope", name, " full", at, None)

@@ -29,6 +29,7 @@ class Stopwatch:
         self.device = device
         self._marks: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
         self.sequence = 0  # rows of the joint sequence in the last forward
+        self.rows: list[int] = []  # query rows of every forward of an enabled pipeline
 
     def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function`, timed under `name`."""
@@ -90,6 +91,7 @@ def timed_parts(pipe: Any) -> Iterator[Stopwatch]:
             return session_forward(session, call, kwargs)
         finally:
             inside = False
+            watch.rows.append(session.rows)
 
     with ExitStack() as undo:
         # hooks run inside nn.Module.__call__, so a subclass's own is the only way around them

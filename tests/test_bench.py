@@ -3,6 +3,7 @@
 import itertools
 import json
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,12 +18,14 @@ from bench import (
     kontext,
     metrics,
     pipeline,
+    profile_step,
     rows,
     speed,
     timing,
     unfused,
 )
 from spotedit import quality
+from spotedit.patch import owner_of
 from spotedit.processor import SpotProcessor
 from spotedit.select import JUDGES
 from spotedit.session import Session
@@ -222,22 +225,43 @@ def test_the_unfused_baseline_equals_the_spot_path(monkeypatch, fusion):
 
 PIPELINE = ["--size", "tiny", "--device", "cpu", "--dtype", "float32", "--backend", "eager"]
 PIPELINE += ["--layers", "1", "1", "--steps", "4", "--ratio", "0.25", "1", "--judge", "0.25"]
+PIPELINE += ["--unfused", "0.25", "--profile"]
 
 
 def test_pipeline_command(tmp_path):
-    pipeline.main([*PIPELINE, "--out", str(tmp_path)])
-    found = json.loads((tmp_path / "pipeline.json").read_text())["rows"]
+    pipeline.main([*PIPELINE, "0.25", "--out", str(tmp_path)])
+    written = json.loads((tmp_path / "pipeline.json").read_text())
+    found, modes = written["rows"], set(pipeline.KINDS) - {pipeline.SPOT_GRAPH}
     seen = {(row["name"], row["parameters"]["mode"]) for row in found}
-    for mode in pipeline.KINDS:
+    for mode in modes:
         assert ("whole edit", mode) in seen
-    for mode, baselines in pipeline.BASELINES.items():
+    assert f"`{pipeline.SPOT_GRAPH}` was not run" in written["notes"][-1]
+    assert {("transformer, first step at a new M", "spot")} <= seen
+    for mode in modes & set(pipeline.BASELINES):
+        baselines = pipeline.BASELINES[mode]
         assert {("share of S/M", mode), ("cache", mode)} <= seen
         ratios = [row["parameters"] for row in found if row["name"] == "step, baseline / this"]
         assert {at["baseline"] for at in ratios if at["mode"] == mode} == set(baselines)
     assert ("one judgement", "spot + judge") in seen
+    check_profile(json.loads((tmp_path / "pipeline-profile.json").read_text())["rows"])
+
+
+def check_profile(found):
+    """A profile of one spot step in each spot mode, on a CPU."""
+    for mode in (pipeline.SPOT, pipeline.SPOT_COMPILED):
+        of = {row["name"]: row["value"] for row in found if row["parameters"].get("mode") == mode}
+        assert 0 < of["profile: host"] <= of["profile: step"]
+        assert of["profile: busy"] > 0
+        assert of["profile: launches"] > 100
+        kernels = {r["parameters"]["kernel"] for r in found if r["parameters"].get("mode") == mode
+                   and r["name"] == "kernel"}  # fmt: skip
+        assert "aten::addmm" in kernels
+    first = [row for row in found if row["name"] == "attention: first call at a new M"]
+    assert [row["samples"] for row in first] == [5]
 
 
 def test_the_compiled_twin_shares_the_weights():
+    torch._dynamo.reset()  # other tests compile the same blocks
     graphs = []
 
     def backend(graph, inputs):
@@ -279,6 +303,63 @@ def test_pipeline_goes_on_without_the_modes_that_fail(tmp_path, monkeypatch):
     found = names(tmp_path, "pipeline")
     assert found.count("whole edit") == 3  # dense eager and compiled, unfused
     assert found.count("whole edit, baseline / this") == 2
+    notes = json.loads((tmp_path / "pipeline.json").read_text())["notes"]
+    assert "FAILED: spot, r = 25%: RuntimeError('no such kernel')" in notes
+
+
+def test_pipeline_keeps_the_rows_of_every_edit_before_a_failure(tmp_path, monkeypatch):
+    """A spot mode fails in its second timed edit and leaves the pipeline enabled."""
+    run, calls, saved = pipeline.run, [], []
+
+    def fail_late(pipes, case, steps, into):
+        assert owner_of(pipes.eager) is None
+        path = tmp_path / "pipeline.json"
+        saved.append(names(tmp_path, "pipeline").count("whole edit") if path.exists() else 0)
+        calls.append(case)
+        if case[0] == pipeline.SPOT and calls.count(case) == 3:  # after a warm-up and an edit
+            spotedit.enable(pipes.eager)
+            raise RuntimeError("out of memory")
+        run(pipes, case, steps, into)
+
+    monkeypatch.setattr(pipeline.identity, "check", lambda *args: None)
+    monkeypatch.setattr(pipeline, "run", fail_late)
+    monkeypatch.setattr(pipeline, "NEW_RATIOS", {})
+    command = [*PIPELINE, "--ratio", "0.25", "--judge", "--unfused", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match=r"^spot, r = 25%: RuntimeError\('out of memory'\)$"):
+        pipeline.main(command)
+    assert saved[:8] == [0, 0, 1, 1, 2, 2, 3, 3]  # each mode has a warm-up and an edit
+    found = json.loads((tmp_path / "pipeline.json").read_text())["rows"]
+    edits = {r["parameters"]["mode"]: r["samples"] for r in found if r["name"] == "whole edit"}
+    assert edits == {
+        pipeline.EAGER: 2, pipeline.SPOT: 1, pipeline.COMPILED: 2, pipeline.SPOT_COMPILED: 2,
+    }  # fmt: skip
+
+
+def test_pipeline_ends_after_its_seconds_with_an_edit_of_every_mode(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline.identity, "check", lambda *args: None)
+    monkeypatch.setattr(pipeline, "NEW_RATIOS", {})
+    monkeypatch.setattr(
+        pipeline, "cases", lambda *args: [(pipeline.EAGER, 1), (pipeline.SPOT, 0.25)]
+    )
+    pipeline.main([*PIPELINE, "--seconds", "0", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "pipeline.json").read_text())["rows"]
+    assert [row["samples"] for row in found if row["name"] == "whole edit"] == [1, 1]
+
+
+def test_a_profile_counts_what_ran_on_the_device():
+    def event(name, device, microseconds, annotation=False):
+        return SimpleNamespace(
+            name=name, device_type=device, is_user_annotation=annotation,
+            self_cpu_time_total=microseconds,
+            time_range=SimpleNamespace(elapsed_us=lambda: microseconds),
+        )  # fmt: skip
+
+    cpu, cuda = torch.autograd.DeviceType.CPU, torch.autograd.DeviceType.CUDA
+    events = [event("gemm", cuda, 30), event("gemm", cuda, 10), event("copy", cuda, 5),
+              event("aten::mm", cpu, 7), event("a region", cuda, 99, True)]  # fmt: skip
+    found = profile_step.kernel_seconds(events, cuda=True)
+    assert found == {"gemm": [30e-6, 10e-6], "copy": [5e-6]}
+    assert profile_step.kernel_seconds(events[3:4], cuda=False) == {"aten::mm": [7e-6]}
 
 
 def test_pipeline_targets_are_those_of_the_compiled_baseline():

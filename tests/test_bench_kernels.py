@@ -14,6 +14,7 @@ import torch
 from spotedit_kernels.impl import HAS_TRITON
 
 from bench import cases, figures, layer, measure, memory_bound
+from bench import suite as suite_module
 from bench.measure import Outcome, Result
 from bench.shapes import LAYERS
 from bench.suite import NAMES, suite
@@ -157,6 +158,23 @@ def test_every_shape_is_measured_and_the_sweep_is_that_of_the_ratios():
     rows = [kontext.rows(ratio) for ratio in (0.05, 0.1, 0.2, 0.4, 1.0)]
     assert set(kontext.sweep) - set(rows) == {640, 1408}
     assert kontext.attention(1).s == 8704
+
+
+def test_what_matters_most_is_measured_first():
+    first = list(suite(["kontext"], "cpu", torch.float32))[:3]
+    assert first == [
+        "gathered_attention kontext M=922",
+        "layer kontext",
+        "layer without attention kontext",
+    ]
+
+
+def test_compiled_baselines_can_be_left_out(monkeypatch):
+    monkeypatch.setattr(suite_module, "Inputs", lambda device, dtype, compiled: compiled)
+    monkeypatch.setattr(suite_module.attention, "attention", lambda shape, at, inputs: inputs)
+    name = "gathered_attention kontext M=922"
+    for given, expected in ((True, True), (False, False)):
+        assert suite(["kontext"], "cuda", torch.float32, given)[name]() is expected
 
 
 def without_interpreter(*command):

@@ -1,0 +1,137 @@
+"""Where one spot step's time goes, and what attention's first call at a new number of rows costs.
+
+`bench.pipeline` calls this after its timed edits, in the same process: the weights are built once,
+and the profiler's own cost cannot reach the times.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.autograd import DeviceType
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
+
+import spotedit
+from spotedit.session import Session
+
+from .kontext import Shape, arguments
+from .rows import Row
+from .timing import call_seconds
+
+NOTES = (
+    "One spot step that is neither the first nor the last, from the end of the step before to its "
+    "own, scheduler included. `step` is the time until the device is done, and `host` the time in "
+    "which the host issues the forward; both without the profiler. It then gives the kernels and "
+    "copies (on a CPU: PyTorch's operations), summed by name; `busy` is their sum / `step`.",
+    "`attention`: PyTorch's SDPA alone, timed by the host until the device is done, at numbers of "
+    "query rows M that were not run before: the first call, then the second at the same M.",
+)
+SHOWN = 12  # kernels, by the time that they take
+_STEPS, _STEP = 4, 2  # an edit's steps are one full and three spot; the one that is profiled
+NEW_M = (0.021, 0.11, 0.23, 0.35, 0.61)  # of the noise tokens, beside the prompt
+
+
+def spot_step(
+    pipe: Any, shape: Shape, mask: np.ndarray, parameters: Mapping[str, str]
+) -> Iterator[Row]:
+    """Profile a spot step whose active tokens are those of `mask`."""
+    cuda = pipe.device.type == "cuda"
+    with spotedit.enable(pipe, threshold=0.0, initial_steps=1, reset_steps=()) as handle:
+        handle.set_mask(mask, mode="replace")
+        _watched(pipe, shape)  # compiles, plans and warms up
+        step, host = _watched(pipe, shape)
+        profiler = profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU])
+        _watched(pipe, shape, profiler)
+    kernels = kernel_seconds(profiler.events(), cuda)
+    busy = sum(map(sum, kernels.values()))
+    launches = sum(map(len, kernels.values()))
+    for name, value, unit in (
+        ("step", 1000 * step, "ms"),
+        ("host", 1000 * host, "ms"),
+        ("busy", busy / step, "share"),
+        ("launches", launches, "calls"),
+    ):
+        yield Row(f"profile: {name}", value, unit, parameters=parameters)
+    longest = sorted(kernels.items(), key=lambda item: -sum(item[1]))[:SHOWN]
+    for name, seconds in longest:
+        given = {"calls": len(seconds), "of the step": f"{sum(seconds) / step:.1%}"}
+        # a bar would end the table's column
+        given["kernel"] = name.replace("|", "/")[:60]
+        yield Row("kernel", 1000 * sum(seconds), "ms", parameters={**parameters, **given})
+
+
+def kernel_seconds(events: Any, cuda: bool) -> dict[str, list[float]]:
+    """Seconds of every kernel and copy on the device, by name; on a CPU, of every operation."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for event in events:
+        if not cuda:
+            found[event.name].append(event.self_cpu_time_total / 1e6)
+        elif event.device_type == DeviceType.CUDA and not event.is_user_annotation:
+            found[event.name].append(event.time_range.elapsed_us() / 1e6)
+    return found
+
+
+def _watched(pipe: Any, shape: Shape, profiler: profile | None = None) -> tuple[float, float]:
+    """Run an edit; returns the seconds of one step, and of the host in its forward."""
+    cuda = pipe.device.type == "cuda"
+    start = step = host = 0.0
+    session_run = Session.run
+
+    def run(session: Session, forward: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        nonlocal host
+        begin = time.perf_counter()
+        output = session_run(session, forward, kwargs)
+        if session.index == _STEP:
+            host = time.perf_counter() - begin
+        return output
+
+    def at_step_end(_: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        nonlocal start, step
+        if index == _STEP - 1:
+            if cuda:
+                torch.cuda.synchronize()
+            if profiler is not None:
+                profiler.start()
+            start = time.perf_counter()
+        elif index == _STEP:
+            if cuda:
+                torch.cuda.synchronize()
+            step = time.perf_counter() - start
+            if profiler is not None:
+                profiler.stop()
+        return {}
+
+    given = arguments(shape, pipe.device, pipe.dtype, _STEPS)
+    with patch.object(Session, "run", run):
+        pipe(**given, output_type="latent", callback_on_step_end=at_step_end)
+    return step, host
+
+
+def attention(shape: Shape, device: torch.device, dtype: torch.dtype) -> Iterator[Row]:
+    """Time SDPA's first and second call at new numbers of query rows."""
+    backends: dict[str, Any] = {"PyTorch's choice": nullcontext}
+    if device.type == "cuda":
+        backends["cuDNN"] = lambda: sdpa_kernel(SDPBackend.CUDNN_ATTENTION)
+    noise = (shape.pixels // 16) ** 2
+    heads, dim = (shape.transformer[k] for k in ("num_attention_heads", "attention_head_dim"))
+    k, v = torch.randn(2, 1, heads, shape.prompt + 2 * noise, dim, device=device, dtype=dtype)
+    for position, (name, backend) in enumerate(backends.items()):
+        times: list[tuple[float, float]] = []
+        for ratio in NEW_M:
+            m = shape.prompt + round(ratio * noise) + position  # each backend's M is its own
+            q = torch.randn(1, heads, m, dim, device=device, dtype=dtype)
+            call = partial(F.scaled_dot_product_attention, q, k, v)
+            with backend():
+                times.append((call_seconds(call, device)[1], call_seconds(call, device)[1]))
+        given = {"kernel": name, "calls": len(times)}
+        for which, seconds in zip(("first", "second"), zip(*times, strict=True), strict=True):
+            name = f"attention: {which} call at a new M"
+            yield Row.median(name, [1000 * s for s in seconds], "ms", parameters=given)
