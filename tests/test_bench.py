@@ -281,22 +281,24 @@ def test_the_compiled_twin_shares_the_weights():
     assert torch.allclose(compiled, stock, atol=1e-5)
 
 
-def test_pipeline_prints_no_speed_where_the_edits_are_wrong(tmp_path, monkeypatch):
+def test_pipeline_measures_the_stock_modes_alone_where_our_edits_are_wrong(tmp_path, monkeypatch):
     joint = unfused.UnfusedProcessor._joint
     monkeypatch.setattr(
         unfused.UnfusedProcessor, "_joint", lambda *args: joint(*args).roll(1, dims=1)
     )
-    monkeypatch.setattr(pipeline, "run", None)
-    with pytest.raises(SystemExit, match="unfused"):
+    with pytest.raises(SystemExit, match="unfused, torch.float32: relative error"):
         pipeline.main([*PIPELINE, "--out", str(tmp_path)])
-    assert not list(tmp_path.iterdir())
+    found = json.loads((tmp_path / "pipeline.json").read_text())
+    modes = {row["parameters"]["mode"] for row in found["rows"]}
+    assert modes == {pipeline.EAGER, pipeline.COMPILED}
+    assert any(note.startswith("FAILED: unfused") for note in found["notes"])
 
 
 def test_pipeline_goes_on_without_the_modes_that_fail(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr(pipeline.identity, "check", lambda *args: None)
+    monkeypatch.setattr(pipeline.identity, "faults", lambda *args: [])
     monkeypatch.setattr(SpotProcessor, "__call__", fail)
     with pytest.raises(SystemExit, match=r"^spot, r = 25%: RuntimeError\('no such kernel'\)"):
         pipeline.main([*PIPELINE, "--out", str(tmp_path)])
@@ -321,7 +323,7 @@ def test_pipeline_keeps_the_rows_of_every_edit_before_a_failure(tmp_path, monkey
             raise RuntimeError("out of memory")
         run(pipes, case, steps, into)
 
-    monkeypatch.setattr(pipeline.identity, "check", lambda *args: None)
+    monkeypatch.setattr(pipeline.identity, "faults", lambda *args: [])
     monkeypatch.setattr(pipeline, "run", fail_late)
     monkeypatch.setattr(pipeline, "NEW_RATIOS", {})
     command = [*PIPELINE, "--ratio", "0.25", "--judge", "--unfused", "--out", str(tmp_path)]
@@ -336,7 +338,7 @@ def test_pipeline_keeps_the_rows_of_every_edit_before_a_failure(tmp_path, monkey
 
 
 def test_pipeline_ends_after_its_seconds_with_an_edit_of_every_mode(tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline.identity, "check", lambda *args: None)
+    monkeypatch.setattr(pipeline.identity, "faults", lambda *args: [])
     monkeypatch.setattr(pipeline, "NEW_RATIOS", {})
     monkeypatch.setattr(
         pipeline, "cases", lambda *args: [(pipeline.EAGER, 1), (pipeline.SPOT, 0.25)]
