@@ -286,7 +286,7 @@ def test_pipeline_measures_the_stock_modes_alone_where_our_edits_are_wrong(tmp_p
     monkeypatch.setattr(
         unfused.UnfusedProcessor, "_joint", lambda *args: joint(*args).roll(1, dims=1)
     )
-    with pytest.raises(SystemExit, match="unfused, torch.float32: relative error"):
+    with pytest.raises(SystemExit, match=r"unfused, torch\.float32: relative error"):
         pipeline.main([*PIPELINE, "--out", str(tmp_path)])
     found = json.loads((tmp_path / "pipeline.json").read_text())
     modes = {row["parameters"]["mode"] for row in found["rows"]}
