@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import PROMPT, random_kontext
 from diffusers import FluxKontextPipeline
 from PIL import Image
+from small_kontext import PROMPT, random_kontext
 
 import spotedit
 from spotedit.cli import demo, edit, main, pipelines, preview

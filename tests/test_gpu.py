@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import call_arguments, random_kontext
+from small_kontext import call_arguments, random_kontext
 
 import spotedit
 from spotedit.session import Session

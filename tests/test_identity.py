@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 import torch
-from conftest import call_arguments, random_kontext
 from naive import naive_edit
+from small_kontext import call_arguments, random_kontext
 from spotedit_kernels.impl import HAS_TRITON
 
 import spotedit

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import call_arguments, random_kontext
 from diffusers import (
     Flux2KleinPipeline,
     Flux2Pipeline,
@@ -20,6 +19,7 @@ from diffusers import (
     QwenImageEditPlusPipeline,
     QwenImageTransformer2DModel,
 )
+from small_kontext import call_arguments, random_kontext
 
 import spotedit
 from spotedit.cache import Rows, quantise

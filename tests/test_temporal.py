@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
-from conftest import call_arguments, random_kontext
 from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig
 from diffusers.hooks.taylorseer_cache import TaylorSeerState
 from families import FAMILIES, each_family
 from families.offload import OFFLOAD
+from small_kontext import call_arguments, random_kontext
 
 import spotedit
 from spotedit import TaylorSeer, TeaCache
