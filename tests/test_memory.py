@@ -116,6 +116,32 @@ def test_nothing_is_kept_after_fifty_calls(pipe, monkeypatch):
     assert len(set(counts)) == 1
 
 
+def held_bytes():
+    """Bytes of all tensors that are alive on the CPU; what several of them share counts once."""
+    gc.collect()
+    alive = [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
+    stores = [tensor.untyped_storage() for tensor in alive if tensor.device.type == "cpu"]
+    return sum({store._cdata: store.nbytes() for store in stores}.values())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"cache_dtype": "int8"}, {"temporal": spotedit.TaylorSeer()}],
+    ids=["default", "int8", "temporal"],
+)
+def test_a_call_leaves_only_the_numbers_of_its_report(pipe, options):
+    given = call_arguments()
+    pipe(**given)  # what the stock pipeline makes once is made here
+    handle = spotedit.enable(pipe, **options)
+    handle.set_mask(PART)
+    before = held_bytes()
+    pipe(**given)
+    assert handle.report.cache_bytes > 50_000
+    assert 0 < held_bytes() - before <= 500  # scores and flags of 48 tokens, counts of the steps
+    handle.report = None
+    assert held_bytes() == before
+
+
 FLUX2 = {"num_layers": 8, "num_single_layers": 48, "num_attention_heads": 48}
 KLEIN_4B = {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24}
 KLEIN_9B = {"num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32}
