@@ -130,7 +130,7 @@ def held_bytes():
     ids=["default", "int8", "temporal"],
 )
 def test_a_call_leaves_only_the_numbers_of_its_report(pipe, options):
-    given = call_arguments()
+    given = call_arguments(height=48, width=64, max_area=48 * 64)
     pipe(**given)  # what the stock pipeline makes once is made here
     handle = spotedit.enable(pipe, **options)
     handle.set_mask(PART)
