@@ -13,7 +13,11 @@ MOST_WORKERS = 8
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Set the environment of this process and of those that tests start. What is set stays."""
+    """Set the environment of this process, of the workers and of programs that tests start.
+
+    The kernels are interpreted, except where ``-m`` selects the tests for a GPU. Values of
+    `OMP_NUM_THREADS` and `TRITON_INTERPRET` that are set already are kept.
+    """
     os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a hub
     # Threads of several workers would wait for each other at every small operation.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -30,13 +34,13 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if option.numprocesses is None and not option.tx:
         named = all("::" in argument for argument in config.args)
         watched = option.usepdb or option.capture == "no"
-        option.numprocesses = 0 if named or watched else min(_cores(), MOST_WORKERS)
+        option.numprocesses = 0 if named or watched else min(available_cores(), MOST_WORKERS)
     if option.numprocesses:
         option.dist = "worksteal" if option.dist == "no" else option.dist
         option.benchmark_disable = True  # else pytest-benchmark warns that it is
 
 
-def _cores() -> int:
+def available_cores() -> int:
     """The cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
