@@ -113,7 +113,8 @@ def main(argv: list[str] | None = None) -> int:
     else:
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder, "report.xml")
-            options = ["-q", "-m", "not gpu", f"--junitxml={report}"]
+            # in one process: the table has the tests' order
+            options = ["-q", "-p", "no:xdist", "-m", "not gpu", f"--junitxml={report}"]
             status = subprocess.run([sys.executable, "-m", "pytest", *options, *TESTS]).returncode
             junit = report.read_text()
     known = environment.describe()

@@ -16,7 +16,6 @@ from .mask import MODES, UserMask, as_mask
 from .models.spec import spec_for, supported_pipelines
 from .preview import Preview, PreviewSession
 from .report import EditReport
-from .select import LastSource
 from .session import Session
 
 __all__ = ["Handle", "disable", "enable", "supported_pipelines"]
@@ -42,7 +41,6 @@ class Handle:
         self._pipe = pipe
         self._mask: UserMask | None = None
         self._running = threading.Lock()
-        self._source = LastSource()
         self._outer: Handle | None = patch.owner_of(pipe)
         if self._outer is not None:
             self._outer.disable()
@@ -66,7 +64,6 @@ class Handle:
             if self._running.locked():
                 raise RuntimeError("the pipeline is running; disable it after the call")
             self._pipe.__class__ = self._base
-            self._source = LastSource()
 
     def set_mask(self, mask: Any, mode: Mode = "intersect") -> None:
         """Say where the picture may change, for the calls that follow.
@@ -137,7 +134,7 @@ class Handle:
             if self.config.match_size and asked.get("height") is asked.get("width") is None:
                 given |= self._spec.matched_size(pipe, arguments, self.config.reference)
             session = kind(pipe, self._spec, self.config, self._mask, arguments)
-            session.source, self.report = self._source, None
+            self.report = None
             try:
                 with patch.attached(pipe, session):
                     return base.__call__(pipe, **given)

@@ -10,11 +10,9 @@ from torch import Tensor
 from .config import SpotEditConfig
 from .mask import UserMask
 from .misalignment import MUCH, Misalignment, detect
-from .models.copies import weights_key
 from .models.spec import Grid, Spec
 from .select import (
     JUDGES,
-    LastSource,
     NotFiniteError,
     Selection,
     SpotSelector,
@@ -28,7 +26,6 @@ class Judging:
 
     Args:
         threshold: resolved; "auto": the scores' own cut.
-        source: may know the features of the source.
         y: [B, N, C], the source.
         mask, allowed: the user's mask, also as bool [B, N] on tokens, or None.
         pad_to: the number of active tokens is a multiple of it.
@@ -45,14 +42,13 @@ class Judging:
         spec: Spec,
         config: SpotEditConfig,
         threshold: float | Literal["auto"],
-        source: LastSource,
         y: Tensor,
         grid: Grid,
         mask: UserMask | None,
         allowed: Tensor | None,
         pad_to: int,
     ) -> None:
-        self.pipe, self.spec, self.config, self.source = pipe, spec, config, source
+        self.pipe, self.spec, self.config = pipe, spec, config
         self.threshold, self.y, self.grid = threshold, y, grid
         self.mask, self.allowed, self.pad_to = mask, allowed, pad_to
         self.every = spec.judge_every if config.judge_every is None else config.judge_every
@@ -124,10 +120,6 @@ class Judging:
 
         @functools.cache
         def features() -> Callable[[Tensor], list[Tensor]]:
-            found = self.spec.features(self.pipe, self.y, self.grid)
-            vae = getattr(self.pipe, "vae", None)
-            if vae is None:  # it is not known what they depend on
-                return found
-            return self.source.remembering(self.y, (self.grid, weights_key(vae)), found)
+            return self.spec.features(self.pipe, self.y, self.grid)
 
         return lambda tokens: features()(tokens)

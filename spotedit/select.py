@@ -4,7 +4,7 @@ The predicted clean image is compared with the source token by token; a token wh
 the threshold already equals the source and is reused (SpotEdit, arXiv 2512.22323, section 3).
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,34 +17,6 @@ from torch import Tensor
 
 Grid = tuple[int, int]
 Judge = Callable[[Tensor], Tensor]
-
-
-class LastSource:
-    """Feature maps of the last call's source, for a call with the same one. One entry."""
-
-    def __init__(self) -> None:
-        self._entry: tuple[Tensor, Hashable, list[Tensor]] | None = None
-
-    def remembering(
-        self, y: Tensor, key: Hashable, features: Callable[[Tensor], list[Tensor]]
-    ) -> Callable[[Tensor], list[Tensor]]:
-        """`features`, but for `y` itself: its maps are kept, and computed where the last `y` had
-        other contents or the last `key` (what else they depend on) was another."""
-
-        def look(x: Tensor) -> list[Tensor]:
-            if x is not y:
-                return features(x)
-            if self._entry is None or not self._same(y, key):
-                self._entry = y.clone(), key, features(y)
-            return self._entry[2]
-
-        return look
-
-    def _same(self, y: Tensor, key: Hashable) -> bool:
-        assert self._entry is not None
-        last, of, _ = self._entry
-        like = (last.shape, last.dtype, last.device, of) == (y.shape, y.dtype, y.device, key)
-        return like and torch.equal(last, y)
 
 
 def perceptual(

@@ -25,7 +25,7 @@ from .models.spec import Grid, Spec, reference_number
 from .processor import Forward, SpotProcessor
 from .report import EditReport, Mark, StepRecord
 from .schedule import plan
-from .select import LastSource, Selection
+from .select import Selection
 from .temporal import begin, resolve
 
 NO_VELOCITY = 1e-6  # its square is not 0 in float32, and it moves no latent noticeably
@@ -90,7 +90,6 @@ class Session:
         self.mask, self.arguments = mask, arguments
         own = spec.thresholds[config.judge]
         self.threshold = own if config.threshold is None else config.threshold
-        self.source = LastSource()  # that of the calls before, where `api` sets it
         self.begun = False
         self.reason: str | None = None  # why this call is dense
         self.kinds: list[str] = []  # of the steps; empty in a dense call
@@ -278,7 +277,7 @@ class Session:
                 self.pipe, spec, self.arguments, self.mask, self.grid, self.batch, number
             )
             self.judging = Judging(
-                self.pipe, spec, config, self.threshold, self.source, self.y, self.grid,
+                self.pipe, spec, config, self.threshold, self.y, self.grid,
                 mask, None if allowed is None else allowed.to(hidden.device), PAD_TO if few else 1,
             )  # fmt: skip
             self.kinds = kinds

@@ -1,70 +1,57 @@
-"""Random Kontext pipelines of a few thousand parameters: the real classes, no weights to load."""
+"""How a test run is set up, before anything imports PyTorch or Triton; fixtures of many tests.
+
+This file imports neither, so that the process that only hands out tests starts its workers at once.
+"""
 
 import os
-import sys
+import re
 from collections.abc import Callable, Iterator
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a hub; before huggingface_hub's import
-if "gpu" not in sys.argv:  # but for `pytest -m gpu`, Triton kernels are interpreted, on the CPU
-    os.environ["TRITON_INTERPRET"] = "1"  # before diffusers imports Triton
-
 import pytest
-import torch
-from diffusers import (
-    AutoencoderKL,
-    FlowMatchEulerDiscreteScheduler,
-    FluxKontextPipeline,
-    FluxTransformer2DModel,
-)
 
-CHANNELS, PROMPT, WIDTH = 4, 5, 16
+MOST_WORKERS = 8
 
 
-def random_kontext(seed: int = 0, guidance_embeds: bool = False) -> FluxKontextPipeline:
-    """A pipeline without text encoders: calls pass embeddings. 8 px a token."""
-    torch.manual_seed(seed)
-    transformer = FluxTransformer2DModel(
-        in_channels=CHANNELS * 4,
-        num_layers=2,
-        num_single_layers=2,
-        attention_head_dim=WIDTH,
-        num_attention_heads=2,
-        joint_attention_dim=12,
-        pooled_projection_dim=10,
-        guidance_embeds=guidance_embeds,
-        axes_dims_rope=(4, 6, 6),
-    )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 8, 16),
-        layers_per_block=1,
-        latent_channels=CHANNELS,
-        norm_num_groups=4,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        scaling_factor=0.7,
-        shift_factor=0.1,
-    )
-    for parameter in (*transformer.parameters(), *vae.parameters()):
-        if parameter.ndim == 1:  # the default norms and biases would hide a wrong one
-            parameter.data.add_(0.2 * torch.randn_like(parameter))
-    pipe = FluxKontextPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        vae=vae.eval(),
-        text_encoder=None,
-        tokenizer=None,
-        text_encoder_2=None,
-        tokenizer_2=None,
-        transformer=transformer.eval(),
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+def pytest_configure(config: pytest.Config) -> None:
+    """Set the environment of this process, of the workers and of programs that tests start.
+
+    The kernels are interpreted, except where ``-m`` selects the tests for a GPU. Values of
+    `OMP_NUM_THREADS` and `TRITON_INTERPRET` that are set already are kept.
+    """
+    os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a hub
+    # Threads of several workers would wait for each other at every small operation.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    on_gpu = re.search(r"(?<!not )\bgpu\b", config.option.markexpr)
+    os.environ.setdefault("TRITON_INTERPRET", "0" if on_gpu else "1")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist's, which starts the workers
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Without ``-n``, start a worker for every core. Tests named one by one run in this process."""
+    option = config.option
+    if not config.pluginmanager.hasplugin("xdist") or hasattr(config, "workerinput"):
+        return
+    if option.numprocesses is None and not option.tx:
+        named = all("::" in argument for argument in config.args)
+        watched = option.usepdb or option.capture == "no"
+        option.numprocesses = 0 if named or watched else min(available_cores(), MOST_WORKERS)
+    if option.numprocesses:
+        option.dist = "worksteal" if option.dist == "no" else option.dist
+        option.benchmark_disable = True  # else pytest-benchmark warns that it is
+
+
+def available_cores() -> int:
+    """The cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @pytest.fixture
 def impl(request) -> Iterator[str]:
     """Of (implementation, device) the first; tensors are made on the second."""
+    import torch
+
     name, device = request.param
     torch.set_default_device(device)
     yield name
@@ -72,35 +59,24 @@ def impl(request) -> Iterator[str]:
 
 
 @pytest.fixture
-def pipe() -> FluxKontextPipeline:
+def pipe():
+    from small_kontext import random_kontext
+
     return random_kontext()
 
 
 @pytest.fixture
 def arguments() -> Callable[..., dict]:
+    from small_kontext import call_arguments
+
     return call_arguments
 
 
-def call_arguments(
-    seed: int = 0, size: tuple[int, int] = (48, 64), batch: int = 1, **extra
-) -> dict:
-    """Keyword arguments of a call; `size` is (height, width) of the random source picture."""
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        "image": torch.rand(batch, 3, *size, generator=generator),
-        "prompt_embeds": torch.randn(batch, PROMPT, 12, generator=generator),
-        "pooled_prompt_embeds": torch.randn(batch, 10, generator=generator),
-        "generator": torch.Generator().manual_seed(seed + 1),
-        "num_inference_steps": 8,
-        "_auto_resize": False,
-        "output_type": "latent",
-        **extra,
-    }
-
-
 @pytest.fixture
-def random_editor(monkeypatch) -> FluxKontextPipeline:
+def random_editor(monkeypatch):
     """The benches edit their scenes with a random pipeline in place of the trained editor."""
+    from small_kontext import call_arguments, random_kontext
+
     from bench import edits
 
     pipe = random_kontext()

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import call_arguments, random_kontext
+from small_kontext import call_arguments, random_kontext
 
 import spotedit
 from bench import (

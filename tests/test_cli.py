@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import PROMPT, random_kontext
 from diffusers import FluxKontextPipeline
+from pie import make_pie
 from PIL import Image
+from small_kontext import PROMPT, random_kontext
 
 import spotedit
 from spotedit.cli import demo, edit, main, pipelines, preview
@@ -346,9 +347,60 @@ def test_an_option_that_the_pipeline_does_not_take(
     assert names(tmp_path) == set()
 
 
-def test_demo(tiny_editor, tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def two_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+def watch_threads(monkeypatch, module, name, then):
+    """Replace a function of a module by `then`; the list holds the threads at every call."""
+    seen = []
+
+    def watched(*args):
+        seen.append(torch.get_num_threads())
+        return then(*args)
+
+    monkeypatch.setattr(module, name, watched)
+    return seen
+
+
+def interrupt(*args):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["demo", "edit IN paint -o O.png", "preview IN paint -o O.png", "verify tiny IN paint",
+     "calibrate tiny", "eval PIE --out O"],
+    ids=lambda given: given.split()[0],
+)  # fmt: skip
+def test_the_tiny_editor_has_one_thread(two_threads, picture, tmp_path, monkeypatch, given):
+    make_pie(tmp_path / "PIE", 1)
+    monkeypatch.chdir(tmp_path)
+    command, *rest = given.replace("IN", picture.name).split()
+    module = importlib.import_module(f"spotedit.cli.{command}")
+    model = ["--model", "tiny"] if command in ("edit", "preview", "eval") else []
+    seen = watch_threads(monkeypatch, module, "load", interrupt)
+    assert main([command, *rest, *model]) == 130
+    assert seen == [1]
+    assert torch.get_num_threads() == 2
+
+
+def test_other_models_keep_their_threads(two_threads, run, model, monkeypatch):
+    seen = watch_threads(monkeypatch, edit, "timed", interrupt)
+    assert run() == 130
+    assert seen == [2]
+
+
+def test_demo(tiny_editor, two_threads, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "_LARGE", 136)
+    seen = watch_threads(monkeypatch, demo, "timed", demo.timed)
     assert main(["demo", "--scenes", "2", "--steps", "2", "--out", str(tmp_path / "d")]) == 0
+    assert set(seen) == {1}
+    assert torch.get_num_threads() == 2
     assert names(tmp_path / "d") == {"demo.png", "steps.png"}
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert len(rows) == 2 + 2 + 1 + 1  # header, scenes, their mean, the large scene

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import call_arguments, random_kontext
 from families import qwen
 from peft import LoraConfig
+from small_kontext import call_arguments, random_kontext
 
 import spotedit
 

@@ -7,8 +7,8 @@ import threading
 import numpy as np
 import pytest
 import torch
-from conftest import call_arguments, random_kontext
 from diffusers import FluxKontextPipeline, FluxPipeline
+from small_kontext import call_arguments, random_kontext
 
 import spotedit
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import call_arguments, random_kontext
 from diffusers import (
     Flux2KleinPipeline,
     Flux2Pipeline,
@@ -20,6 +19,7 @@ from diffusers import (
     QwenImageEditPlusPipeline,
     QwenImageTransformer2DModel,
 )
+from small_kontext import call_arguments, random_kontext
 
 import spotedit
 from spotedit.cache import Rows, quantise
@@ -114,6 +114,32 @@ def test_nothing_is_kept_after_fifty_calls(pipe, monkeypatch):
     assert len(made) == 50
     assert [ref() for ref in made] == [None] * 50
     assert len(set(counts)) == 1
+
+
+def held_bytes():
+    """Bytes of all tensors that are alive on the CPU; what several of them share counts once."""
+    gc.collect()
+    alive = [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
+    stores = [tensor.untyped_storage() for tensor in alive if tensor.device.type == "cpu"]
+    return sum({store._cdata: store.nbytes() for store in stores}.values())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"cache_dtype": "int8"}, {"temporal": spotedit.TaylorSeer()}],
+    ids=["default", "int8", "temporal"],
+)
+def test_a_call_leaves_only_the_numbers_of_its_report(pipe, options):
+    given = call_arguments(height=48, width=64, max_area=48 * 64)
+    pipe(**given)  # what the stock pipeline makes once is made here
+    handle = spotedit.enable(pipe, **options)
+    handle.set_mask(PART)
+    before = held_bytes()
+    pipe(**given)
+    assert handle.report.cache_bytes > 50_000
+    assert 0 < held_bytes() - before <= 500  # scores and flags of 48 tokens, counts of the steps
+    handle.report = None
+    assert held_bytes() == before
 
 
 FLUX2 = {"num_layers": 8, "num_single_layers": 48, "num_attention_heads": 48}

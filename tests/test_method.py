@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from conftest import call_arguments
+from small_kontext import call_arguments
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import spotedit

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from conftest import call_arguments
 from families import FAMILIES
 from PIL import Image
+from small_kontext import call_arguments
 
 import spotedit
 from spotedit import tiny

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import call_arguments, random_kontext
+from small_kontext import call_arguments, random_kontext
 
 import spotedit
 from bench import edits

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import call_arguments
+from small_kontext import call_arguments
 
 import spotedit
 

@@ -5,16 +5,15 @@ import math
 
 import pytest
 import torch
-from conftest import call_arguments, random_kontext
 from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig
 from diffusers.hooks.taylorseer_cache import TaylorSeerState
 from families import FAMILIES, each_family
 from families.offload import OFFLOAD
+from small_kontext import call_arguments, random_kontext
 
 import spotedit
 from spotedit import TaylorSeer, TeaCache
 from spotedit.calibrate import calibrate, fit
-from spotedit.models import flux
 from spotedit.temporal import History, TeaReuse
 
 LINEAR = (1.0, 0.0)  # the polynomial x
@@ -388,31 +387,6 @@ def test_a_cached_prompt_is_the_prompt_where_time_stands_still(pipe):
     (full, plain), (_, cached) = outputs[:2], outputs[2:]
     assert close(plain, full[:, :48])
     assert close(cached, full[:, :48])
-
-
-def test_source_features_are_kept_for_the_same_source(pipe, monkeypatch):
-    calls = []
-    forward = flux.DecoderPrefix.forward
-    monkeypatch.setattr(
-        flux.DecoderPrefix, "forward", lambda self, x: calls.append(1) or forward(self, x)
-    )
-
-    def count(seed=0):
-        calls.clear()
-        images = pipe(**call_arguments(seed)).images
-        return len(calls), images
-
-    handle = spotedit.enable(pipe)
-    first, images = count()
-    again, same = count()
-    assert (first, again) == (6, 5)
-    assert torch.equal(images, same)
-    assert [count(1)[0], count(1)[0], count()[0]] == [6, 5, 6]  # one entry
-    with torch.no_grad():
-        pipe.vae.decoder.conv_in.weight.mul_(1.1)
-    assert count()[0] == 6
-    handle.disable()
-    assert handle._source._entry is None
 
 
 # -- calibration

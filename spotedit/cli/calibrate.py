@@ -13,7 +13,7 @@ from ..calibrate import calibrate
 from ..evaluation.edits import loop_settings, machine
 from ..images import atomic_write, check_output, load_image
 from .errors import BadInput
-from .pipelines import call_given, choose_device, explained, load, native
+from .pipelines import call_given, choose_device, explained, fitting_threads, load, native
 
 _FIRST_SEED = 1000  # of the tiny editor's scenes; figures are reported on those from 0
 
@@ -31,25 +31,25 @@ def run(args: argparse.Namespace) -> None:
     check_output(args.out, args.force, (".json",))
     pairs = [(load_image(p), i) for p, i in zip(args.pairs[::2], args.pairs[1::2], strict=True)]
     device = choose_device(args.device, args.offload)
-    with explained(device):
+    with explained(device), fitting_threads(args.model, device):
         pipe = load(args.model, args.dtype, device, args.offload)
         pipe.set_progress_bar_config(disable=True)
         settings = loop_settings(pipe, call_given(args))
         if args.model == "tiny":
             pairs = [(native(pipe, i), p) for i, p in pairs] or list(_scenes(args.scenes))
         found = calibrate(pipe, _calls(args, pairs))
-    row = {
-        "coefficients": found.coefficients,
-        "r2": found.r2,
-        "input_changes": [min(found.inputs), max(found.inputs)],
-        "output_changes": [min(found.outputs), max(found.outputs)],
-        "pairs_of_steps": len(found.inputs),
-        "edits": len(pairs) * (1 + len(args.also)),
-        "also_steps": args.also,
-        "model": args.model,
-        **machine(pipe),
-        "settings": {k: v for k, v in settings.items() if k != "negative_prompt"},
-    }
+        row = {
+            "coefficients": found.coefficients,
+            "r2": found.r2,
+            "input_changes": [min(found.inputs), max(found.inputs)],
+            "output_changes": [min(found.outputs), max(found.outputs)],
+            "pairs_of_steps": len(found.inputs),
+            "edits": len(pairs) * (1 + len(args.also)),
+            "also_steps": args.also,
+            "model": args.model,
+            **machine(pipe),
+            "settings": {k: v for k, v in settings.items() if k != "negative_prompt"},
+        }
     with atomic_write(args.out) as temporary:
         temporary.write_text(json.dumps(row, indent=1) + "\n")
     print(f"TeaCache(coefficients={list(found.coefficients)})")

@@ -21,7 +21,7 @@ from ..report import EditReport
 from ..tiny.pipeline import NATIVE_SIZE
 from ..tiny.scenes import KINDS, Scene, make_scene
 from .figure import save_figure
-from .pipelines import choose_device, load, timed
+from .pipelines import choose_device, fitting_threads, load, timed
 
 _LARGE = 2 * NATIVE_SIZE
 _ORDER = ("dense", "spot", "spot", "dense")  # a drift of the machine's speed hits both alike
@@ -69,7 +69,17 @@ def run(args: argparse.Namespace) -> None:
         OutputError: the files cannot be written (nothing is run then).
     """
     figure, plot = _outputs(args.out, args.force)
-    pipe = load("tiny", "float32", choose_device(None, "none"), "none")
+    device = choose_device(None, "none")
+    with fitting_threads("tiny", device):
+        trials, masked = _trials(args, load("tiny", "float32", device, "none"))
+    save_figure(figure, [_row(trial) for trial in trials])
+    plot_steps(trials[0].report.steps, plot)
+    print(table(trials, masked))
+    print(f"\n{figure}: the pictures\n{plot}: tokens and time by step, first scene")
+
+
+def _trials(args: argparse.Namespace, pipe: Any) -> tuple[list[Trial], Trial]:
+    """Edit the scenes, and a larger one whose mask is given."""
     pipe.set_progress_bar_config(disable=True)
     seeds = range(args.seed, args.seed + args.scenes)
     scenes = [make_scene(seed, kind=KINDS[i % len(KINDS)]) for i, seed in enumerate(seeds)]
@@ -79,11 +89,7 @@ def run(args: argparse.Namespace) -> None:
     progress = tqdm(scenes, desc=f"{NATIVE_SIZE} px, {len(_ORDER)} edits a scene", unit="scene")
     trials = [_trial(pipe, scene, None, args.steps, args.seed, _ORDER) for scene in progress]
     print(f"{_LARGE} px, 2 edits ...", file=sys.stderr)
-    masked = _trial(pipe, large, large.mask, args.steps, args.seed, _LARGE_ORDER)
-    save_figure(figure, [_row(trial) for trial in trials])
-    plot_steps(trials[0].report.steps, plot)
-    print(table(trials, masked))
-    print(f"\n{figure}: the pictures\n{plot}: tokens and time by step, first scene")
+    return trials, _trial(pipe, large, large.mask, args.steps, args.seed, _LARGE_ORDER)
 
 
 def _outputs(out: Path | None, force: bool) -> tuple[Path, Path]:

@@ -17,7 +17,7 @@ from ..report import EditReport
 from . import MODELS
 from .errors import BadInput
 from .figure import save_figure
-from .pipelines import call_given, choose_device, explained, load, native, timed
+from .pipelines import call_given, choose_device, explained, fitting_threads, load, native, timed
 
 _WARM_UP_STEPS = 3  # one full step and two spot steps
 
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
             f"{args.mask} is {mask.width} x {mask.height} pixels; expected the size of "
             f"{args.image}, {image.width} x {image.height}"
         )
-    with explained(device):
+    with explained(device), fitting_threads(args.model, device):
         config = spotedit.SpotEditConfig(threshold=args.threshold)
         pipe = load(args.model, args.dtype, device, args.offload)
         if args.model == "tiny":

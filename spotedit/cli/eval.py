@@ -23,7 +23,7 @@ from ..evaluation.table import table
 from ..images import atomic_write
 from . import MODELS
 from .errors import BadInput, Failure
-from .pipelines import call_given, choose_device, explained, load, native
+from .pipelines import call_given, choose_device, explained, fitting_threads, load, native
 
 _PATIENCE = timedelta(days=7)  # a process may wait that long for the slowest one
 
@@ -48,7 +48,8 @@ def run(args: argparse.Namespace) -> None:
         items = data.items[: args.limit]
         with state.split_between_processes(items) as share:
             if not args.score_only:
-                _edit(args, data, share, device, state.process_index)
+                with fitting_threads(args.model, device):
+                    _edit(args, data, share, device, state.process_index)
                 state.wait_for_everyone()
             check_data(Lines(args.out, "rows").read().values(), data)
             found = networks(device, args.clip or CLIP)

@@ -96,6 +96,24 @@ def _unreadable(model: str, error: Exception) -> Failure:
 
 
 @contextmanager
+def fitting_threads(model: str, device: torch.device) -> Iterator[None]:
+    """Run the tiny editor with one PyTorch thread on a CPU; other models keep all threads.
+
+    The tiny editor's operations are so short that several threads would mostly wait for each
+    other, and where another process keeps a core busy they wait many times as long as they work.
+    """
+    if model != "tiny" or device.type != "cpu":
+        yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
 def explained(device: torch.device) -> Iterator[None]:
     """Turn what a model may raise about its input or its memory into the command's errors."""
     try:

@@ -11,7 +11,7 @@ from ..evaluation.edits import loop_settings
 from ..images import check_output, load_image, save_image
 from .edit import call_options, require_model
 from .figure import save_figure
-from .pipelines import call_given, choose_device, explained, load, native
+from .pipelines import call_given, choose_device, explained, fitting_threads, load, native
 
 _COLUMNS = ("source", "draft", "scores, region outlined")
 
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
     mask = check_output(figure.with_stem(f"{figure.stem}-mask"), args.force)
     device = choose_device(args.device, args.offload)
     image = load_image(args.image)
-    with explained(device):
+    with explained(device), fitting_threads(args.model, device):
         pipe = load(args.model, args.dtype, device, args.offload)
         source = native(pipe, image) if args.model == "tiny" else image
         loop_settings(pipe, call_given(args))  # raises for an option that the pipeline lacks

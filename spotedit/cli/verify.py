@@ -15,7 +15,7 @@ from ..evaluation.edits import loop_settings, machine
 from ..evaluation.verify import Figures, verify
 from ..images import atomic_write, check_output, load_image
 from .errors import BadInput
-from .pipelines import call_given, choose_device, explained, load, native
+from .pipelines import call_given, choose_device, explained, fitting_threads, load, native
 
 _COLUMNS = {
     "r": "r", "seconds_dense": "dense s", "seconds_spot": "spot s",
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     check_output(args.row, args.force, (".json",))
     pairs = [(load_image(p), i) for p, i in zip(args.pairs[::2], args.pairs[1::2], strict=True)]
     device = choose_device(args.device, args.offload)
-    with explained(device):
+    with explained(device), fitting_threads(args.model, device):
         config = spotedit.SpotEditConfig(threshold=args.threshold)
         pipe = load(args.model, args.dtype, device, args.offload)
         pipe.set_progress_bar_config(disable=True)
@@ -53,9 +53,9 @@ def run(args: argparse.Namespace) -> None:
         for image, instruction in tqdm(pairs, desc="5 edits a picture", unit="picture"):
             prepared = native(pipe, image) if args.model == "tiny" else image
             figures.append(verify(pipe, prepared, instruction, given, args.seed, config))
+        row = _row(args.model, pipe, settings, figures)
     print(_table(args.pairs[::2], figures))
     with atomic_write(args.row) as temporary:
-        row = _row(args.model, pipe, settings, figures)
         temporary.write_text(json.dumps(row, indent=1) + "\n")
     print(
         f"\n{args.row}: the figures, without pictures, names or instructions. To share them, see "

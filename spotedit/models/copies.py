@@ -96,14 +96,6 @@ def usable(module: nn.Module, component: nn.Module, device: torch.device) -> Any
     return clean_copy(module, component).to(device)
 
 
-def weights_key(module: nn.Module) -> tuple[tuple[int, int], ...]:
-    """Equal for a module whose weights were neither changed nor moved."""
-    return tuple(
-        (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
-        for weight in (*module.parameters(), *module.buffers())
-    )
-
-
 def compute_dtype(module: nn.Module, otherwise: torch.dtype) -> torch.dtype:
     """Dtype of the first parameter that arithmetic is done in; 8-bit ones are only stored."""
     found = (p.dtype for p in module.parameters() if p.is_floating_point() and p.itemsize > 1)

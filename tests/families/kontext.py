@@ -1,7 +1,7 @@
-"""FLUX.1-Kontext; the pipeline and its calls are those of conftest."""
+"""FLUX.1-Kontext; the pipeline and its calls are those of small_kontext."""
 
 import torch
-from conftest import call_arguments, random_kontext
+from small_kontext import call_arguments, random_kontext
 
 from .family import Family
 

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import torch
-from conftest import call_arguments, random_kontext
 from diffusers import FluxKontextInpaintPipeline
+from small_kontext import call_arguments, random_kontext
 
 from .kontext import KONTEXT
 

@@ -8,13 +8,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from conftest import random_kontext
 from diffusers import (
     FluxKontextModularPipeline,
     QwenImageEditModularPipeline,
     QwenImageEditPlusModularPipeline,
 )
 from diffusers.modular_pipelines.qwenimage import encoders
+from small_kontext import random_kontext
 
 from . import kontext, qwen
 from .family import Family
