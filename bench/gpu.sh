@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # GPU tests and every benchmark on a CUDA machine, in one visit of nine minutes: bench/gpu.sh
 #
-# bench/gpu.py does the work and says what comes back. With --rehearse it runs the same parts on a
+# The package bench/gpu does the work and says what comes back. With --rehearse it runs the same parts on a
 # CPU, at tiny shapes; with --parts NAME... only those. Settings, from the environment (folders
 # relative to the repository):
 #   OUT       folder for gpu.tgz and summary.txt (default: build/gpu)

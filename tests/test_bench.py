@@ -17,6 +17,7 @@ from bench import (
     environment,
     kontext,
     metrics,
+    modes,
     pipeline,
     profile_step,
     rows,
@@ -231,14 +232,14 @@ PIPELINE += ["--unfused", "0.25", "--profile"]
 def test_pipeline_command(tmp_path):
     pipeline.main([*PIPELINE, "0.25", "--out", str(tmp_path)])
     written = json.loads((tmp_path / "pipeline.json").read_text())
-    found, modes = written["rows"], set(pipeline.KINDS) - {pipeline.SPOT_GRAPH}
+    found, ran = written["rows"], set(modes.KINDS) - {modes.SPOT_GRAPH}
     seen = {(row["name"], row["parameters"]["mode"]) for row in found}
-    for mode in modes:
+    for mode in ran:
         assert ("whole edit", mode) in seen
-    assert f"`{pipeline.SPOT_GRAPH}` was not run" in written["notes"][-1]
+    assert f"`{modes.SPOT_GRAPH}` was not run" in written["notes"][-1]
     assert {("transformer, first step at a new M", "spot")} <= seen
-    for mode in modes & set(pipeline.BASELINES):
-        baselines = pipeline.BASELINES[mode]
+    for mode in ran & set(modes.BASELINES):
+        baselines = modes.BASELINES[mode]
         assert {("share of S/M", mode), ("cache", mode)} <= seen
         ratios = [row["parameters"] for row in found if row["name"] == "step, baseline / this"]
         assert {at["baseline"] for at in ratios if at["mode"] == mode} == set(baselines)
@@ -248,7 +249,7 @@ def test_pipeline_command(tmp_path):
 
 def check_profile(found):
     """A profile of one spot step in each spot mode, on a CPU."""
-    for mode in (pipeline.SPOT, pipeline.SPOT_COMPILED):
+    for mode in (modes.SPOT, modes.SPOT_COMPILED):
         of = {row["name"]: row["value"] for row in found if row["parameters"].get("mode") == mode}
         assert 0 < of["profile: host"] <= of["profile: step"]
         assert of["profile: busy"] > 0
@@ -289,8 +290,8 @@ def test_pipeline_measures_the_stock_modes_alone_where_our_edits_are_wrong(tmp_p
     with pytest.raises(SystemExit, match=r"unfused, torch\.float32: relative error"):
         pipeline.main([*PIPELINE, "--out", str(tmp_path)])
     found = json.loads((tmp_path / "pipeline.json").read_text())
-    modes = {row["parameters"]["mode"] for row in found["rows"]}
-    assert modes == {pipeline.EAGER, pipeline.COMPILED}
+    measured = {row["parameters"]["mode"] for row in found["rows"]}
+    assert measured == {modes.EAGER, modes.COMPILED}
     assert any(note.startswith("FAILED: unfused") for note in found["notes"])
 
 
@@ -318,7 +319,7 @@ def test_pipeline_keeps_the_rows_of_every_edit_before_a_failure(tmp_path, monkey
         path = tmp_path / "pipeline.json"
         saved.append(names(tmp_path, "pipeline").count("whole edit") if path.exists() else 0)
         calls.append(case)
-        if case[0] == pipeline.SPOT and calls.count(case) == 3:  # after a warm-up and an edit
+        if case[0] == modes.SPOT and calls.count(case) == 3:  # after a warm-up and an edit
             spotedit.enable(pipes.eager)
             raise RuntimeError("out of memory")
         run(pipes, case, steps, into)
@@ -333,16 +334,14 @@ def test_pipeline_keeps_the_rows_of_every_edit_before_a_failure(tmp_path, monkey
     found = json.loads((tmp_path / "pipeline.json").read_text())["rows"]
     edits = {r["parameters"]["mode"]: r["samples"] for r in found if r["name"] == "whole edit"}
     assert edits == {
-        pipeline.EAGER: 2, pipeline.SPOT: 1, pipeline.COMPILED: 2, pipeline.SPOT_COMPILED: 2,
+        modes.EAGER: 2, modes.SPOT: 1, modes.COMPILED: 2, modes.SPOT_COMPILED: 2,
     }  # fmt: skip
 
 
 def test_pipeline_ends_after_its_seconds_with_an_edit_of_every_mode(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline.identity, "faults", lambda *args: [])
     monkeypatch.setattr(pipeline, "NEW_RATIOS", {})
-    monkeypatch.setattr(
-        pipeline, "cases", lambda *args: [(pipeline.EAGER, 1), (pipeline.SPOT, 0.25)]
-    )
+    monkeypatch.setattr(pipeline, "cases", lambda *args: [(modes.EAGER, 1), (modes.SPOT, 0.25)])
     pipeline.main([*PIPELINE, "--seconds", "0", "--out", str(tmp_path)])
     found = json.loads((tmp_path / "pipeline.json").read_text())["rows"]
     assert [row["samples"] for row in found if row["name"] == "whole edit"] == [1, 1]
@@ -366,20 +365,20 @@ def test_a_profile_counts_what_ran_on_the_device():
 
 def test_pipeline_targets_are_those_of_the_compiled_baseline():
     def taken(kind, seconds):
-        return pipeline.Measured(
+        return modes.Measured(
             edits={28: [28 * seconds]}, forwards={kind: [seconds]}, judgements=[0.0],
             noise=4096, active=819, sequence=8704,
         )  # fmt: skip
 
     samples = {
-        (pipeline.EAGER, 1.0): taken("dense", 2.0),
-        (pipeline.COMPILED, 1.0): taken("dense", 1.0),
-        (pipeline.JUDGED, 0.2): taken("spot", 0.2),
+        (modes.EAGER, 1.0): taken("dense", 2.0),
+        (modes.COMPILED, 1.0): taken("dense", 1.0),
+        (modes.JUDGED, 0.2): taken("spot", 0.2),
     }
-    goals = [row for row in pipeline.report(samples, True) if row.met is not None]
+    goals = [row for row in modes.report(samples, True) if row.met is not None]
     assert [(row.name, row.at_least, row.met) for row in goals] == [
         ("share of S/M", 0.75, True),  # 5 of 6.54
         ("whole edit, baseline / this", 2.7, True),
     ]
-    assert all(row.parameters["baseline"] == pipeline.COMPILED for row in goals)
-    assert not any(row.met for row in pipeline.report(samples, False))
+    assert all(row.parameters["baseline"] == modes.COMPILED for row in goals)
+    assert not any(row.met for row in modes.report(samples, False))

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import gpu
+from bench.gpu.plan import SMOKE, Part, parts
+from bench.gpu.summary import SHOWN
+from bench.gpu.visit import RESERVE, Visit
 
 ROOT = Path(__file__).parents[1]
 ROW = {"name": "time", "value": 1.0, "unit": "ms", "low": None, "high": None, "met": None}
@@ -25,13 +27,14 @@ DATA = json.dumps({"rows": [ROW | {"parameters": {}}], "notes": []})
 VISIT = """
 import signal, sys, time
 from pathlib import Path
-from bench import gpu
+from bench.gpu.plan import Part
+from bench.gpu.visit import SIGNALS, Visit, stop
 
-parts = [gpu.Part(name, 60, ["sh", "-c", command]) for name, command in {parts!r}.items()]
-for number in gpu.SIGNALS:
-    signal.signal(number, gpu.stop)
+parts = [Part(name, 60, ["sh", "-c", command]) for name, command in {parts!r}.items()]
+for number in SIGNALS:
+    signal.signal(number, stop)
 out, work = map(Path, sys.argv[1:])
-sys.exit(gpu.Visit(out, work, time.monotonic() + 60, {{"PATH": {path!r}}}).run(parts))
+sys.exit(Visit(out, work, time.monotonic() + 60, {{"PATH": {path!r}}}).run(parts))
 """
 
 
@@ -44,8 +47,8 @@ def save_rows(work, name):
 def visit(tmp_path, seconds, **parts):
     """Run parts, given as (limit, shell command), in this process: exit code, archive, summary."""
     out, work = tmp_path / "out", tmp_path / "work"
-    listed = [gpu.Part(name, limit, ["sh", "-c", cmd]) for name, (limit, cmd) in parts.items()]
-    run = gpu.Visit(out, work, time.monotonic() + seconds, dict(os.environ))
+    listed = [Part(name, limit, ["sh", "-c", cmd]) for name, (limit, cmd) in parts.items()]
+    run = Visit(out, work, time.monotonic() + seconds, dict(os.environ))
     return run.run(listed), archive(out), (out / "summary.txt").read_text()
 
 
@@ -110,8 +113,8 @@ def test_a_part_ends_at_its_limit_with_all_that_it_started(tmp_path):
 def test_all_ends_before_the_deadline(tmp_path):
     begin = time.monotonic()
     endless = (60, f"{save_rows(tmp_path / 'work', 'kernels')}; sleep 100")
-    code, found, summary = visit(tmp_path, gpu.RESERVE + 2, long=endless, late=(60, "true"))
-    assert time.monotonic() - begin < gpu.RESERVE + 4
+    code, found, summary = visit(tmp_path, RESERVE + 2, long=endless, late=(60, "true"))
+    assert time.monotonic() - begin < RESERVE + 4
     assert code == 1
     assert "gpu/kernels.json" in found
     assert "late: not run, no time was left\nFAILED: long, late\n" in summary
@@ -165,10 +168,10 @@ def test_the_summary_ends_with_what_matters_most(tmp_path):
             for i in range(300)]  # fmt: skip
     folder = tmp_path / "gpu"
     folder.mkdir()
-    for name in gpu.SHOWN:
+    for name in SHOWN:
         notes = ["FAILED: spot, r = 5%: no memory"]
         (folder / f"{name}.json").write_text(json.dumps({"rows": rows, "notes": notes}))
-    run = gpu.Visit(tmp_path, tmp_path, 0, {})
+    run = Visit(tmp_path, tmp_path, 0, {})
     run.outcomes["pipeline"] = "exit 1 after 3 s"
     end = run.summary()[-12_000:]
     for shown in ("== kernels: 300 rows", "== pipeline-profile: ", "== pipeline: ", "== parts =="):
@@ -193,7 +196,7 @@ def test_the_options_of_every_part_are_those_of_its_command(tmp_path, monkeypatc
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", read)
     modules = []
-    for part in gpu.parts(False, "python", "", tmp_path):
+    for part in parts(False, "python", "", tmp_path):
         where = part.command.index("-m") if "-m" in part.command else None
         if where is None or not part.command[where + 1].startswith("bench"):
             continue
@@ -208,7 +211,7 @@ def test_the_options_of_every_part_are_those_of_its_command(tmp_path, monkeypatc
 
 
 def test_the_chosen_tests_exist():
-    for name in gpu.SMOKE:
+    for name in SMOKE:
         path, _, test = name.partition("::")
         assert f"def {test}" in (ROOT / path).read_text()
 
@@ -268,10 +271,10 @@ def test_a_whole_rehearsal(tmp_path):
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == ["gpu.tgz", "summary.txt"]
     found = archive(out)
-    for name in gpu.SHOWN:
+    for name in SHOWN:
         assert json.loads(found[f"gpu/{name}.json"])["rows"]
         assert f"gpu/{name}.md" in found
-    for test in gpu.SMOKE:
+    for test in SMOKE:
         assert test in found["logs/smoke.log"]
         assert test not in found["logs/tests.log"]
     assert "tests/test_offload.py" in found["logs/tests.log"]

@@ -237,7 +237,9 @@ def graphs_of_attention(*capabilities: int) -> dict[str, tuple[int, list[bool]]]
             for m in range(29, 4096, 176):  # 24 of them, to 4077
                 given = {"index": torch.arange(m)} if indexed else {}
                 attend(k if indexed else k[:, :m], keys, keys, **given, **options, **TRITON)
-            splits = {launch.constants["SPLIT"] for launch in launches if "SPLIT" in launch[1]}
+            splits = {
+                launch.constants["SPLIT"] for launch in launches if "SPLIT" in launch.constants
+            }
             found[f"sm_{capability} {name}"] = len(graphs), sorted(splits)
     return found
 

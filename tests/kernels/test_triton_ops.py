@@ -116,9 +116,12 @@ def test_kernels_agree_with_the_references(device, dtype):
 
 @NEEDS_INTERPRETER
 @pytest.mark.parametrize("name", OPS)
-def test_schema_tells_what_is_mutated(name):
+def test_opcheck_on_a_cpu(name):
+    """All checks of attention, which is opaque; the others' traces need a kernel that compiles."""
+    checks = ["test_schema", "test_autograd_registration"]
+    if name.startswith("gathered_attention"):
+        checks += ["test_faketensor", "test_aot_dispatch_dynamic"]
     op = getattr(torch.ops.spotedit, name).default
-    checks = ("test_schema", "test_autograd_registration")
     torch.library.opcheck(op, op_arguments(name, "cpu"), test_utils=checks)
 
 
