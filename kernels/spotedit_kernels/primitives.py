@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, library
 from triton.runtime.jit import JITFunction
 
 __all__ = ["INTERPRETED", "checked_row", "launch_device", "wrap_triton"]
@@ -27,13 +28,8 @@ def checked_row(p_index, position, m_position, n_rows):
 
 INTERPRETED = not isinstance(checked_row, JITFunction)  # TRITON_INTERPRET=1 was set at import
 
-if INTERPRETED:
-
-    def wrap_triton(kernel: Any) -> Any:
-        """Return an interpreted kernel as it is: PyTorch 2.11's `wrap_triton` refuses it."""
-        return kernel
-else:
-    from torch.library import wrap_triton
+# The one of PyTorch 2.11 refuses interpreted kernels, which cannot be traced in any case.
+wrap_triton: Callable[[Any], Any] = (lambda kernel: kernel) if INTERPRETED else library.wrap_triton
 
 
 def launch_device(tensor: Tensor) -> AbstractContextManager[object]:
