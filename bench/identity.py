@@ -16,8 +16,8 @@ from .unfused import unfused
 FP32_BOUND = 1e-4  # relative error of a whole edit
 _GRID = (4, 4)  # tokens of the tiny shape
 # With this scheduler a timestep is 1000 sigma. These timesteps, and 1000 times the guidance scale,
-# are exact in bfloat16. Others would be rounded before they are embedded, and a random network
-# answers that with an error of 0.2 in whole edits, beside which no other could be seen.
+# are exact in bfloat16. Other timesteps would be rounded before they are embedded. In a random
+# network that alone makes an error of 0.2 in a whole edit, which would hide every other error.
 _SIGMAS = [1.0, 0.896, 0.768, 0.64, 0.512, 0.384, 0.256, 0.128]
 _GUIDANCE = 3.52
 _EVERYTHING, _PART = np.ones(_GRID, dtype=bool), rectangle(_GRID, 0.25)
@@ -51,9 +51,8 @@ def _dense(pipe: Any) -> torch.Tensor:
     given |= {"sigmas": _SIGMAS, "guidance_scale": _GUIDANCE}
     tokens, channels = _GRID[0] * _GRID[1], pipe.transformer.config.in_channels
     noise = torch.randn(1, tokens, channels, generator=torch.Generator().manual_seed(0))
-    given["latents"] = noise.to(
-        pipe.device, pipe.dtype
-    )  # drawn in fp32: the same in each precision
+    # drawn in fp32, so that each precision begins with the same noise
+    given["latents"] = noise.to(pipe.device, pipe.dtype)
     return pipe(**given, output_type="latent").images.float()
 
 

@@ -1,4 +1,4 @@
-"""The modes that `bench.pipeline` alternates, and the rows that it makes of their times."""
+"""Define the modes that `bench.pipeline` alternates, and make rows of their times."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -115,14 +115,14 @@ def milliseconds(name: str, seconds: Sequence[float], shape: Mapping[str, Any]) 
 
 
 def _ideal(taken: Samples) -> float:
-    """S/M of a spot step."""
+    """Return S/M, the ideal ratio of a dense to a spot step."""
     return taken.sequence / (taken.sequence - 2 * taken.noise + taken.active)
 
 
 def _goals(mode: str, ratio: float) -> dict[str | int, float | None]:
-    """Of the share of S/M, and of the whole edit by its steps."""
+    """Return the targets of the share of S/M, and of whole edits by their number of steps."""
     goals: dict[str | int, float | None] = {}
-    if mode in (SPOT, JUDGED):
+    if mode in (SPOT, SPOT_COMPILED, SPOT_GRAPH, JUDGED):
         goals["share"] = SHARE_TARGETS.get(ratio)
     if mode == JUDGED:
         goals |= {steps: goal.get(ratio) for steps, goal in WHOLE_EDIT_TARGETS.items()}

@@ -50,7 +50,7 @@ _NEW_M_STEPS = 5
 
 
 class Pipelines:
-    """The stock pipeline, and the one of the same weights whose blocks are compiled."""
+    """Holds the stock pipeline, and one of the same weights whose blocks are compiled."""
 
     def __init__(self, shape: Shape, device: str, dtype: torch.dtype, backend: str) -> None:
         self.shape, self.backend = shape, backend
@@ -111,7 +111,7 @@ def new_m(pipes: Pipelines, mode: str, seen: set[int]) -> Iterator[Row]:
 
 @dataclass
 class Run:
-    """One run of the command: what was measured so far, and what failed."""
+    """Keeps what one run of the command has measured so far, and what failed."""
 
     pipes: Pipelines
     machine: Mapping[str, str]
@@ -123,22 +123,24 @@ class Run:
     failed: list[str] = field(default_factory=list)
 
     def attempt(self, name: str, action: Callable[..., None], *args: Any) -> bool:
-        """Run `action` and save the rows. A failure is noted and costs nothing else."""
+        """Run `action` and save the rows; returns whether it added no failure.
+
+        A failure is noted and costs nothing else.
+        """
+        before = len(self.failed)
         try:
             action(*args)
         except Exception as error:
             self.failed.append(f"{name}: {' '.join(repr(error).split())[:300]}")
-            failed = True
-        else:
-            failed = False
-        if failed:  # here the traceback no longer holds the failed edit's tensors
+        succeeded = len(self.failed) == before
+        if not succeeded:  # here the traceback no longer holds the failed edit's tensors
             self.pipes.restore()
         self.save()
-        return not failed
+        return succeeded
 
     def check(self, dtype: torch.dtype) -> None:
         """Compare our edits with the stock pipeline's, at the tiny shape."""
-        self.failed += identity.faults(self.pipes.eager.device.type, dtype)
+        self.failed += identity.faults(str(self.pipes.eager.device), dtype)
 
     def measure(self, case: Case, steps: int) -> None:
         """Time one edit, after a short one where the case is new."""
@@ -187,8 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     done = Run(pipes, machine, targets, args.out)
 
     alive = cases(args.ratio, args.judge, args.unfused)
-    done.attempt("identity", done.check, dtype)
-    if done.failed:  # edits that are wrong have no speed; the stock pipeline's is still of use
+    if not done.attempt("identity", done.check, dtype):  # what is wrong has no speed
         alive = [case for case in alive if KINDS[case[0]] == "dense"]
     rounds = [steps for steps in args.steps for _ in range(2 * args.repeats)]
     for number, steps in enumerate(rounds):

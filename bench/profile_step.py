@@ -1,4 +1,4 @@
-"""Where one spot step's time goes, and what attention's first call at a new number of rows costs.
+"""Measure where a spot step's time goes, and the first call of attention at a new number of rows.
 
 `bench.pipeline` calls this after its timed edits, in the same process: the weights are built once,
 and the profiler's own cost cannot reach the times.
@@ -69,7 +69,7 @@ def spot_step(
 
 
 def kernel_seconds(events: Any, cuda: bool) -> dict[str, list[float]]:
-    """Seconds of every kernel and copy on the device, by name; on a CPU, of every operation."""
+    """Return the seconds of each kernel and copy, by name; on a CPU, of each operation."""
     found: dict[str, list[float]] = defaultdict(list)
     for event in events:
         if not cuda:

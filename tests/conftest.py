@@ -1,4 +1,4 @@
-"""How a test run is set up, before anything imports PyTorch or Triton; fixtures of many tests.
+"""Set up a test run before anything imports PyTorch or Triton; define fixtures of many tests.
 
 This file imports neither, so that the process that only hands out tests starts its workers at once.
 """
@@ -41,7 +41,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 def available_cores() -> int:
-    """The cores that this process may run on."""
+    """Return how many cores this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -49,7 +49,7 @@ def available_cores() -> int:
 
 @pytest.fixture
 def impl(request) -> Iterator[str]:
-    """Of (implementation, device) the first; tensors are made on the second."""
+    """Return the implementation of a parameter (implementation, device); make tensors there."""
     import torch
 
     name, device = request.param

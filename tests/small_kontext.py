@@ -12,7 +12,7 @@ CHANNELS, PROMPT, WIDTH = 4, 5, 16
 
 
 def random_kontext(seed: int = 0, guidance_embeds: bool = False) -> FluxKontextPipeline:
-    """A pipeline without text encoders: calls pass embeddings. 8 px a token."""
+    """Make a pipeline without text encoders: calls pass embeddings. A token has 8 px a side."""
     torch.manual_seed(seed)
     transformer = FluxTransformer2DModel(
         in_channels=CHANNELS * 4,
@@ -56,7 +56,7 @@ def random_kontext(seed: int = 0, guidance_embeds: bool = False) -> FluxKontextP
 def call_arguments(
     seed: int = 0, size: tuple[int, int] = (48, 64), batch: int = 1, **extra
 ) -> dict:
-    """Keyword arguments of a call; `size` is (height, width) of the random source picture."""
+    """Make the arguments of a call; `size` is (height, width) of the random source picture."""
     generator = torch.Generator().manual_seed(seed)
     return {
         "image": torch.rand(batch, 3, *size, generator=generator),

@@ -39,13 +39,13 @@ sys.exit(Visit(out, work, time.monotonic() + 60, {{"PATH": {path!r}}}).run(parts
 
 
 def save_rows(work, name):
-    """A shell command that writes a file of rows as the benches do, aside and then renamed."""
+    """Return a shell command that writes a file of rows aside and renames it, as the benches do."""
     path = work / "gpu" / name
     return f"printf '%s' '{DATA}' > {path}.aside && mv {path}.aside {path}.json"
 
 
 def visit(tmp_path, seconds, **parts):
-    """Run parts, given as (limit, shell command), in this process: exit code, archive, summary."""
+    """Run parts, given as (limit, shell command); return the exit code, archive and summary."""
     out, work = tmp_path / "out", tmp_path / "work"
     listed = [Part(name, limit, ["sh", "-c", cmd]) for name, (limit, cmd) in parts.items()]
     run = Visit(out, work, time.monotonic() + seconds, dict(os.environ))
@@ -53,7 +53,7 @@ def visit(tmp_path, seconds, **parts):
 
 
 def archive(out):
-    """The texts in the archive, by name; it must be whole."""
+    """Read the texts in the archive, by name; this fails unless it is whole."""
     with tarfile.open(out / "gpu.tgz") as found:
         contents = {entry.name: found.extractfile(entry).read() for entry in found}
     return {name: content.decode(errors="replace") for name, content in contents.items()}
@@ -76,7 +76,7 @@ def wait_until(condition, seconds=30):
 
 
 def alive(pid):
-    """Whether a process runs; one that has ended may wait for somebody to ask for its exit code."""
+    """Say whether a process runs; a zombie has ended, though nobody has read its exit code."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -178,12 +178,13 @@ def test_the_summary_ends_with_what_matters_most(tmp_path):
         assert shown in end
     assert "FAILED: spot, r = 5%: no memory\nwhole edit (mode 0): 1 s\n" in end
     assert "(more in gpu.tgz)" in end
-    (folder / "pipeline.json").write_text(json.dumps({"rows": [{}], "notes": []}))
-    assert "pipeline: the rows cannot be shown, KeyError" in run.summary()
+    for broken, error in (('{"rows": [{}], "notes": []}', "KeyError"), ("{", "JSONDecodeError")):
+        (folder / "pipeline.json").write_text(broken)
+        assert f"pipeline: the rows cannot be shown, {error}" in run.summary()
 
 
 def test_the_options_of_every_part_are_those_of_its_command(tmp_path, monkeypatch):
-    """Without a GPU: the parts' commands are read, not run."""
+    """The commands' own parsers read the options that a GPU gets; nothing is run."""
 
     class Read(Exception):
         pass
@@ -217,7 +218,7 @@ def test_the_chosen_tests_exist():
 
 
 def wheel(folder):
-    """A wheel of one module."""
+    """Write a wheel of one module."""
     info = "visited-1.0.dist-info"
     with zipfile.ZipFile(folder / "visited-1.0-py3-none-any.whl", "w") as file:
         file.writestr("visited.py", "")
@@ -236,7 +237,7 @@ def script(tmp_path, *options, **settings):
 
 
 def test_the_script_with_wheels(tmp_path):
-    """Of a rehearsal the first parts only; `-m full` runs it whole."""
+    """Rehearse the first parts only; `-m full` rehearses all."""
     wheel(tmp_path)
     process = script(tmp_path, "--rehearse", "--parts", "ceilings", WHEELS=str(tmp_path))
     printed, _ = process.communicate(timeout=300)

@@ -44,20 +44,20 @@ def test_all_tokens_active_equals_stock(pipe, extra):
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 def test_the_triton_kernels_equal_stock_and_the_references(pipe):
     """On a CPU the kernels run in Triton's interpreter."""
-    few = {"num_inference_steps": 5}  # full, spot, spot, full, spot
-    dense = pipe(**call_arguments(**stock_size(**few))).images
+    steps = {"num_inference_steps": 5}  # full, spot, spot, full, spot
+    dense = pipe(**call_arguments(**stock_size(**steps))).images
     handle = spotedit.enable(pipe, condition_cache=False, impl="triton")
     handle.set_mask(EVERYTHING, mode="replace")
-    assert relative(pipe(**call_arguments(**few)).images, dense) <= 1e-4
+    assert relative(pipe(**call_arguments(**steps)).images, dense) <= 1e-4
     pictures = []
     for impl in ("reference", "triton"):
         handle = spotedit.enable(pipe, impl=impl, reset_every=3)
         handle.set_mask(HALF)
-        pictures.append(pipe(**call_arguments(**few)).images)
+        pictures.append(pipe(**call_arguments(**steps)).images)
         assert 0 < handle.report.mean_ratio < 1
     assert relative(pictures[1], pictures[0]) <= 1e-4
     handle.disable()
-    assert torch.equal(pipe(**call_arguments(**stock_size(**few))).images, dense)
+    assert torch.equal(pipe(**call_arguments(**stock_size(**steps))).images, dense)
 
 
 def test_all_tokens_active_equals_stock_in_bfloat16():

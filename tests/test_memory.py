@@ -117,7 +117,7 @@ def test_nothing_is_kept_after_fifty_calls(pipe, monkeypatch):
 
 
 def held_bytes():
-    """Bytes of all tensors that are alive on the CPU; what several of them share counts once."""
+    """Count the bytes of all live tensors on the CPU; a storage that they share counts once."""
     gc.collect()
     alive = [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
     stores = [tensor.untyped_storage() for tensor in alive if tensor.device.type == "cpu"]

@@ -29,7 +29,7 @@ INTERPRETED, COMPILED = "InterpretedFunction, 1 thread", "JITFunction, 1 thread"
 
 
 def probe(folder: Path, *options: str, **environment: str) -> dict[str, str]:
-    """Run the probe with our settings: worker -> what it found."""
+    """Run the probe with our settings; return what each worker found, by the worker's name."""
     shutil.copy(TESTS / "conftest.py", folder)
     (folder / "test_probe.py").write_text(PROBE)
     (folder / "found").mkdir()

@@ -29,7 +29,7 @@ WEIGHTS = ROOT / "spotedit" / "tiny" / "weights"
 
 
 def small_loop(folder: Path, batch=None, **settings) -> Loop:
-    """A regression of random numbers, whose batches depend on the step only."""
+    """Make a regression of random numbers, whose batches depend on the step only."""
     torch.manual_seed(0)
     model = nn.Linear(3, 1)
 
@@ -146,7 +146,7 @@ def test_a_killed_run_resumes_from_its_checkpoint(tmp_path):
 
 
 def random_shard(index: int, count: int = 6) -> dict[str, torch.Tensor]:
-    """Scenes of 5 tokens, whose targets differ from the sources in changed tokens only."""
+    """Make scenes of 5 tokens, whose targets differ from the sources in changed tokens only."""
     generator = torch.Generator().manual_seed(index)
     source = torch.randn(count, 5, 4, generator=generator)
     changed = torch.randint(0, 65, (count, 5), generator=generator) / 64

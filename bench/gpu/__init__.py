@@ -1,4 +1,4 @@
-"""One visit to a CUDA machine: the parts in order, each one's rows packed as soon as they exist.
+"""Visit a CUDA machine: run the parts in order and pack each one's rows as soon as they exist.
 
 ``bench/gpu.sh`` calls this. Two files come back in the folder OUT: ``gpu.tgz`` with the rows (in
 ``gpu/``) and each part's output (in ``logs/``), and ``summary.txt``, which is also printed last.

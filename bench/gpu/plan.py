@@ -1,4 +1,4 @@
-"""The parts of a visit: which commands run, in which order, and for how long at most."""
+"""List the parts of a visit: which commands run, in which order, and for how long at most."""
 
 import math
 import shutil
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-# one test an operation and dtype, int8 and masked attention, synchronisation and memory
+# These test each operation in each dtype, int8 attention, synchronisation and memory.
 SMOKE = (
     "tests/test_gpu.py",
     "tests/kernels/test_triton_ops.py::test_kernels_agree_with_the_references",
@@ -32,8 +32,8 @@ if sys.argv[1] == "cuda":
 class Part:
     """A command with its own limit in seconds.
 
-    `needed`: where it exits with 1, nothing else can run. A reason in `skipped` is only reported:
-    the command is not run.
+    If a `needed` part exits with 1, nothing else is run. A part with a reason in `skipped` is not
+    run, and the reason is reported.
     """
 
     name: str
@@ -90,7 +90,7 @@ def parts(rehearse: bool, python: str, wheels: str, work: Path) -> list[Part]:
         Part("kernels-compiled", 60, bench(
             "bench", "--shapes kontext --name kernels-compiled", f"{odd} --name kernels-compiled",
         )),
-        # without PyTorch's pool every tensor is an allocation of its own, whose ends are guarded
+        # Without PyTorch's pool each tensor is an allocation of its own, whose ends are guarded.
         Part("memcheck", 60, memcheck, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
              skipped="" if rehearse or sanitizer else "compute-sanitizer is not on the PATH"),
         Part("speed", 45, bench(
@@ -101,5 +101,5 @@ def parts(rehearse: bool, python: str, wheels: str, work: Path) -> list[Part]:
             "--scenes 1 --steps 6 --variants default",
         ), "--work", str(work / "quality")]),
     ]  # fmt: skip
-    # how slow a CPU is says nothing: there the deadline alone bounds a part
+    # The limits are a GPU's. On a CPU the deadline alone bounds a part.
     return [replace(part, seconds=math.inf) for part in found] if rehearse else found

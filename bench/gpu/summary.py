@@ -1,4 +1,4 @@
-"""What the summary of a visit shows of the rows and of the parts' output."""
+"""Choose what the summary of a visit shows of the rows and of the parts' output."""
 
 import json
 import re
@@ -39,13 +39,13 @@ def table(path: Path) -> Iterator[str]:
         return
     name = path.stem
     limit, patterns = SHOWN[name]
-    data = json.loads(path.read_text())
     try:
+        data = json.loads(path.read_text())
         lines = list(lines_of(data["rows"]))
+        chosen = [note for note in data["notes"] if note.startswith("FAILED")]
     except (KeyError, TypeError, ValueError) as error:  # must not cost the archive
         yield f"== {name}: the rows cannot be shown, {error!r} =="
         return
-    chosen = [note for note in data["notes"] if note.startswith("FAILED")]
     for pattern in patterns:
         chosen += [x for x in lines if re.search(pattern, x) and x not in chosen]
     yield f"== {name}: {len(lines)} rows =="

@@ -1,4 +1,4 @@
-"""One visit: the parts one after the other, each one's rows packed as soon as they exist."""
+"""Run the parts of a visit one after the other and pack each one's rows as soon as they exist."""
 
 import ctypes
 import io
@@ -25,7 +25,7 @@ SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(Exception):
-    """A signal asks the visit to end."""
+    """Raised where a signal asks the visit to end; its text is the signal's name."""
 
 
 def stop(number: int, frame: object) -> None:
@@ -37,7 +37,7 @@ def stop(number: int, frame: object) -> None:
 
 @dataclass
 class Visit:
-    """The parts run so far, and what is packed of them.
+    """Runs the parts, and keeps what became of them and what is packed.
 
     `work` holds the row files in ``gpu`` and the parts' outputs in ``logs``.
     """
@@ -62,8 +62,8 @@ class Visit:
                 print(f"{part.name}: {self.outcomes[part.name]}", flush=True)
                 if part.needed and code == 1:
                     break
-        except Stopped as signal_name:
-            self.outcomes["the visit"] = f"stopped by {signal_name}"
+        except Stopped as stopped:
+            self.outcomes["the visit"] = f"stopped by {stopped}"
             self.failed.append("the visit")
             self.pack()
         print(self.summary(), end="", flush=True)
@@ -88,8 +88,8 @@ class Visit:
             return None
         try:
             code = self.wait(process, start + limit)
-        except Stopped as signal_name:
-            self.outcomes[part.name] = f"stopped by {signal_name}"
+        except Stopped as stopped:
+            self.outcomes[part.name] = f"stopped by {stopped}"
             raise
         finally:
             end_group(process)

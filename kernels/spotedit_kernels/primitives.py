@@ -1,4 +1,4 @@
-"""What the Triton kernels and their launchers share. Imported only where Triton is installed."""
+"""Helpers that the Triton kernels and their launchers share. Import needs Triton."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def checked_row(p_index, position, m_position, n_rows):
 
 INTERPRETED = not isinstance(checked_row, JITFunction)  # TRITON_INTERPRET=1 was set at import
 
-# The one of PyTorch 2.11 refuses interpreted kernels, which cannot be traced in any case.
+# PyTorch 2.11's `wrap_triton` raises for an interpreted kernel, which is never traced anyway.
 wrap_triton: Callable[[Any], Any] = (lambda kernel: kernel) if INTERPRETED else library.wrap_triton
 
 

@@ -1,4 +1,4 @@
-"""Triton's real compiler and launcher on a machine without a GPU: all but the launch itself.
+"""Run Triton's real compiler and launcher without a GPU: all but the launch itself.
 
 `install` puts Triton's own CUDA driver on top of a stub of libcuda (stub_libcuda.c). Kernels are
 then compiled for the target through `kernel[grid](...)`, and Triton's launcher converts and checks
@@ -66,9 +66,11 @@ def _build_stub(folder: Path) -> ctypes.CDLL:
 
 
 def _driver(capability: int, launches: list[Launch]) -> driver.CudaDriver:
+    """Make Triton's CUDA driver for `capability`, whose launchers append to `launches`."""
     active = driver.CudaDriver()
     active.get_device_capability = lambda device: divmod(capability, 10)
-    active.get_current_device = lambda: capability  # Triton keeps what it compiled by device
+    # Triton caches compiled kernels by device, so each capability gets a number of its own.
+    active.get_current_device = lambda: capability
     active.get_current_stream = lambda device: 0
     active.get_current_target = lambda: GPUTarget("cuda", capability, 32)
     active.get_active_torch_device = lambda: torch.device("cpu")

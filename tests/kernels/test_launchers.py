@@ -1,4 +1,4 @@
-"""Every launcher through Triton's real compiler and argument checks, without a GPU.
+"""Each launcher passes Triton's real compiler and argument checks, without a GPU.
 
 The interpreter takes arguments that the real launcher refuses; stub_driver.py finds those here.
 Each test works in a process of its own, because Triton reads TRITON_INTERPRET at its import.
@@ -31,7 +31,17 @@ pytestmark = NEEDS_TRITON
 HEADS, DIM, KEYS = 4, 32, 300
 TRITON = {"impl": "triton"}
 CAPABILITIES = [90, *(pytest.param(c, marks=pytest.mark.full) for c in (80, 89))]
-ATTENTION_FLAGS = ("INDEX", "KEY_MASK", "INT8", "SPLIT", "DESCRIPTORS")
+FLAGS = {  # compile-time arguments that select a kernel's branches
+    "_attend": ("INDEX", "KEY_MASK", "INT8", "SPLIT", "DESCRIPTORS"),
+    "_reduce": ("INDEX",),
+    "_kv_blend": ("WEIGHT",),
+    "_qk_norm_rope": ("ALIGNED", "INTERLEAVED"),
+    "_cut": (),
+    "_list": (),
+    "_mark": ("AUTO", "RULE", "PREVIOUS"),
+    "_distance": ("UNIT_Y",),
+    "_pool": ("PATCH",),
+}
 
 
 def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -163,44 +173,41 @@ def launch_everything(capability: int, dtype: str) -> tuple[list[Any], list[str]
 
 @pytest.mark.parametrize("dtype", [str(each).removeprefix("torch.") for each in HALVES_AND_FP32])
 @pytest.mark.parametrize("capability", CAPABILITIES)
-def test_every_branch_is_accepted_by_the_real_launcher_and_launched_on_its_own_device(
-    capability, dtype
-):
+def test_the_real_launcher_accepts_every_branch_inside_a_device_guard(capability, dtype):
     launches, faults = in_a_process(launch_everything, capability, dtype)
     assert faults == []
-    seen = {
-        kernel: {tuple(c[flag] for flag in flags) for name, c in launches if name == kernel}
-        for kernel, flags in {
-            "_attend": ATTENTION_FLAGS, "_reduce": ("INDEX",), "_kv_blend": ("WEIGHT",),
-            "_qk_norm_rope": ("ALIGNED", "INTERLEAVED"), "_cut": (), "_list": (),
-            "_mark": ("AUTO", "RULE", "PREVIOUS"), "_distance": ("UNIT_Y",), "_pool": ("PATCH",),
-        }.items()
-    }  # fmt: skip
-    no, yes = False, True
+    seen = {kernel: set() for kernel in FLAGS}
+    for kernel, constants in launches:
+        values = {flag: constants[flag] for flag in FLAGS[kernel]}
+        seen[kernel].add(" ".join(
+            flag if value is True else str(value)
+            for flag, value in values.items() if value is not False
+        ))  # fmt: skip
     attended = {
-        (no, no, no, no, no), (no, no, no, yes, no), (yes, no, no, no, no), (yes, yes, no, no, no),
-        (no, yes, no, no, no), (no, no, yes, no, no), (yes, yes, yes, no, no),
-        (yes, no, no, yes, no),
+        "", "SPLIT", "INDEX", "INDEX SPLIT", "INDEX KEY_MASK", "KEY_MASK", "INT8",
+        "INDEX KEY_MASK INT8",
     }  # fmt: skip
-    if capability == 90 and dtype != "float32":  # plain calls come by tensor descriptor
-        attended = attended - {(no, no, no, yes, no)}
-        attended |= {(no, no, no, no, yes), (no, no, no, yes, yes)}
-    rules = {(auto, rule, yes) for auto in (no, yes) for rule in ("union", "intersect")}
+    if capability == 90 and dtype != "float32":
+        # plain calls come by tensor descriptor, where the memory's layout allows it
+        attended = attended - {"SPLIT"} | {"DESCRIPTORS", "SPLIT DESCRIPTORS"}
     assert seen == {
         "_attend": attended,
-        "_reduce": {(no,), (yes,)},
-        "_kv_blend": {("number",), ("time",), ("weight",)},
-        "_qk_norm_rope": {(a, i) for a in (no, yes) for i in (no, yes)},
-        "_cut": {()},
-        "_list": {()},
-        "_mark": rules | {(no, "none", no), (yes, "none", no), (no, "replace", yes)},
-        "_distance": {(no,), (yes,)},
-        "_pool": {(2,), (3,)},
-    }
+        "_reduce": {"", "INDEX"},
+        "_kv_blend": {"number", "time", "weight"},
+        "_qk_norm_rope": {"", "ALIGNED", "INTERLEAVED", "ALIGNED INTERLEAVED"},
+        "_cut": {""},
+        "_list": {""},
+        "_mark": {
+            "none", "AUTO none", "replace PREVIOUS", "union PREVIOUS", "intersect PREVIOUS",
+            "AUTO union PREVIOUS", "AUTO intersect PREVIOUS",
+        },
+        "_distance": {"", "UNIT_Y"},
+        "_pool": {"2", "3"},
+    }  # fmt: skip
 
 
 def compiled(op: Callable[..., Any], graphs: list[Any]) -> Callable[..., Any]:
-    """`op` under torch.compile, down to the kernels; every graph that is made joins `graphs`."""
+    """Compile `op` with torch.compile down to its kernels; append each graph made to `graphs`."""
     from torch._dynamo.backends.common import aot_autograd
 
     def keep(graph, inputs):
@@ -214,7 +221,7 @@ def compiled(op: Callable[..., Any], graphs: list[Any]) -> Callable[..., Any]:
 def graphs_of_attention(*capabilities: int) -> dict[str, tuple[int, list[bool]]]:
     """Compile attention and call it with 24 numbers of rows.
 
-    For each target and kind of call: the number of graphs, and whether the keys were split.
+    Returns, for each target and kind of call, the number of graphs and the values of SPLIT.
     """
     import stub_driver
 
@@ -245,7 +252,7 @@ def graphs_of_attention(*capabilities: int) -> dict[str, tuple[int, list[bool]]]
 
 
 def graphs_of_every_op() -> list[tuple[int, int]]:
-    """Compile every op and call it with several numbers of rows: graphs and launches of each."""
+    """Compile each op, call it with several numbers of rows, and count its graphs and launches."""
     import stub_driver
     from test_op_compile import CALLS, COUNTS, index
 

@@ -212,9 +212,9 @@ def _launch(
             )  # fmt: skip
 
 
-# The ops are opaque to torch.compile: the number of parts and the tile follow from M, so tracing
-# through them would guard on it and make another graph for nearly every M; and a tensor descriptor
-# needs an address, which a traced tensor does not have.
+# Both ops are opaque to torch.compile. The number of parts of the keys depends on M: if the
+# launcher were traced, torch.compile would guard on M and make a new graph for nearly every value.
+# And a tensor descriptor needs an address, which a traced tensor does not have.
 @custom_op("spotedit::gathered_attention", mutates_args=())
 def _op(
     q: Tensor,
@@ -257,7 +257,7 @@ def _op_out(
 
 @_op_out.register_fake
 def _(*_: object) -> None:
-    """Nothing is returned."""
+    """Return nothing: `out` is written in place."""
 
 
 def gathered_attention(
