@@ -20,6 +20,22 @@ Mark = float | torch.cuda.Event  # time.perf_counter() in seconds, or a recorded
 
 
 @dataclass(frozen=True)
+class StepProgress:
+    """What `Handle.call` tells its `on_step` after a denoising step.
+
+    Attributes:
+        index: 0-based position in the loop of `total` steps.
+        kind: "dense", "full", "spot" or "skip", as in `EditReport.steps`.
+        sigma: noise level the step started from, 1 (noise) to 0 (image).
+    """
+
+    index: int
+    total: int
+    kind: str
+    sigma: float
+
+
+@dataclass(frozen=True)
 class StepRecord:
     """One denoising step, as it was run. Device values are not read here.
 

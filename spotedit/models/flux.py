@@ -184,6 +184,7 @@ KONTEXT = Spec(
     token_pixels=lambda pipe: pipe.vae_scale_factor * 2,
     latents=unpatch,
     modulated=modulated,
+    processors=("FluxAttnProcessor",),
     # of FLUX.1-Kontext-dev, from ComfyUI-TeaCache (github.com/welltop-cn/ComfyUI-TeaCache)
     tea=TeaCache(0.25, (-1046.55119, 312.563399, -16.9500694, 0.410995971, 0.0374537863)),
 )

@@ -70,6 +70,7 @@ FLUX2 = Spec(
     token_pixels=lambda pipe: pipe.vae_scale_factor * 2,
     latents=flux.unpatch,
     modulated=modulated,
+    processors=("Flux2AttnProcessor", "Flux2ParallelSelfAttnProcessor"),
 )
 register(FLUX2)
 register_refusal(
