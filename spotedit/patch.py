@@ -159,16 +159,18 @@ def _transformer_view(transformer: Any, session: Session) -> Any:
 @contextmanager
 def _processors(model: Any, spec: Spec) -> Iterator[dict[str, SpotProcessor]]:
     """The attention layers' processors by name, ours in a block. They may serve several calls."""
-    with _LOCK:
-        layers = {name: _install(model, name) for name in model.attn_processors}
-        for number, block in enumerate(model.transformer_blocks if spec.narrow_block else ()):
-            if _LAYER not in vars(block):
-                prefix = f"transformer_blocks.{number}."
-                own = (layer for name, layer in layers.items() if name.startswith(prefix))
-                vars(block)[_LAYER] = next(own)
-                kind: Any = type(block)
-                block.__class__ = _narrowing_class(kind)
+    layers: dict[str, SpotProcessor] = {}
     try:
+        with _LOCK:
+            for name in model.attn_processors:
+                layers[name] = _install(model, name)
+            for number, block in enumerate(model.transformer_blocks if spec.narrow_block else ()):
+                if _LAYER not in vars(block):
+                    prefix = f"transformer_blocks.{number}."
+                    own = (layer for name, layer in layers.items() if name.startswith(prefix))
+                    vars(block)[_LAYER] = next(own)
+                    kind: Any = type(block)
+                    block.__class__ = _narrowing_class(kind)
         yield layers
     finally:
         with _LOCK:

@@ -23,6 +23,8 @@ from torch import Tensor
 from .cache import LayerCache
 from .models.spec import Spec
 
+_TAKEN = ("encoder_hidden_states", "encoder_hidden_states_mask", "image_rotary_emb")
+
 
 @dataclass
 class Forward:
@@ -93,8 +95,12 @@ def _spot_class(stock: Any) -> Any:
         if forward is None:
             return self.stock(attn, hidden_states, *args, **kwargs)
         given = dict(zip(names, args, strict=False)) | kwargs
-        if given.get("attention_mask") is not None:
-            raise ValueError("spotedit takes no attention_mask; expected the prompt's mask alone")
+        more = [n for n, v in given.items() if n not in _TAKEN and (isinstance(v, Tensor) or v)]
+        if more:
+            raise ValueError(
+                f"the attention layers were given {', '.join(more)}; expected no more than the "
+                "prompt and its mask: spot steps cannot apply it, so edit without spotedit"
+            )
         cache.ran = True
         prompt = given.get("encoder_hidden_states")
         return attend(forward, cache, _chosen_backend(self), attn, hidden_states, prompt)

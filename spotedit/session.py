@@ -123,10 +123,10 @@ class Session:
     def run(self, forward: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         """In place of the transformer's forward."""
         hidden = kwargs["hidden_states"]
-        if not self.begun:
-            self._begin(kwargs)
         if self._start is None:
             self._start = mark(hidden)
+        if not self.begun:
+            self._begin(kwargs)
         prompt = kwargs["encoder_hidden_states"].shape[1]
         self.sequence = self.rows = prompt + hidden.shape[1]
         rank, self.rank = self.rank, self.rank + 1
