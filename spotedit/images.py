@@ -1,6 +1,6 @@
 """Users' pictures in and out: what a model needs, or an error that says what is wrong.
 
-Every reader returns 8-bit pixels the right way up. Every writer checks first, then writes a
+Every reader returns pixels the right way up. Every writer checks first, then writes a
 temporary file beside the target and renames it, so that a target is whole or absent.
 """
 
@@ -52,14 +52,14 @@ def decode_image(data: bytes, name: str) -> Image.Image:
 
 
 def load_mask(path: str | os.PathLike[str]) -> Image.Image:
-    """A mask as one 8-bit channel (mode L), turned as its EXIF orientation says.
+    """A mask, for `spotedit.mask.as_mask` to interpret: its pixels and mode stay as they are.
 
-    White may change, black stays. Transparent parts count as black.
+    It is turned as its EXIF orientation says. Of an animation, the first frame is taken.
 
     Raises:
-        ImageError: as `load_image`.
+        ImageError: no such file, not a picture, damaged, or more than `MAX_PIXELS` pixels.
     """
-    return _load(Path(path), lambda image: _flatten(_to_8_bit(image), "black").convert("L"))
+    return _load(Path(path), lambda image: image)
 
 
 def _load(path: Path, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
@@ -105,7 +105,7 @@ def _too_large(name: Path | str, size: str) -> ImageError:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    flat = _flatten(_to_8_bit(image), "white")
+    flat = _flatten(_to_8_bit(image))
     profile = image.info.get("icc_profile")
     if profile and flat.mode in ("RGB", "CMYK"):
         try:
@@ -131,11 +131,11 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(((grey + 128) // 257).astype(np.uint8))
 
 
-def _flatten(image: Image.Image, background: str) -> Image.Image:
+def _flatten(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return image
     layer = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, background), layer).convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
 
 
 def check_output(

@@ -166,10 +166,18 @@ def test_compare_checks_its_own_files_too(run, model, capsys, tmp_path):
     assert model == []
 
 
-def test_mask_of_another_size(run, model, capsys, tmp_path):
-    Image.new("L", (WIDTH + 1, HEIGHT)).save(tmp_path / "mask.png")
+def test_mask_of_another_aspect(run, model, capsys, tmp_path):
+    Image.new("L", (WIDTH + 4, HEIGHT)).save(tmp_path / "mask.png")
     assert run("--mask", tmp_path / "mask.png") == 2
-    assert f"{WIDTH} x {HEIGHT}" in capsys.readouterr().err
+    assert f"expected the aspect of {tmp_path / 'in.png'}, {WIDTH} x" in capsys.readouterr().err
+    assert model == []
+
+
+def test_a_picture_that_is_no_mask(run, model, capsys, tmp_path):
+    pixels = np.linspace(-1, 1, WIDTH * HEIGHT, dtype=np.float32).reshape(HEIGHT, WIDTH)
+    Image.fromarray(pixels).save(tmp_path / "mask.tif")
+    assert run("--mask", tmp_path / "mask.tif") == 2
+    assert "mask.tif: mask has values from -1 to 1; expected 0" in capsys.readouterr().err
     assert model == []
 
 
@@ -240,10 +248,20 @@ def test_edit_is_reproducible_and_follows_the_seed(run, model, tmp_path):
     assert not np.array_equal(a, c)
 
 
-def test_mask_decides_where_the_picture_may_change(run, model, tmp_path):
-    mask = Image.new("L", (WIDTH, HEIGHT))
-    mask.paste(255, (0, 0, WIDTH // 2, HEIGHT))
-    mask.save(tmp_path / "mask.png")
+def left_half(kind: str, width: int, height: int) -> Image.Image:
+    """A mask of one kind whose left half may change."""
+    left = np.arange(width) < width // 2 * np.ones((height, 1))
+    if kind == "16 bit":
+        return Image.fromarray(np.where(left, 65535, 300).astype(np.uint16))
+    if kind == "paint":
+        return Image.fromarray(left[..., None] * np.array([255, 0, 0, 255], np.uint8))
+    return Image.fromarray(left).convert("P")
+
+
+@pytest.mark.parametrize("scale", [0.5, 1, 3])
+@pytest.mark.parametrize("kind", ["16 bit", "paint", "palette"])
+def test_mask_decides_where_the_picture_may_change(run, model, tmp_path, kind, scale):
+    left_half(kind, int(scale * WIDTH), int(scale * HEIGHT)).save(tmp_path / "mask.png")
     more = ("--steps", 8, "--mask", tmp_path / "mask.png", "--mask-mode", "replace")
     assert run(*more, "--report", tmp_path / "r.json") == 0
     region = np.array(json.loads((tmp_path / "r.json").read_text())["region"], dtype=bool)
@@ -322,7 +340,11 @@ def test_preview_of_an_edit_that_skips_nothing(model, picture, capsys, tmp_path)
 
 def test_edit_with_the_tiny_editor(tiny_editor, run, picture, tmp_path, capsys):
     Image.open(picture).resize((300, 200)).save(picture)
-    assert run("--steps", 4, model="tiny") == 0
+    left_half("palette", 150, 100).save(tmp_path / "mask.png")
+    masked = ("--mask", tmp_path / "mask.png", "--mask-mode", "replace")
+    assert run("--steps", 4, *masked, "--report", tmp_path / "r.json", model="tiny") == 0
+    region = np.array(json.loads((tmp_path / "r.json").read_text())["region"], dtype=bool)
+    assert region.mean() == pytest.approx(0.5, abs=1 / region.shape[1])
     width, height = Image.open(tmp_path / "out.png").size
     assert width * height == pytest.approx(128**2, rel=0.1)
     assert width / height == pytest.approx(1.5, rel=0.1)

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 import spotedit
 
 from ..evaluation.edits import loop_settings
 from ..images import atomic_write, check_output, load_image, load_mask, save_image
+from ..mask import as_mask, resized, same_aspect
 from ..report import EditReport
 from . import MODELS
 from .errors import BadInput
@@ -39,18 +41,29 @@ def run(args: argparse.Namespace) -> None:
     require_model(args)
     outputs = _outputs(args)
     device = choose_device(args.device, args.offload)
-    image, mask = load_image(args.image), args.mask and load_mask(args.mask)
-    if mask and mask.size != image.size:
-        raise BadInput(
-            f"{args.mask} is {mask.width} x {mask.height} pixels; expected the size of "
-            f"{args.image}, {image.width} x {image.height}"
-        )
+    image = load_image(args.image)
+    mask = None if args.mask is None else _mask(args.mask, image, args.image)
     with explained(device), fitting_threads(args.model, device):
         config = spotedit.SpotEditConfig(threshold=args.threshold)
         pipe = load(args.model, args.dtype, device, args.offload)
         if args.model == "tiny":
-            image, mask = native(pipe, image), mask and native(pipe, mask)
+            image = native(pipe, image)
+            mask = None if mask is None else resized(mask, (image.height, image.width))
         _edit(args, pipe, config, image, mask, outputs)
+
+
+def _mask(path: Path, image: Image.Image, name: Path) -> Tensor:
+    """The mask in the file `path`, of the aspect of `image`, which errors call `name`."""
+    picture = load_mask(path)
+    if not same_aspect((picture.height, picture.width), (image.height, image.width)):
+        raise BadInput(
+            f"{path} is {picture.width} x {picture.height} pixels; expected the aspect of {name}, "
+            f"{image.width} x {image.height}"
+        )
+    try:
+        return as_mask(picture)
+    except ValueError as error:
+        raise BadInput(f"{path}: {error}") from error
 
 
 def require_model(args: argparse.Namespace) -> None:
@@ -80,7 +93,7 @@ def _edit(
     pipe: Any,
     config: spotedit.SpotEditConfig,
     image: Image.Image,
-    mask: Image.Image | None,
+    mask: Tensor | None,
     outputs: _Outputs,
 ) -> None:
     loop_settings(pipe, call_given(args))  # raises for an option that the pipeline does not take
