@@ -159,29 +159,32 @@ def resized(mask: Tensor, size: Grid) -> Tensor:
     return F.adaptive_max_pool2d(mask[:, None].float(), size)[:, 0] > 0
 
 
-def token_mask(mask: Tensor, grid: Grid, batch: int, sizes: Sequence[Grid]) -> Tensor:
+def token_mask(
+    mask: Tensor, grid: Grid, batch: int, sizes: Sequence[Grid], scaled: bool = True
+) -> Tensor:
     """A pixel mask on the token grid: a token may change where any of its pixels may.
 
     Args:
         mask: bool [1 or batch, H, W].
         grid: token grid (rows, cols).
         batch: images in the call.
-        sizes: sizes (height, width) that the mask may have, or have scaled: the source's and the
-            output's.
+        sizes: sizes (height, width) that the mask may have: the source's and the output's.
+        scaled: also accept another size of the same aspect.
 
     Returns:
         bool [batch, rows * cols].
 
     Raises:
-        ValueError: another aspect or batch.
+        ValueError: another size or batch.
     """
     size = (mask.shape[1], mask.shape[2])
-    if size != grid and not any(same_aspect(size, allowed) for allowed in sizes):
-        allowed = list(dict.fromkeys([*sizes, grid]))
+    allowed = list(dict.fromkeys([*sizes, grid]))
+    if size not in allowed and not (scaled and any(same_aspect(size, other) for other in sizes)):
         raise ValueError(
             f"mask is {size[0]} x {size[1]} (height x width); expected the size of the source "
             f"image, of the output or of the token grid: "
-            f"{', '.join(f'{h} x {w}' for h, w in allowed)}; or another size of the same aspect"
+            f"{', '.join(f'{h} x {w}' for h, w in allowed)}"
+            f"{', or another size of the same aspect' if scaled else ''}"
         )
     if mask.shape[0] not in (1, batch):
         raise ValueError(
@@ -237,5 +240,6 @@ def allowed_tokens(
         mask = UserMask(own.repeat(batch // len(own), 1, 1), "intersect")
     source = spec.source_size(arguments, number)
     sizes = [size] if source is None else [source, size]
-    allowed = token_mask(mask.pixels, grid, batch, sizes)
+    # where the model sees only a part of the source, a mask of the source would be misplaced
+    allowed = token_mask(mask.pixels, grid, batch, sizes, scaled=source is not None)
     return mask, allowed, mask_note(allowed, mask.mode)

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -311,7 +312,68 @@ def test_an_edit_that_is_cut_short_writes_nothing(run, model, monkeypatch, tmp_p
     assert names(tmp_path) == set()
 
 
+def without(folder: Path, call: Callable) -> Callable:
+    """`call`, after which the folder is gone."""
+
+    def called(*args, **kwargs):
+        result = call(*args, **kwargs)
+        shutil.rmtree(folder, ignore_errors=True)
+        return result
+
+    return called
+
+
+def test_a_folder_that_vanishes_during_the_edit(run, model, monkeypatch, tmp_path, capsys):
+    out, current = tmp_path / "out", tmp_path / "current"
+    out.mkdir()
+    current.mkdir()
+    monkeypatch.chdir(current)
+    monkeypatch.setattr(edit, "timed", without(out, edit.timed))
+    given = ("--steps", 4, "--compare", "--report", out / "r.json")
+    assert run(*given, output="out/o.png") == 1
+    lines = capsys.readouterr().err.splitlines()[-4:]
+    found = [sorted(current.glob(f"{n}-????????.*")) for n in ("o", "o-dense", "o-compare", "r")]
+    for line, (path,) in zip(lines, found, strict=True):
+        assert line.endswith(f"It was written to {path} instead")
+    for (path,) in found[:2]:
+        assert Image.open(path).size == (WIDTH, HEIGHT)
+    assert len(json.loads(found[3][0].read_text())["steps"]) == 4
+
+
+def test_a_report_that_cannot_be_written(run, model, monkeypatch, tmp_path, capsys):
+    reports = tmp_path / "reports"
+    reports.mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(edit, "timed", without(reports, edit.timed))
+    assert run("--steps", 4, "--report", reports / "r.json") == 1
+    error = capsys.readouterr().err
+    assert f"spotedit edit: {reports / 'r.json'}: cannot be written (No such file" in error
+    assert Image.open(tmp_path / "out.png").size == (WIDTH, HEIGHT)
+
+
+def test_a_figure_that_cannot_be_drawn(run, model, monkeypatch, tmp_path, capsys):
+    def fail(*args, **kwargs):
+        raise ValueError("the figure is too large")
+
+    monkeypatch.setattr(edit, "save_figure", fail)
+    assert run("--steps", 4, "--compare") == 1
+    assert "out-compare.png: the figure is too large. It could not" in capsys.readouterr().err
+    assert names(tmp_path) == {"out.png", "out-dense.png"}
+
+
 # -- preview
+
+
+def test_a_preview_whose_folder_vanishes(model, picture, monkeypatch, tmp_path, capsys):
+    out, current = tmp_path / "out", tmp_path / "current"
+    out.mkdir()
+    current.mkdir()
+    monkeypatch.chdir(current)
+    monkeypatch.setattr(preview, "call_options", without(out, preview.call_options))
+    given = ["preview", picture, "add a hat", "-o", out / "p.png", "--model", "some/model"]
+    assert main([str(argument) for argument in (*given, "--steps", 8)]) == 1
+    assert capsys.readouterr().err.count("It was written to") == 2
+    assert len(names(current)) == 2
 
 
 def test_preview_writes_a_mask_that_edit_takes(model, picture, run, capsys, tmp_path):

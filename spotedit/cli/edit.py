@@ -4,6 +4,7 @@ import argparse
 import inspect
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from torch import Tensor
 import spotedit
 
 from ..evaluation.edits import loop_settings
-from ..images import atomic_write, check_output, load_image, load_mask, save_image
+from ..files import write_somewhere, write_text
+from ..images import check_output, load_image, load_mask, save_image
 from ..mask import as_mask, resized, same_aspect
 from ..report import EditReport
 from . import MODELS
-from .errors import BadInput
+from .errors import BadInput, fail_for
 from .figure import save_figure
 from .pipelines import call_given, choose_device, explained, fitting_threads, load, native, timed
 
@@ -113,21 +115,27 @@ def _edit(
         dense, dense_seconds = timed(pipe, args.seed, options)
     spot, seconds, report = spot_edit()
 
-    save_image(spot, outputs.spot, args.force)
+    spot_problem = write_somewhere(outputs.spot, partial(save_image, spot, force=args.force))
+    problems = [spot_problem]
+    if dense is not None and outputs.dense:
+        write_dense = partial(save_image, dense, force=args.force)
+        problems.append(write_somewhere(outputs.dense, write_dense))
     print(report.summary())
-    print(f"{outputs.spot}: {spot.width} x {spot.height} pixels, {seconds:.2f} s in all")
-    if dense is not None and dense_seconds is not None and outputs.dense and outputs.figure:
-        save_image(dense, outputs.dense, args.force)
+    size = f"{spot.width} x {spot.height} pixels"
+    print(f"{outputs.spot if spot_problem is None else 'spot'}: {size}, {seconds:.2f} s in all")
+    if dense is not None and dense_seconds is not None and outputs.figure:
         region = spot if report.region is None else report.overlay(spot)
-        save_figure(outputs.figure, [(args.instruction, (image, dense, spot, region))])
+        rows = [(args.instruction, (image, dense, spot, region))]
+        problems.append(write_somewhere(outputs.figure, partial(save_figure, rows=rows)))
         print(
-            f"{outputs.dense}: {dense_seconds:.2f} s without skipping, "
-            f"{dense_seconds / seconds:.2f} times as long (one run each, after a warm-up)"
+            f"{outputs.dense if problems[1] is None else 'dense'}: {dense_seconds:.2f} s without "
+            f"skipping, {dense_seconds / seconds:.2f} times as long (one run each, after a warm-up)"
         )
     if outputs.report:
         measured = {"spot_seconds": seconds, "dense_seconds": dense_seconds}
-        with atomic_write(outputs.report) as temporary:
-            temporary.write_text(json.dumps(report.to_dict() | measured, indent=1) + "\n")
+        text = json.dumps(report.to_dict() | measured, indent=1) + "\n"
+        problems.append(write_somewhere(outputs.report, partial(write_text, text=text)))
+    fail_for(problems)
 
 
 def _size(pipe: Any, picture: Image.Image) -> dict[str, int]:
