@@ -93,6 +93,7 @@ class Session:
         self.threshold = own if config.threshold is None else config.threshold
         self.begun = False
         self.reason: str | None = None  # why this call is dense
+        self.mask_note: str | None = None  # what a mask that keeps or frees all tokens does
         self.kinds: list[str] = []  # of the steps; empty in a dense call
         self.index = 0  # of the denoising step
         self.told = Forward(spec, config.impl)
@@ -301,7 +302,7 @@ class Session:
             few = hidden.is_cuda or compiled(self.pipe.transformer)
             self.y = hidden[:, start : start + self.noise].clone()
             self.weights = weights(config.fusion, self.sigmas)
-            mask, allowed = allowed_tokens(
+            mask, allowed, self.mask_note = allowed_tokens(
                 self.pipe, spec, self.arguments, self.mask, self.grid, self.batch, number
             )
             self.judging = Judging(

@@ -91,7 +91,11 @@ def _add_demo(demo: argparse.ArgumentParser) -> None:
 
 def _add_edit(edit: argparse.ArgumentParser) -> None:
     _add_picture(edit)
-    edit.add_argument("--mask", type=Path, help="picture of IMAGE's size; white may change")
+    edit.add_argument(
+        "--mask",
+        type=Path,
+        help="picture of IMAGE's aspect; white may change, or paint of any colour on transparency",
+    )
     edit.add_argument(
         "--mask-mode",
         choices=("intersect", "union", "replace"),
