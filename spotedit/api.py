@@ -16,6 +16,7 @@ from .mask import MODES, UserMask, as_mask
 from .models.spec import spec_for, supported_pipelines
 from .preview import Preview, PreviewSession
 from .report import EditReport
+from .said import announce
 from .session import Session
 
 __all__ = ["Handle", "disable", "enable", "supported_pipelines"]
@@ -137,9 +138,11 @@ class Handle:
             self.report = None
             try:
                 with patch.attached(pipe, session):
-                    return base.__call__(pipe, **given)
+                    output = base.__call__(pipe, **given)
             finally:
                 self.report = session.report()
+            announce(self.report, dense_asked=not self.config.spatial)
+            return output
         finally:
             self._running.release()
 

@@ -103,6 +103,7 @@ class Session:
         self.temporal = resolve(config.temporal, spec.tea, type(pipe).__name__)
         self.reuse = begin(self.temporal)  # of velocities
         self.skipping = False  # this step runs no forward
+        self.unedited = 0  # number of images that end as the source
         self._outputs: dict[int, Any] = {}  # last output by guidance branch, for its type
         self._start: Mark | None = None
 
@@ -228,6 +229,7 @@ class Session:
     def _replace(self, result: Any) -> Any:
         """Token replacement: reused tokens are the source, exactly."""
         previous = result[0] if isinstance(result, tuple) else result.prev_sample
+        self.unedited = self.spot.num_empty
         final = torch.where(self.spot.rows[..., None], previous, self.y.to(previous.dtype))
         return with_sample(result, final)
 
@@ -304,4 +306,5 @@ class Session:
             judge=self.config.judge,
             misalignment=judging.misalignment if judging else None,
             temporal=self.temporal,
+            unedited=self.unedited,
         )

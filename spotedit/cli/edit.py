@@ -15,7 +15,7 @@ from ..evaluation.edits import loop_settings
 from ..images import atomic_write, check_output, load_image, load_mask, save_image
 from ..report import EditReport
 from . import MODELS
-from .errors import BadInput
+from .errors import BadInput, Unedited
 from .figure import save_figure
 from .pipelines import call_given, choose_device, explained, fitting_threads, load, native, timed
 
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     """Check all that can be checked, load the model, edit, write.
 
     Raises:
-        BadInput, ImageError, OutputError, Failure: see `spotedit.cli.main`.
+        BadInput, ImageError, OutputError, Failure, Unedited: see `spotedit.cli.main`.
     """
     require_model(args)
     outputs = _outputs(args)
@@ -115,6 +115,8 @@ def _edit(
         measured = {"spot_seconds": seconds, "dense_seconds": dense_seconds}
         with atomic_write(outputs.report) as temporary:
             temporary.write_text(json.dumps(report.to_dict() | measured, indent=1) + "\n")
+    if args.fail_if_unchanged and report.unedited:
+        raise Unedited(f"nothing was edited: {outputs.spot} is the source")
 
 
 def _size(pipe: Any, picture: Image.Image) -> dict[str, int]:

@@ -7,3 +7,7 @@ class BadInput(Exception):
 
 class Failure(Exception):
     """The input is fine, the work could not be done: exit status 1."""
+
+
+class Unedited(Exception):
+    """Nothing was edited, which `--fail-if-unchanged` refuses: exit status 3."""
