@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 from spotedit_kernels.select_tokens import Mode
 
@@ -11,7 +11,7 @@ from . import (
     patch,
     temporal,
 )
-from .config import SpotEditConfig, resolve
+from .config import Overrides, SpotEditConfig, resolve
 from .mask import MODES, UserMask, as_mask
 from .models.spec import spec_for, supported_pipelines
 from .preview import Preview, PreviewSession
@@ -156,7 +156,9 @@ class Handle:
                 self._outer._install()
 
 
-def enable(pipe: Any, config: SpotEditConfig | None = None, **overrides: Any) -> Handle:
+def enable(
+    pipe: Any, config: SpotEditConfig | None = None, **overrides: Unpack[Overrides]
+) -> Handle:
     """Make an editing pipeline regenerate only what its instruction changes.
 
     The pipeline is used as before: `pipe(image=..., prompt=...)`. A second `enable` replaces the
