@@ -126,7 +126,8 @@ def test_a_call_that_does_not_reach_its_end_is_not_called_unedited(call, pipe, c
 
 
 def test_a_preview_is_not_called_unedited(pipe, arguments, caplog):
-    given = arguments(callback_on_step_end=None)
+    caplog.set_level(logging.INFO, logger="spotedit")
+    given = arguments()
     del given["output_type"]
     preview = spotedit.enable(pipe, judge="l2", threshold=1e9).preview(**given)
     assert not preview.region.any()
@@ -194,6 +195,7 @@ def test_what_is_said_costs_no_read_of_the_device(pipe, arguments, monkeypatch):
 def test_the_exit_status_of_an_edit_that_changed_nothing(
     tmp_path, capsys, caplog, threshold, status
 ):
+    caplog.set_level(logging.INFO, logger="spotedit")  # `main` sets its own
     Image.new("RGB", (128, 128), "teal").save(tmp_path / "in.png")
     given = ["edit", str(tmp_path / "in.png"), "paint it", "--model", "tiny", "--steps", "2"]
     given += ["--threshold", threshold, "-o", str(tmp_path / "out.png")]
