@@ -74,9 +74,11 @@ def script(tmp_path) -> Path:
 
 
 @pytest.mark.full
-def test_mypy_finds_what_is_wrong_and_nothing_else(script):
+def test_mypy_finds_what_is_wrong_and_nothing_else(script, pytestconfig):
     pytest.importorskip("mypy")
-    command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", script.name]
+    cache = str(pytestconfig.cache.mkdir("mypy"))  # the first run reads all of PyTorch: minutes
+    options = ["--strict", "--follow-imports=silent", "--cache-dir", cache]
+    command = [sys.executable, "-m", "mypy", *options, script.name]
     environment = os.environ | {"MYPYPATH": os.pathsep.join(SOURCES)}
     done = subprocess.run(
         command, cwd=script.parent, env=environment, capture_output=True, text=True
