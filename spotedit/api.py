@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Unpack
 
 from spotedit_kernels.select_tokens import Mode
 
@@ -16,11 +16,12 @@ from . import (
     patch,
     temporal,
 )
-from .config import SpotEditConfig, resolve
+from .config import Overrides, SpotEditConfig, resolve
 from .mask import MODES, UserMask, as_mask
 from .models.spec import spec_for, supported_pipelines
 from .preview import Preview, PreviewSession
 from .report import EditReport, StepProgress
+from .said import announce
 from .session import Session
 
 __all__ = ["Handle", "disable", "enable", "supported_pipelines"]
@@ -102,9 +103,11 @@ class Handle:
         dropped with the call that is refused.
 
         Args:
-            mask: PIL image, or array or tensor [H, W] or [B, H, W], of the size of the source
-                picture, of the output or of the token grid; white (True, > 0.5, > 127) may change.
-                None clears it.
+            mask: PIL image of any mode, or array or tensor [H, W], [B, H, W], [B, 1, H, W],
+                [H, W, C] or [B, H, W, C] of any number type; of the size of the source picture, of
+                the output or of the token grid, or of the aspect of one of the first two. What is
+                brighter than half of white may change. On transparency, paint of any colour may
+                change, or, where it is a drawing in black and white, its white. None clears it.
             mode: `"intersect"`: only what is judged edited and lies in the mask is regenerated;
                 `"union"`: either; `"replace"`: the mask, with no judgement.
 
@@ -201,10 +204,12 @@ class Handle:
             session = kind(pipe, self._spec, config, own.mask, arguments, own.on_step)
             try:
                 with patch.attached(pipe, session, self._views):
-                    return base.__call__(pipe, **given)
+                    output = base.__call__(pipe, **given)
             finally:
                 own.report = session.report()
-                self.report = own.report
+                self.report = own.report or self.report
+            announce(own.report, dense_asked=not config.spatial)
+            return output
         finally:
             self._running.release()
 
@@ -224,7 +229,9 @@ def _user_mask(mask: Any, mode: Mode) -> UserMask | None:
     return None if mask is None else UserMask(as_mask(mask), mode)
 
 
-def enable(pipe: Any, config: SpotEditConfig | None = None, **overrides: Any) -> Handle:
+def enable(
+    pipe: Any, config: SpotEditConfig | None = None, **overrides: Unpack[Overrides]
+) -> Handle:
     """Make an editing pipeline regenerate only what its instruction changes.
 
     The pipeline is used as before: `pipe(image=..., prompt=...)`. A second `enable` replaces the

@@ -105,6 +105,7 @@ class Session:
         self.temporal = resolve(config.temporal, spec.tea, type(pipe).__name__)
         self.reuse = begin(self.temporal)  # of velocities
         self.skipping = False  # this step runs no forward
+        self.unedited = 0  # number of images that end as the source
         self._outputs: dict[int, Any] = {}  # last output by guidance branch, for its type
         self._start: Mark | None = None
 
@@ -257,6 +258,7 @@ class Session:
     def _replace(self, result: Any) -> Any:
         """Token replacement: reused tokens are the source, exactly."""
         previous = result[0] if isinstance(result, tuple) else result.prev_sample
+        self.unedited = self.spot.num_empty
         final = torch.where(self.spot.rows[..., None], previous, self.y.to(previous.dtype))
         return with_sample(result, final)
 
@@ -288,7 +290,6 @@ class Session:
         self.sigmas = scheduler.sigmas[first : first + steps].tolist()
         self.grid, self.batch = grids[0], hidden.shape[0]
         self.noise = self.grid[0] * self.grid[1]
-        self.begun = True
         config = self.config
         own = config.initial_steps, config.reset_steps, config.reset_every
         kinds = plan(steps, *own, spec.reset_fractions)
@@ -313,6 +314,7 @@ class Session:
             mixed, model = any(weight != 1.0 for weight in self.weights), self.pipe.transformer
             told, layers = self.told, self.layers
             self.forwards = Forwards(model, spec, config, told, layers, self.noise, start, mixed)
+        self.begun = True
 
     def report(self) -> EditReport | None:
         """What the call did so far; None before its first forward."""
@@ -333,4 +335,6 @@ class Session:
             judge=self.config.judge,
             misalignment=judging.misalignment if judging else None,
             temporal=self.temporal,
+            unedited=self.unedited,
+            mask_note=self.mask_note,
         )

@@ -42,8 +42,11 @@ def test_what_the_package_exports():
     assert sorted(spotedit.__all__) == [
         "EditReport",
         "Handle",
+        "Overrides",
+        "Preview",
         "Spec",
         "SpotEditConfig",
+        "Step",
         "TaylorSeer",
         "TeaCache",
         "disable",

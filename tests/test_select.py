@@ -48,6 +48,7 @@ def test_every_image_of_a_batch_has_lists_of_its_own():
     padded = select(torch.cat([tokens(1, 2, 9), tokens()]), pad_to=4)
     assert padded.active.tolist() == [[1, 2, 9, -1], [-1] * 4]
     assert padded.reused[0].tolist()[-4:] == [14, -1, -1, -1]
+    assert (first.num_empty, second.num_empty, padded.num_empty) == (0, 0, 1)
 
 
 @pytest.mark.parametrize("count", [0, 15])

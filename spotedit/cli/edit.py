@@ -19,7 +19,7 @@ from ..images import check_output, load_image, load_mask, save_image
 from ..mask import as_mask, resized, same_aspect
 from ..report import EditReport
 from . import MODELS
-from .errors import BadInput, fail_for
+from .errors import BadInput, Unedited, fail_for
 from .figure import save_figure
 from .pipelines import call_given, choose_device, explained, fitting_threads, load, native, timed
 
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     """Check all that can be checked, load the model, edit, write.
 
     Raises:
-        BadInput, ImageError, OutputError, Failure: see `spotedit.cli.main`.
+        BadInput, ImageError, OutputError, Failure, Unedited: see `spotedit.cli.main`.
     """
     require_model(args)
     outputs = _outputs(args)
@@ -136,6 +136,8 @@ def _edit(
         text = json.dumps(report.to_dict() | measured, indent=1) + "\n"
         problems.append(write_somewhere(outputs.report, partial(write_text, text=text)))
     fail_for(problems)
+    if args.fail_if_unchanged and report.unedited:
+        raise Unedited(f"nothing was edited: {outputs.spot} is the source")
 
 
 def _size(pipe: Any, picture: Image.Image) -> dict[str, int]:

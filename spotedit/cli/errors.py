@@ -11,6 +11,10 @@ class Failure(Exception):
     """The input is fine, the work could not be done: exit status 1."""
 
 
+class Unedited(Exception):
+    """Nothing was edited, which `--fail-if-unchanged` refuses: exit status 3."""
+
+
 def fail_for(problems: Iterable[str | None]) -> None:
     """Raise `Failure` with a line for each problem; None is no problem."""
     lines = [problem for problem in problems if problem is not None]
