@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .estimate import estimate
     from .models.spec import Spec, register
     from .preview import Preview
-    from .report import EditReport, Step
+    from .report import EditReport, Step, StepProgress
     from .temporal import TaylorSeer, TeaCache
 
 __version__ = "0.1.0"
@@ -30,6 +30,7 @@ __all__ = [
     "Spec",
     "SpotEditConfig",
     "Step",
+    "StepProgress",
     "TaylorSeer",
     "TeaCache",
     "disable",
@@ -47,6 +48,7 @@ _HOME = {
     "Spec": "models.spec",
     "SpotEditConfig": "config",
     "Step": "report",
+    "StepProgress": "report",
     "TaylorSeer": "temporal",
     "TeaCache": "temporal",
     "estimate": "estimate",

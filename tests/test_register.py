@@ -47,6 +47,7 @@ def test_what_the_package_exports():
         "Spec",
         "SpotEditConfig",
         "Step",
+        "StepProgress",
         "TaylorSeer",
         "TeaCache",
         "disable",
