@@ -159,8 +159,8 @@ def calls(draw: st.DrawFn, exact: bool = False) -> Call:
     mode = "replace" if exact else draw(st.sampled_from(["intersect", "union", "replace"]))
     return Call(
         name=name,
-        seed=draw(st.integers(0, 2)),
-        steps=draw(st.integers(1, 5)),
+        seed=draw(st.integers(0, 1)),
+        steps=draw(st.integers(1, 4)),
         batch=batch,
         guided=guided,
         scheduler=draw(st.sampled_from(schedulers)),

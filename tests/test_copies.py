@@ -44,7 +44,10 @@ def same(images, expected):
 
 
 @pytest.mark.parametrize("during", [False, True], ids=["between calls", "during a call"])
-@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize(
+    "how",
+    [pytest.param(n, marks=pytest.mark.row(what="copies", how=n, instead="")) for n in COPIES],
+)
 def test_a_copy_is_stock_and_the_original_stays_enabled(world, how, during):
     pipe, twins = world.pipeline(), []
     handle = enable(pipe, 0)
@@ -104,6 +107,10 @@ def in_another_process(pipe):
 
 
 @pytest.mark.full
+@pytest.mark.row(
+    what="multiprocessing", how="an enabled pipeline sent to a spawned process arrives stock",
+    instead="enable it there",
+)  # fmt: skip
 def test_an_enabled_pipeline_arrives_stock_in_another_process(world):
     pipe = world.pipeline()
     with enable(pipe, 0) as handle, multiprocessing.get_context("spawn").Pool(1) as processes:

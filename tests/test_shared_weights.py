@@ -156,6 +156,11 @@ def check(world, seeds, turns):
     assert len(refused) <= right, f"{len(refused)} refusals, {right} right pictures: {set(refused)}"
 
 
+@pytest.mark.row(
+    what="threads",
+    how="pipelines of several threads on one transformer, VAE and scheduler, switched at any step",
+    instead="",
+)
 def test_threads_that_take_turns(world):
     check(world, range(20), Turns)
 
@@ -166,6 +171,11 @@ def test_many_threads_that_take_turns(world, first):
     check(world, range(first, first + 25), Turns)
 
 
+@pytest.mark.row(
+    what="threads",
+    how="pipelines of several threads on one transformer, VAE and scheduler, switched at any time",
+    instead="",
+)
 def test_threads_that_run_freely(world):
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
@@ -226,6 +236,11 @@ def test_a_call_in_the_middle_of_another(world, outer, inner, common, run):
     assert made, "both calls were refused"
 
 
+@pytest.mark.row(
+    what="a pipeline of another class",
+    how="`FluxPipeline` on the same transformer, in the middle of a call",
+    instead="",
+)
 @pytest.mark.parametrize("run", [in_this_thread, in_another_thread])
 def test_a_text_to_image_sibling_in_the_middle_of_a_call(world, run):
     """A pipeline of another class and without a condition image, on the same weights."""
