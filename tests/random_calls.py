@@ -30,7 +30,12 @@ SCHEDULERS: dict[str, tuple[type, dict[str, Any]]] = {
         },
     ),
 }
-NAMES = [name for name in FAMILIES for _ in range(1 if "LongCat" in name else 4)]  # it is slow
+# the slower ones come less often
+NAMES = [
+    name
+    for name in FAMILIES
+    for _ in range(1 if "LongCat" in name else 3 if "Modular" in name else 6)
+]
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
 from bench import interoperability
 
 ROOT = Path(__file__).parents[1]
@@ -38,8 +36,9 @@ def test_rows_are_grouped_and_the_worst_counts(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("words", ["torchao", "bitsandbytes", "threads", "FastAPI", "| refused |"])
-def test_the_committed_table(words):
+def test_the_committed_table():
     text = (ROOT / "docs" / "interoperability.md").read_text()
-    assert words in text
+    for words in ("torchao", "bitsandbytes", "threads", "FastAPI", "| refused |"):
+        assert words in text
+    assert "not run here" not in text
     assert "| fails |" not in text
