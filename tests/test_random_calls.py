@@ -9,7 +9,7 @@ import json
 import pytest
 import torch
 from families import FAMILIES
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from random_calls import Call, calls, pipeline
 from test_combinations import tokens
@@ -24,6 +24,7 @@ DEFAULT = settings(
     deadline=None,
     suppress_health_check=list(HealthCheck),
     print_blob=False,
+    phases=[Phase.generate, Phase.shrink],
 )
 
 
