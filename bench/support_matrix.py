@@ -3,16 +3,11 @@
 Runs the tests of families and combinations, also the slow ones, and writes docs/support.md.
 """
 
-import argparse
 import re
-import subprocess
 import sys
-import tempfile
-import xml.etree.ElementTree as ET
 from collections.abc import Mapping
-from pathlib import Path
 
-from . import environment
+from .junit import WORST, cases, markdown, write
 
 TESTS = tuple(
     f"tests/test_{name}.py" for name in ("families", "combinations", "offload", "quantised")
@@ -75,16 +70,14 @@ alone where the stock pipeline reads wrong weights of such a VAE (FLUX.2's; Qwen
 def outcomes(junit: str) -> dict[tuple[str, str], str]:
     """A pytest run's XML -> {(row, pipeline): "yes", "skipped" or "fails"}; the worst counts."""
     found: dict[tuple[str, str], str] = {}
-    for case in ET.fromstring(junit).iter("testcase"):
-        name = re.fullmatch(r"(\w+)\[(\w*Pipeline(?: \w+)?)(?:-(.+))?\]", case.get("name", ""))
+    for case in cases(junit):
+        name = re.fullmatch(r"(\w*Pipeline(?: \w+)?)(?:-(.+))?", case.parameters)
         if name is None:
             continue
-        test, pipeline, rest = name.groups()
-        row = GUIDED if rest == "CFG" else ROWS.get(test, rest or test)
-        tags = {child.tag for child in case}
-        result = "fails" if tags & {"failure", "error"} else "skipped" if tags else "yes"
-        worst = ("yes", "skipped", "fails")
-        found[row, pipeline] = max(result, found.get((row, pipeline), "yes"), key=worst.index)
+        pipeline, rest = name.groups()
+        row = GUIDED if rest == "CFG" else ROWS.get(case.test, rest or case.test)
+        before = found.get((row, pipeline), "yes")
+        found[row, pipeline] = max(case.result, before, key=WORST.index)
     return found
 
 
@@ -95,34 +88,18 @@ def table(found: Mapping[tuple[str, str], str]) -> str:
     """
     rows, pipelines = (list(dict.fromkeys(keys)) for keys in zip(*found, strict=True))
     rows += [row for row in NOT_HERE if row not in rows]
-    lines = [["", *(f"`{name}`" for name in pipelines)], ["---"] * (len(pipelines) + 1)]
+    lines = [["", *(f"`{name}`" for name in pipelines)]]
     lines += [[row, *(found.get((row, name), "not tested") for name in pipelines)] for row in rows]
     gaps = [line[0] for line in lines if "not tested" in line]
     reasons = "".join(f"- *{row}*: {WHY.get(row, 'no reason is known.')}\n" for row in gaps)
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + "\n" + reasons
+    return f"{markdown(lines)}\n{reasons}"
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.support_matrix", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("docs/support.md"))
-    parser.add_argument("--junit", type=Path, help="the XML of a run that has been made")
-    args = parser.parse_args(argv)
-    status = 0
-    if args.junit is not None:
-        junit = args.junit.read_text()
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            report = Path(folder, "report.xml")
-            # in one process: the table has the tests' order
-            options = ["-q", "-p", "no:xdist", "-m", "not gpu", f"--junitxml={report}"]
-            status = subprocess.run([sys.executable, "-m", "pytest", *options, *TESTS]).returncode
-            junit = report.read_text()
-    known = environment.describe()
-    versions = ", ".join(f"{name} {known[name]}" for name in ("torch", "diffusers", "commit"))
-    args.out.write_text(
-        f"{HEADER}\n{table(outcomes(junit))}\n`python -m bench.support_matrix`, {versions}.\n"
-    )
-    return status
+    def text(junit: str) -> str:
+        return f"{HEADER}\n{table(outcomes(junit))}"
+
+    return write("support_matrix", TESTS, "docs/support.md", text, argv)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,14 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+@pytest.fixture(autouse=True)
+def _row(request, record_property) -> None:
+    """Write the columns of a test's row of docs/interoperability.md into the run's report."""
+    marker = request.node.get_closest_marker("row")
+    for name, value in (marker.kwargs if marker else {}).items():
+        record_property(name, value)
+
+
 @pytest.fixture
 def impl(request) -> Iterator[str]:
     """Return the implementation of a parameter (implementation, device); make tensors there."""

@@ -25,7 +25,10 @@ def project(attn: Any, hidden: Tensor, prompt: Tensor | None) -> Projection:
 
 
 def modulated(block: Any, arguments: Arguments) -> Tensor:
-    shift, scale, *_ = arguments["temb_mod_img"].chunk(6, dim=-1)
+    modulation = arguments["temb_mod_img"]
+    if modulation.ndim == 2:  # [B, 6 D], one for all rows of an image
+        modulation = modulation[:, None]
+    shift, scale, *_ = modulation.chunk(6, dim=-1)
     return block.norm1(arguments["hidden_states"]) * (1 + scale) + shift
 
 

@@ -1,0 +1,67 @@
+"""What works beside an enabled pipeline, from the tests. ``python -m bench.interoperability``.
+
+Runs the tests that stand for a row, also the slow ones, and writes docs/interoperability.md. Needs
+the extras `test` and `interop`; a row whose package is not installed says so.
+"""
+
+import sys
+
+from .junit import WORST, Case, cases, markdown, write
+
+TESTS = tuple(f"tests/test_{name}.py" for name in ("interoperability", "shared_weights", "copies"))
+HEADER = """# What works beside it, and what does not
+
+From the outcomes of the tests, on small random FLUX.1-Kontext pipelines on a CPU. Whatever is
+beside an enabled pipeline was put there before `enable` and, in another test, after it.
+
+- *works*: with all tokens active the picture equals the stock pipeline's with the same beside it
+  within 1e-4, an edit of a part of it reuses the rest, and after `disable` the stock picture is
+  back.
+- *dense*: the picture is the stock pipeline's, nothing is skipped, and `handle.report.reason` says
+  why.
+- *refused*: `enable` or the call raises a `ValueError` that names what it found and the way out.
+
+What each pipeline class is tested with (LoRA, offloading, schedulers, batches) is in
+[support.md](support.md).
+"""
+HEAD = ("with what", "how", "outcome", "what to do instead", "test")
+
+
+def rows(junit: str) -> list[list[str]]:
+    """A pytest run's XML -> a row for each thing and way, in the tests' order."""
+    found: dict[tuple[str, str], list[Case]] = {}
+    for case in cases(junit):
+        if "what" in case.properties:
+            key = case.properties["what"], case.properties["how"]
+            found.setdefault(key, []).append(case)
+    return [
+        [what, how, _outcome(group), group[0].properties["instead"], _tests(group)]
+        for (what, how), group in found.items()
+    ]
+
+
+def _outcome(group: list[Case]) -> str:
+    worst = max((case.result for case in group), key=WORST.index)
+    if worst == "fails":
+        return "fails"
+    if worst == "skipped":
+        return f"not run here: {next(case.message for case in group if case.result == worst)}"
+    return "; ".join(dict.fromkeys(case.properties.get("outcome", "works") for case in group))
+
+
+def _tests(group: list[Case]) -> str:
+    return ", ".join(dict.fromkeys(f"`{case.module}.py::{case.test}`" for case in group))
+
+
+def main(argv: list[str] | None = None) -> int:
+    def text(junit: str) -> str:
+        cells = [[cell.replace("|", "\\|") for cell in row] for row in rows(junit)]
+        return f"{HEADER}\n{markdown([HEAD, *cells])}"
+
+    return write(
+        "interoperability", TESTS, "docs/interoperability.md", text, argv, "row and not gpu"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""What a patch could leave behind on a pipeline and its components."""
+
+from typing import Any
+
+from torch import nn
+
+HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_with_kwargs",
+)
+
+
+def traces(*components: Any) -> list[dict[str, Any]]:
+    """Describe every module and every other component: class, attributes, processor, hooks."""
+    found = []
+    for component in components:
+        parts = component.modules() if isinstance(component, nn.Module) else [component]
+        found += [_describe(part) for part in parts]
+    return found
+
+
+def _describe(part: Any) -> dict[str, Any]:
+    names = {name for name in vars(part) if isinstance(part, nn.Module) or name[0] != "_"}
+    return {
+        "class": type(part),
+        "attributes": names,
+        "call": type(part).__call__ if callable(part) else None,
+        "forward": vars(part).get("forward"),
+        "processor": id(getattr(part, "processor", None)),
+        "hooks": [len(getattr(part, name, ())) for name in HOOKS],
+    }
