@@ -7,7 +7,6 @@ the views, and the attention processors that a call installs are the stock ones 
 """
 
 import copy
-import copyreg
 import functools
 import inspect
 import threading
@@ -20,6 +19,7 @@ from torch import Tensor
 from .models.spec import Spec
 from .processor import SpotProcessor, spot_processor
 from .session import Session
+from .views import subclass, view
 
 Views = dict[str, Any]  # component -> what the running call sees in its place
 
@@ -55,23 +55,8 @@ def swap_class(pipe: Any, call: Callable[..., Any], owner: object, views: Views)
             return found | {name: vars(self)[name] for name in views if name in found}
 
         namespace["components"] = property(components)
-    pipe.__class__ = _subclass(base, namespace)
+    pipe.__class__ = subclass(base, namespace)
     return base
-
-
-def _subclass(base: Any, namespace: dict[str, Any]) -> Any:
-    """A subclass of the same name whose copies and pickles are of the class `base`."""
-
-    def __reduce_ex__(self: Any, protocol: Any) -> Any:
-        make, arguments, state, *rest = base.__reduce_ex__(self, protocol)
-        if make.__name__ == "__newobj__":  # for which pickle insists on the subclass
-            make, arguments = copyreg._reconstructor, (base, object, None)  # type: ignore[attr-defined]
-        attributes = state[0] if isinstance(state, tuple) else state  # all slots are ours
-        kept = {name: value for name, value in attributes.items() if name != _LAYER}
-        return make, tuple(base if x is type(self) else x for x in arguments), kept, *rest
-
-    named = {"__module__": base.__module__, "__doc__": base.__doc__, "__reduce_ex__": __reduce_ex__}
-    return type(base.__name__, (base,), named | namespace)
 
 
 def _viewed(name: str, views: Views) -> property:
@@ -121,21 +106,12 @@ def attached(pipe: Any, session: Session, views: Views) -> Iterator[None]:
         session.modulated = functools.partial(_modulated, model, session.spec)
         undo.callback(views.clear)
         views["transformer"] = _transformer_view(transformer, session)
-        views["scheduler"] = view = _scheduler_view(scheduler, session)
-        session.stop = functools.partial(_stop, pipe, view, undo)
+        views["scheduler"] = own = _scheduler_view(scheduler, session)
+        session.stop = functools.partial(_stop, pipe, own, undo)
         yield
 
 
 # -- the transformer, which other pipelines may share
-
-
-def _view(instance: Any, view_class: Any, **slots: Any) -> Any:
-    """An object that shares all attributes of `instance`, of a subclass of its class."""
-    view: Any = object.__new__(view_class)
-    object.__setattr__(view, "__dict__", vars(instance))
-    for name, value in slots.items():
-        object.__setattr__(view, name, value)
-    return view
 
 
 @functools.cache
@@ -146,14 +122,14 @@ def _transformer_class(base: Any) -> Any:
             kwargs |= zip(inspect.signature(self.forward).parameters, args, strict=False)
         return self._spotedit_run(kwargs)
 
-    return _subclass(base, {"__slots__": ("_spotedit_run",), "__call__": __call__})
+    return subclass(base, {"__slots__": ("_spotedit_run",), "__call__": __call__})
 
 
 def _transformer_view(transformer: Any, session: Session) -> Any:
     """A transformer whose calls go through `session`."""
     base: Any = type(transformer)
     run = functools.partial(session.run, functools.partial(base.__call__, transformer))
-    return _view(transformer, _transformer_class(base), _spotedit_run=run)
+    return view(transformer, _transformer_class(base), _spotedit_run=run)
 
 
 @contextmanager
@@ -208,7 +184,7 @@ def _narrowing_class(base: Any) -> Any:
             kwargs = kwargs | forward.spec.narrow_block(kwargs, forward.index)
         return base.__call__(self, *args, **kwargs)
 
-    return _subclass(base, {"__call__": __call__})
+    return subclass(base, {"__call__": __call__})
 
 
 class _Reached(Exception):
@@ -231,7 +207,7 @@ def _modulated(model: Any, spec: Spec, kwargs: dict[str, Any]) -> Tensor:
                 return base.__call__(self, *args, **arguments)
             raise _Reached(arguments)
 
-        block.__class__ = _subclass(base, {"__call__": stop})
+        block.__class__ = subclass(base, {"__call__": stop})
         try:
             model.forward(**kwargs)
         except _Reached as reached:
@@ -248,7 +224,7 @@ def _modulated(model: Any, spec: Spec, kwargs: dict[str, Any]) -> Tensor:
 @functools.cache
 def _scheduler_class(base: Any) -> Any:
     step = property(lambda self: self._spotedit_step)  # also where the instance has a `step`
-    return _subclass(base, {"__slots__": ("_spotedit_step",), "step": step})
+    return subclass(base, {"__slots__": ("_spotedit_step",), "step": step})
 
 
 def _scheduler_view(scheduler: Any, session: Session) -> Any:
@@ -258,10 +234,10 @@ def _scheduler_view(scheduler: Any, session: Session) -> Any:
     replaced on the instance is not copied, as the replacement may belong to it.
     """
     base: Any = type(scheduler)
-    view = _view(scheduler, _scheduler_class(base))
+    own = view(scheduler, _scheduler_class(base))
     if "step" not in vars(scheduler):
-        object.__setattr__(view, "__dict__", copy.deepcopy(vars(scheduler)))
-    stock = vars(scheduler).get("step") or functools.partial(base.step, view)
+        object.__setattr__(own, "__dict__", copy.deepcopy(vars(scheduler)))
+    stock = vars(scheduler).get("step") or functools.partial(base.step, own)
 
     @functools.wraps(base.step)
     def step(*args: Any, **kwargs: Any) -> Any:
@@ -269,8 +245,8 @@ def _scheduler_view(scheduler: Any, session: Session) -> Any:
 
     # diffusers looks at the parameters of `step`, without `self`
     step.__signature__ = inspect.signature(scheduler.step)  # type: ignore[attr-defined]
-    object.__setattr__(view, "_spotedit_step", step)
-    return view
+    object.__setattr__(own, "_spotedit_step", step)
+    return own
 
 
 def _stop(pipe: Any, scheduler: Any, undo: ExitStack) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .cache import LayerCache
 from .models.spec import Spec
+from .views import subclass, view
 
 _TAKEN = ("encoder_hidden_states", "encoder_hidden_states_mask", "image_rotary_emb")
 
@@ -80,9 +81,6 @@ class SpotProcessor:
     here: Here
     stock: Any
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.stock.__reduce_ex__(protocol)
-
 
 @functools.cache
 def _spot_class(stock: Any) -> Any:
@@ -105,18 +103,13 @@ def _spot_class(stock: Any) -> Any:
         prompt = given.get("encoder_hidden_states")
         return attend(forward, cache, _chosen_backend(self), attn, hidden_states, prompt)
 
-    namespace = {"__call__": __call__, "__module__": stock.__module__, "__slots__": ()}
-    return type(stock.__name__, (SpotProcessor, stock), namespace)
+    return subclass(stock, {"__call__": __call__, "__slots__": ()}, (SpotProcessor,))
 
 
-def spot_processor(stock: Any) -> SpotProcessor:
-    """The processor that stands in for `stock`; it shares all attributes with it."""
+def spot_processor(stock: Any) -> Any:
+    """The `SpotProcessor` that stands in for `stock`; it shares all attributes with it."""
     kind: Any = type(stock)
-    processor: SpotProcessor = object.__new__(_spot_class(kind))
-    attributes = {"__dict__": vars(stock), "stock": stock, "here": Here(), "calls": 0}
-    for name, value in attributes.items():
-        object.__setattr__(processor, name, value)
-    return processor
+    return view(stock, _spot_class(kind), stock=stock, here=Here(), calls=0)
 
 
 def _chosen_backend(processor: Any) -> AttentionBackendName | None:

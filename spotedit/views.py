@@ -1,0 +1,33 @@
+"""Objects that stand in for others: they share all attributes, and are of a subclass."""
+
+import copyreg
+from typing import Any
+
+
+def subclass(base: Any, namespace: dict[str, Any], mixins: tuple[type, ...] = ()) -> Any:
+    """A subclass of the same name whose copies and pickles are of the class `base`.
+
+    Args:
+        namespace: its own methods, and `__slots__` where `view` is to set some. Attributes whose
+            names begin with `_spotedit` are not copied.
+        mixins: classes before `base`.
+    """
+
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+        make, arguments, state, *rest = base.__reduce_ex__(self, protocol)
+        if make.__name__ == "__newobj__":  # for which pickle insists on the subclass
+            make, arguments = copyreg._reconstructor, (base, object, None)  # type: ignore[attr-defined]
+        attributes = state[0] if isinstance(state, tuple) else state  # the slots are ours
+        kept = attributes and {k: v for k, v in attributes.items() if not k.startswith("_spotedit")}
+        return make, tuple(base if x is type(self) else x for x in arguments), kept, *rest
+
+    named = {"__module__": base.__module__, "__doc__": base.__doc__, "__reduce_ex__": __reduce_ex__}
+    return type(base.__name__, (*mixins, base), named | namespace)
+
+
+def view(instance: Any, view_class: Any, **slots: Any) -> Any:
+    """An object of `view_class`, a `subclass`, that shares all attributes of `instance`."""
+    made = object.__new__(view_class)
+    for name, value in {"__dict__": vars(instance), **slots}.items():
+        object.__setattr__(made, name, value)
+    return made
