@@ -108,6 +108,9 @@ def test_an_attention_backend_that_was_chosen_runs_in_every_forward(pipe, monkey
         return stock(query, *args, **kwargs)
 
     monkeypatch.setitem(_AttentionBackendRegistry._backends, name, count)
+    # a model's backend becomes that of the whole process
+    active = _AttentionBackendRegistry._active_backend
+    monkeypatch.setattr(_AttentionBackendRegistry, "_active_backend", active)
     if chosen == "before enable":
         pipe.transformer.set_attention_backend(name.value)
     handle = spotedit.enable(pipe, condition_cache=False)
