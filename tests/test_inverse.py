@@ -2,6 +2,8 @@
 
 import copy
 import multiprocessing
+import os
+import sys
 import threading
 
 import numpy as np
@@ -253,8 +255,9 @@ def first_call(scenario):
     return images.numpy(), handle.report.mean_ratio
 
 
-def test_a_call_does_not_depend_on_those_before():
+def test_a_call_does_not_depend_on_those_before(monkeypatch):
     """A call after others, some aborted, equals the same call as the first of a process."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # or it preloads nothing
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # imports only; every worker is forked from there
     with context.Pool(1, maxtasksperchild=1) as processes:
