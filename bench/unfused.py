@@ -1,20 +1,21 @@
 """A spot step as it is usually written: PyTorch operations one after the other."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
-import spotedit.patch
+import spotedit.processor
 import spotedit.session
 from spotedit.cache import LayerCache, Place, Rows
 from spotedit.forwards import Branch, Forwards
-from spotedit.models.spec import Arguments, Projection, Spec
+from spotedit.models.spec import Arguments, Projection
 from spotedit.processor import Forward
 from spotedit.select import Selection
 
@@ -30,12 +31,21 @@ class Step(NamedTuple):
     keys: list[Tensor]  # cos, sin [S, D] in the order [prompt, active, reused, condition]
 
 
+@dataclass
+class UnfusedCache(LayerCache):
+    """Normalised keys before rotation, and values; `step` is that of the running spot forward."""
+
+    step: Step | None = None
+
+
 class UnfusedForwards(Forwards):
     """Leaves buffers and blending to the layers."""
 
     def _new_branch(self, place: Place, kwargs: Arguments) -> Branch:
         none = torch.empty(0)
-        layers = {name: LayerCache(Rows(none), Rows(none), None) for name in self.layers}
+        layers: dict[str, LayerCache] = {
+            name: UnfusedCache(Rows(none), Rows(none), None) for name in self.layers
+        }
         return self._branch(place, kwargs, layers)
 
     def _blend(self, branch: Branch, spot: Selection, weight: float) -> None:
@@ -47,60 +57,51 @@ class UnfusedForwards(Forwards):
         order = torch.cat([slots, reused, rest])
         rows = torch.cat([prompt, place.prompt + spot.active.clamp(min=0)])
         queries, keys = ([table[i] for table in branch.rope] for i in (rows, order))
-        for layer in self.layers.values():
-            layer.step = Step(place, slots, reused, weight, queries, keys)  # type: ignore[attr-defined]
+        for layer in branch.layers.values():
+            assert isinstance(layer, UnfusedCache)
+            layer.step = Step(place, slots, reused, weight, queries, keys)
 
 
-class UnfusedProcessor:
-    """Stands in for `SpotProcessor` with the condition cache on, for FLUX's attention.
+def attend(
+    forward: Forward,
+    cache: LayerCache,
+    backend: AttentionBackendName | None,
+    attn: Any,
+    hidden: Tensor,
+    prompt: Tensor | None,
+) -> Any:
+    """Stands in for `spotedit.processor.attend` with the condition cache on, for FLUX's attention.
 
-    The cache holds normalised keys before rotation. A spot forward concatenates the keys and values
-    of [prompt, active, reused, condition] tokens, rotates all the keys, and attends.
+    A spot forward concatenates the keys and values of [prompt, active, reused, condition] tokens,
+    rotates all the keys, and attends.
     """
+    assert isinstance(cache, UnfusedCache)
+    assert forward.rope is not None
+    q, k, v = _project(attn, hidden, prompt)
+    queries: Sequence[Tensor] = forward.rope  # of all tokens, [S, D]
+    keys = queries
+    if forward.mode == "capture":
+        cache.k, cache.v = Rows(k), Rows(v)
+    else:
+        assert cache.step is not None
+        queries, keys = cache.step.queries, cache.step.keys
+        k, v = joint(cache.step, k, cache.k.data), joint(cache.step, v, cache.v.data)
+    out = dispatch_attention_fn(
+        apply_rotary_emb(q, queries, sequence_dim=1),
+        apply_rotary_emb(k, keys, sequence_dim=1),
+        v,
+        backend=backend,
+    )
+    return forward.spec.output(attn, out, prompt, Projection(q, k, v, {}))
 
-    cache: LayerCache
-    step: Step
 
-    def __init__(self, stock: Any, spec: Spec, impl: str, forward: Forward) -> None:
-        self.stock, self.spec, self.forward = stock, spec, forward
-        self._attention_backend = stock._attention_backend
-        self._parallel_config = stock._parallel_config
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
-    ) -> Any:
-        if self.forward.mode == "stock":
-            return self.stock(
-                attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
-            )
-        q, k, v = _project(attn, hidden_states, encoder_hidden_states)
-        queries = keys = self.forward.rope  # of all tokens, [S, D]
-        if self.forward.mode == "capture":
-            self.cache.k, self.cache.v = Rows(k), Rows(v)
-        else:
-            queries, keys = self.step.queries, self.step.keys
-            k, v = self._joint(k, self.cache.k.data), self._joint(v, self.cache.v.data)
-        out = dispatch_attention_fn(
-            apply_rotary_emb(q, queries, sequence_dim=1),
-            apply_rotary_emb(k, keys, sequence_dim=1),
-            v,
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
-        return self.spec.output(attn, out, encoder_hidden_states, Projection(q, k, v, {}))
-
-    def _joint(self, fresh: Tensor, kept: Tensor) -> Tensor:
-        """Rows [prompt, active, reused, condition] of keys or values, [B, S, H, D]."""
-        place, slots, own, weight, *_ = self.step
-        fresh = fresh[:, : len(slots)]  # without padding
-        kept.index_copy_(1, slots, fresh)
-        reused = weight * kept[:, own] + (1 - weight) * kept[:, own + place.reference]
-        return torch.cat([fresh, reused, kept[:, place.rows.stop :]], dim=1)
+def joint(step: Step, fresh: Tensor, kept: Tensor) -> Tensor:
+    """Rows [prompt, active, reused, condition] of keys or values, [B, S, H, D]."""
+    place, slots, own, weight, *_ = step
+    fresh = fresh[:, : len(slots)]  # without padding
+    kept.index_copy_(1, slots, fresh)
+    reused = weight * kept[:, own] + (1 - weight) * kept[:, own + place.reference]
+    return torch.cat([fresh, reused, kept[:, place.rows.stop :]], dim=1)
 
 
 def _project(attn: Any, hidden: Tensor, prompt: Tensor | None) -> list[Tensor]:
@@ -122,9 +123,9 @@ def _project(attn: Any, hidden: Tensor, prompt: Tensor | None) -> list[Tensor]:
 
 @contextmanager
 def unfused() -> Iterator[None]:
-    """Enabled pipelines run `UnfusedProcessor` inside the block."""
+    """Enabled pipelines run `attend` above inside the block."""
     with (
-        patch.object(spotedit.patch, "spot_processor", UnfusedProcessor),
+        patch.object(spotedit.processor, "attend", attend),
         patch.object(spotedit.session, "Forwards", UnfusedForwards),
     ):
         yield

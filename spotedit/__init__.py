@@ -14,18 +14,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import tiny as tiny
     from .api import Handle, disable, enable, supported_pipelines
-    from .config import SpotEditConfig
+    from .config import Overrides, SpotEditConfig
     from .estimate import estimate
     from .models.spec import Spec, register
-    from .report import EditReport
+    from .preview import Preview
+    from .report import EditReport, Step, StepProgress
     from .temporal import TaylorSeer, TeaCache
 
 __version__ = "0.1.0"
 __all__ = [
     "EditReport",
     "Handle",
+    "Overrides",
+    "Preview",
     "Spec",
     "SpotEditConfig",
+    "Step",
+    "StepProgress",
     "TaylorSeer",
     "TeaCache",
     "disable",
@@ -38,8 +43,12 @@ __all__ = [
 # imported when first used, so that `spotedit --help` does not wait for PyTorch
 _HOME = {
     "EditReport": "report",
+    "Overrides": "config",
+    "Preview": "preview",
     "Spec": "models.spec",
     "SpotEditConfig": "config",
+    "Step": "report",
+    "StepProgress": "report",
     "TaylorSeer": "temporal",
     "TeaCache": "temporal",
     "estimate": "estimate",
@@ -47,14 +56,16 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name == "tiny":
-        return import_module(".tiny", __name__)
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(import_module(f".{_HOME.get(name, 'api')}", __name__), name)
-    globals()[name] = found  # a submodule of that name would hide it
-    return found
+if not TYPE_CHECKING:  # type checkers would take any name for an attribute
+
+    def __getattr__(name: str) -> Any:
+        if name == "tiny":
+            return import_module(".tiny", __name__)
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = getattr(import_module(f".{_HOME.get(name, 'api')}", __name__), name)
+        globals()[name] = found  # a submodule of that name would hide it
+        return found
 
 
 def __dir__() -> list[str]:

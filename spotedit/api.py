@@ -1,24 +1,53 @@
 """`enable`, `disable` and the handle between them."""
 
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Unpack
 
 from spotedit_kernels.select_tokens import Mode
 
 from . import (
+    guards,
     models,  # noqa: F401, registers the families
     patch,
     temporal,
 )
-from .config import SpotEditConfig, resolve
+from .config import Overrides, SpotEditConfig, resolve
 from .mask import MODES, UserMask, as_mask
 from .models.spec import spec_for, supported_pipelines
 from .preview import Preview, PreviewSession
-from .report import EditReport
+from .report import EditReport, StepProgress
+from .said import announce
 from .session import Session
 
 __all__ = ["Handle", "disable", "enable", "supported_pipelines"]
+
+
+OnStep = Callable[[StepProgress], object]
+
+
+@dataclass
+class Call:
+    """What belongs to the calls in a block of `Handle.call`.
+
+    Attributes:
+        report: `EditReport` of the last of these calls, also of one that was cut short; None
+            before any, and of a refused one.
+    """
+
+    mask: UserMask | None
+    on_step: OnStep | None
+    report: EditReport | None = None
+
+
+# handle -> the block of `Handle.call` around the current code, by thread and asynchronous task
+_BLOCKS: ContextVar[Mapping["Handle", Call]] = ContextVar(
+    "spotedit_calls", default=MappingProxyType({})
+)
 
 
 class Handle:
@@ -35,19 +64,21 @@ class Handle:
     def __init__(self, pipe: Any, config: SpotEditConfig) -> None:
         self._spec = spec_for(pipe)
         temporal.resolve(config.temporal, self._spec.tea, type(pipe).__name__)
-        patch.refuse(pipe)
+        guards.refuse(pipe, self._spec)
         self.config = config
         self.report: EditReport | None = None
         self._pipe = pipe
         self._mask: UserMask | None = None
+        self._mask_in_use: UserMask | None = None  # by the last call that was not refused
         self._running = threading.Lock()
+        self._views: patch.Views = {}
         self._outer: Handle | None = patch.owner_of(pipe)
         if self._outer is not None:
             self._outer.disable()
         self._install()
 
     def _install(self) -> None:
-        self._base = patch.swap_class(self._pipe, self._call, self)
+        self._base = patch.swap_class(self._pipe, self._call, self, self._views)
 
     @property
     def enabled(self) -> bool:
@@ -68,19 +99,46 @@ class Handle:
     def set_mask(self, mask: Any, mode: Mode = "intersect") -> None:
         """Say where the picture may change, for the calls that follow.
 
+        Where several threads make calls, use `call`: a mask that is set while another call runs is
+        dropped with the call that is refused.
+
         Args:
-            mask: PIL image, or array or tensor [H, W] or [B, H, W], of the size of the source
-                picture, of the output or of the token grid; white (True, > 0.5, > 127) may change.
-                None clears it.
+            mask: PIL image of any mode, or array or tensor [H, W], [B, H, W], [B, 1, H, W],
+                [H, W, C] or [B, H, W, C] of any number type; of the size of the source picture, of
+                the output or of the token grid, or of the aspect of one of the first two. What is
+                brighter than half of white may change. On transparency, paint of any colour may
+                change, or, where it is a drawing in black and white, its white. None clears it.
             mode: `"intersect"`: only what is judged edited and lies in the mask is regenerated;
                 `"union"`: either; `"replace"`: the mask, with no judgement.
 
         Raises:
             TypeError, ValueError: not a mask, or an unknown mode. Its size is checked by the call.
         """
-        if mode not in MODES:
-            raise ValueError(f"mode is {mode!r}; expected one of {', '.join(MODES)}")
-        self._mask = None if mask is None else UserMask(as_mask(mask), mode)
+        self._mask = _user_mask(mask, mode)
+
+    @contextmanager
+    def call(
+        self, *, mask: Any = None, mode: Mode = "intersect", on_step: OnStep | None = None
+    ) -> Iterator[Call]:
+        """Give the calls in a block a mask, a progress callback and a report of their own.
+
+        ``with handle.call(mask=mask) as run: image = pipe(...).images[0]`` and then `run.report`.
+        The block counts for the thread, or the asynchronous task, that enters it.
+
+        Args:
+            mask, mode: as for `set_mask`, whose mask does not count in the block.
+            on_step: called with a `StepProgress` after every denoising step. An exception that it
+                raises ends the call.
+
+        Raises:
+            TypeError, ValueError: see `set_mask`.
+        """
+        run = Call(_user_mask(mask, mode), on_step)
+        token = _BLOCKS.set({**_BLOCKS.get(), self: run})
+        try:
+            yield run
+        finally:
+            _BLOCKS.reset(token)
 
     def preview(self, **call: Any) -> Preview:
         """Run a call up to its first judgement, and decode the picture that it predicts there.
@@ -100,7 +158,9 @@ class Handle:
         """
         if not self.enabled:
             raise RuntimeError("this handle is not in force; enable the pipeline again")
-        if self._mask is not None and self._mask.mode == "replace":
+        run = _BLOCKS.get().get(self)
+        mask = self._mask if run is None else run.mask
+        if mask is not None and mask.mode == "replace":
             raise ValueError(
                 "the mask replaces the judgement, so there is nothing to preview; "
                 'clear it with set_mask(None), or set it with mode="intersect" or "union"'
@@ -121,25 +181,35 @@ class Handle:
     def _run(
         self, kind: Callable[..., Session], base: type, args: tuple, kwargs: dict[str, Any]
     ) -> Any:
-        pipe = self._pipe
+        pipe, config, run = self._pipe, self.config, _BLOCKS.get().get(self)
         if not self._running.acquire(blocking=False):
+            self._mask = self._mask_in_use  # one set since then was for this call
             raise RuntimeError(
-                "this pipeline is already running; an enabled pipeline makes one call at a time"
+                "this pipeline is already running; an enabled pipeline makes one call at a time: "
+                "wait, or give each thread a pipeline of its own (copy.copy(pipe)) and enable that"
             )
         try:
-            patch.refuse(pipe)
+            self._mask_in_use = self._mask
+            own = Call(self._mask, None) if run is None else run
+            own.report = None
+            guards.refuse(pipe, self._spec)
             given, arguments = patch.bind(base, pipe, args, kwargs)
             # a modular pipeline may be given them in its state
             asked = {**getattr(given.get("state"), "values", {}), **given}
-            if self.config.match_size and asked.get("height") is asked.get("width") is None:
-                given |= self._spec.matched_size(pipe, arguments, self.config.reference)
-            session = kind(pipe, self._spec, self.config, self._mask, arguments)
-            self.report = None
+            if config.match_size and asked.get("height") is asked.get("width") is None:
+                size = self._spec.matched_size(pipe, arguments, config.reference)
+                area, most = size.get("max_area", 0), asked.get("max_area")
+                if most is None or area <= most:
+                    given |= size
+            session = kind(pipe, self._spec, config, own.mask, arguments, own.on_step)
             try:
-                with patch.attached(pipe, session):
-                    return base.__call__(pipe, **given)
+                with patch.attached(pipe, session, self._views):
+                    output = base.__call__(pipe, **given)
             finally:
-                self.report = session.report()
+                own.report = session.report()
+                self.report = own.report or self.report
+            announce(own.report, dense_asked=not config.spatial)
+            return output
         finally:
             self._running.release()
 
@@ -153,7 +223,15 @@ class Handle:
                 self._outer._install()
 
 
-def enable(pipe: Any, config: SpotEditConfig | None = None, **overrides: Any) -> Handle:
+def _user_mask(mask: Any, mode: Mode) -> UserMask | None:
+    if mode not in MODES:
+        raise ValueError(f"mode is {mode!r}; expected one of {', '.join(MODES)}")
+    return None if mask is None else UserMask(as_mask(mask), mode)
+
+
+def enable(
+    pipe: Any, config: SpotEditConfig | None = None, **overrides: Unpack[Overrides]
+) -> Handle:
     """Make an editing pipeline regenerate only what its instruction changes.
 
     The pipeline is used as before: `pipe(image=..., prompt=...)`. A second `enable` replaces the
@@ -165,8 +243,9 @@ def enable(pipe: Any, config: SpotEditConfig | None = None, **overrides: Any) ->
         **overrides: fields of `SpotEditConfig`, such as `threshold=0.15`.
 
     Raises:
-        ValueError: the pipeline is not supported, something else owns its transformer (a cache,
-            context parallelism, an IP-Adapter), or a field is out of range.
+        ValueError: the pipeline is not supported, something else decides what its transformer
+            computes (a cache, an attention processor, an IP-Adapter, a patched forward; the
+            message says what to do), or a field is out of range.
         TypeError: an unknown field.
     """
     return Handle(pipe, resolve(config, overrides))

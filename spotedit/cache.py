@@ -84,11 +84,13 @@ class LayerCache:
         k, v: S rows, what attention reads: fresh, blended and condition rows in joint order.
         sources: None where the weight is 1 throughout: then the rows of `k` and `v` that a spot
             step leaves alone are the right ones.
+        ran: whether the layer ran in the last forward, and with it wrote its rows.
     """
 
     k: Rows
     v: Rows
     sources: BlendSources | None
+    ran: bool = False
 
     @property
     def nbytes(self) -> int:

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, fields, replace
+from typing import Literal, TypedDict, get_args
 
 from spotedit_kernels.impl import Impl
 
 from .fusion import FUSIONS, Fusion
-from .select import JUDGES
+from .select import JUDGES, JudgeName
 from .temporal import TaylorSeer, TeaCache, Temporal
 
 IMPLEMENTATIONS = get_args(Impl)
@@ -68,7 +68,7 @@ class SpotEditConfig:
         ValueError: a value out of range, with what was expected.
     """
 
-    judge: str = "perceptual"
+    judge: JudgeName = "perceptual"
     threshold: float | Literal["auto"] | None = None
     dilation: int | None = None
     judge_every: int | None = None
@@ -161,7 +161,29 @@ class SpotEditConfig:
         _require(self.impl in IMPLEMENTATIONS, "impl", self.impl, f"one of {IMPLEMENTATIONS}")
 
 
-def resolve(config: SpotEditConfig | None, overrides: dict[str, Any]) -> SpotEditConfig:
+class Overrides(TypedDict, total=False):
+    """The fields of `SpotEditConfig` as keyword arguments, such as those of `spotedit.enable`."""
+
+    judge: JudgeName
+    threshold: float | Literal["auto"] | None
+    dilation: int | None
+    judge_every: int | None
+    initial_steps: int | None
+    reset_steps: Sequence[int] | None
+    reset_every: int | None
+    fusion: Fusion
+    condition_cache: bool
+    cache_dtype: Literal["auto", "int8"]
+    reference: int | Literal["auto"]
+    match_size: bool
+    on_misaligned: Literal["cache", "dense"]
+    spatial: bool
+    temporal: Temporal | None
+    cache_text: bool
+    impl: Impl
+
+
+def resolve(config: SpotEditConfig | None, overrides: Overrides) -> SpotEditConfig:
     """`config` or the default one, with `overrides` replaced.
 
     Raises:
@@ -175,5 +197,4 @@ def resolve(config: SpotEditConfig | None, overrides: dict[str, Any]) -> SpotEdi
         raise TypeError(
             f"unknown option {', '.join(unknown)}; SpotEditConfig has {', '.join(names)}"
         )
-    current = {name: getattr(config, name) for name in names} if config is not None else {}
-    return SpotEditConfig(**{**current, **overrides})
+    return replace(config or SpotEditConfig(), **overrides)

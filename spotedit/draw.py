@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from .images import atomic_write
+from .files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,7 +73,11 @@ def _eroded(mask: np.ndarray, width: int) -> np.ndarray:
 
 
 def plot_steps(steps: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Bars of the tokens computed (%) and the time taken (ms) at each of `EditReport.steps`."""
+    """Bars of the tokens computed (%) and the time taken (ms) at each of `EditReport.steps`.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     from matplotlib.figure import Figure  # no pyplot: the caller's backend stays
 
     figure = Figure(figsize=(7, 3.6), layout="constrained")

@@ -1,12 +1,12 @@
 """What the cache of an edit will take, before it is made."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
 from . import models  # noqa: F401, registers the families
 from .cache import Place, allocate
-from .config import SpotEditConfig, resolve
+from .config import Overrides, SpotEditConfig, resolve
 from .fusion import weights
 from .models.spec import spec_for
 
@@ -24,7 +24,7 @@ def estimate(
     branches: int = 1,
     dtype: torch.dtype | None = None,
     config: SpotEditConfig | None = None,
-    **overrides: Any,
+    **overrides: Unpack[Overrides],
 ) -> int:
     """Bytes of keys and values that an edit keeps between its steps.
 

@@ -46,6 +46,10 @@ class Forwards:
         noise: tokens.
         reference: image token at which the source begins.
         mixed: whether reused rows are ever blended.
+
+    Attributes:
+        bypassed: a layer that did not run in the last full forward, so that nothing was kept of
+            that forward; None: all ran.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Forwards:
         self.told, self.layers = told, layers
         self.noise, self.reference, self.mixed = noise, reference, mixed
         self.branches: dict[int, Branch] = {}
+        self.bypassed: str | None = None
 
     @property
     def nbytes(self) -> int:
@@ -73,7 +78,7 @@ class Forwards:
         return rank in self.branches and self.branches[rank].place.prompt == prompt
 
     def full(self, rank: int, forward: Call, kwargs: dict[str, Any]) -> Any:
-        """All rows run, and every layer's keys and values are kept."""
+        """Run all rows, and keep every layer's keys and values."""
         prompt, image = (
             kwargs[name].shape[1] for name in ("encoder_hidden_states", "hidden_states")
         )
@@ -84,7 +89,10 @@ class Forwards:
         branch.weight = 1.0
         self._tell(branch, kwargs)
         self.told.slots, self.told.rope_ref = None, branch.rope_ref
-        output = self._run("capture", forward, kwargs)
+        output, self.bypassed = self._run("capture", branch, forward, kwargs)
+        if self.bypassed is not None:
+            del self.branches[rank]  # some of its buffers were never written
+            return output
         for layer in branch.layers.values():
             keep(layer, place)
         return output
@@ -92,10 +100,14 @@ class Forwards:
     def spot(
         self, rank: int, forward: Call, kwargs: dict[str, Any], spot: Selection, weight: float
     ) -> tuple[Any, int]:
-        """Only the prompt's and the active tokens' rows run; the prompt's not where its keys and
-        values are cached, the conditions' too where they are not.
+        """Run the active tokens' rows; the prompt's unless `cache_text`, and the conditions' only
+        without `condition_cache`.
 
-        Returns the output and the number of rows.
+        Returns:
+            The output and the number of rows.
+
+        Raises:
+            RuntimeError: a layer did not run, so that the output is wrong.
         """
         branch, hidden, told = self.branches[rank], kwargs["hidden_states"], self.told
         self._blend(branch, spot, weight)
@@ -117,14 +129,31 @@ class Forwards:
         narrowed["hidden_states"] = gather_rows(hidden, index)
         if self.config.cache_text:
             narrowed |= self.spec.without_prompt(kwargs)
-        return self._run("spot", forward, narrowed), told.slots.shape[-1]
+        output, bypassed = self._run("spot", branch, forward, narrowed)
+        if bypassed is not None:
+            raise RuntimeError(
+                f"{bypassed} ran in a full step and not in this spot step; expected every layer to "
+                "run: something skips blocks of the transformer (a cache, a patched forward). "
+                "Remove it, or edit after spotedit.disable(pipe)"
+            )
+        return output, told.slots.shape[-1]
 
-    def _run(self, mode: str, forward: Call, kwargs: dict[str, Any]) -> Any:
+    def _run(
+        self, mode: str, branch: Branch, forward: Call, kwargs: dict[str, Any]
+    ) -> tuple[Any, str | None]:
+        """The output of a forward, and the first layer that did not run in it, or None."""
         self.told.mode = mode
+        for name, layer in self.layers.items():
+            cache = branch.layers[name]
+            cache.ran = False
+            layer.here.forward, layer.here.cache = self.told, cache
         try:
-            return forward(**kwargs)
+            output = forward(**kwargs)
         finally:
-            self.told.mode = "stock"
+            for layer in self.layers.values():
+                layer.here.forward = layer.here.cache = None
+        bypassed = (name for name, cache in branch.layers.items() if not cache.ran)
+        return output, next(bypassed, None)
 
     def _blend(self, branch: Branch, spot: Selection, weight: float) -> None:
         """Bring the reused rows up to date."""
@@ -135,15 +164,13 @@ class Forwards:
             blend(layer, branch.place, spot.dropped, stale, weight, self.config.impl)
 
     def _tell(self, branch: Branch, kwargs: Arguments) -> None:
-        """What is the same in full and spot forwards."""
+        """Set the state that full and spot forwards share."""
         self.told.prompt, self.told.rope = branch.prompt, branch.rope
         mask = self.spec.prompt_mask(kwargs)
         if mask is not None:
             image = mask.new_ones(len(mask), branch.place.sequence - branch.place.prompt)
             mask = torch.cat([mask, image], dim=1)
         self.told.key_mask = mask
-        for name, layer in self.layers.items():
-            layer.cache = branch.layers[name]
 
     def _new_branch(self, place: Place, kwargs: Arguments) -> Branch:
         hidden = kwargs["hidden_states"]

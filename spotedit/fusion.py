@@ -7,10 +7,11 @@ counts early and the condition image late, fast towards the end: `w = cos^2(pi (
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from spotedit_kernels import cosine_weight
 
-Fusion = str | Callable[[float], float]
+Fusion = Literal["cosine"] | Callable[[float], float]
 
 
 def _cosine(sigma: float) -> float:

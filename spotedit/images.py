@@ -1,20 +1,29 @@
-"""Users' pictures in and out: what a model needs, or an error that says what is wrong.
-
-Every reader returns 8-bit pixels the right way up. Every writer checks first, then writes a
-temporary file beside the target and renames it, so that a target is whole or absent.
-"""
+"""Users' pictures in and out: what a model needs, or an error that says what is wrong."""
 
 import os
-import secrets
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
+
+from .files import OutputError, atomic_write, reason, try_writing
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "ImageError",
+    "OutputError",
+    "atomic_write",
+    "check_output",
+    "decode_image",
+    "load_image",
+    "load_mask",
+    "save_image",
+]
 
 MAX_PIXELS = 128 * 1024**2
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
@@ -27,10 +36,6 @@ _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
 
 class ImageError(ValueError):
     """A picture cannot be read."""
-
-
-class OutputError(ValueError):
-    """A file cannot be written where it was asked for."""
 
 
 def load_image(path: str | os.PathLike[str]) -> Image.Image:
@@ -52,14 +57,14 @@ def decode_image(data: bytes, name: str) -> Image.Image:
 
 
 def load_mask(path: str | os.PathLike[str]) -> Image.Image:
-    """A mask as one 8-bit channel (mode L), turned as its EXIF orientation says.
+    """A mask, for `spotedit.mask.as_mask` to interpret: its pixels and mode stay as they are.
 
-    White may change, black stays. Transparent parts count as black.
+    It is turned as its EXIF orientation says. Of an animation, the first frame is taken.
 
     Raises:
-        ImageError: as `load_image`.
+        ImageError: no such file, not a picture, damaged, or more than `MAX_PIXELS` pixels.
     """
-    return _load(Path(path), lambda image: _flatten(_to_8_bit(image), "black").convert("L"))
+    return _load(Path(path), lambda image: image)
 
 
 def _load(path: Path, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
@@ -105,7 +110,7 @@ def _too_large(name: Path | str, size: str) -> ImageError:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    flat = _flatten(_to_8_bit(image), "white")
+    flat = _flatten(_to_8_bit(image))
     profile = image.info.get("icc_profile")
     if profile and flat.mode in ("RGB", "CMYK"):
         try:
@@ -131,11 +136,11 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(((grey + 128) // 257).astype(np.uint8))
 
 
-def _flatten(image: Image.Image, background: str) -> Image.Image:
+def _flatten(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return image
     layer = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, background), layer).convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
 
 
 def check_output(
@@ -154,21 +159,20 @@ def check_output(
         raise OutputError(
             f"{path}: the suffix is {path.suffix!r}; expected one of {', '.join(suffixes)}"
         )
-    if not path.parent.is_dir():
-        raise OutputError(f"{path}: there is no folder {path.parent}; create it first")
-    if path.is_dir():
-        raise OutputError(f"{path}: is a folder; expected the name of a file")
-    if path.exists() and not force:
-        raise OutputError(f"{path}: already exists; choose another name or force overwriting it")
-    probe = _beside(path)
     try:
-        probe.touch(exist_ok=False)
+        if not path.parent.is_dir():
+            raise OutputError(f"{path}: there is no folder {path.parent}; create it first")
+        if path.is_dir():
+            raise OutputError(f"{path}: is a folder; expected the name of a file")
+        if path.exists() and not force:
+            raise OutputError(
+                f"{path}: already exists; choose another name or force overwriting it"
+            )
+        try_writing(path)
     except OSError as error:
         raise OutputError(
-            f"{path}: cannot write to the folder {path.parent} ({error.strerror})"
+            f"{path}: cannot write to the folder {path.parent} ({reason(error)}); choose another"
         ) from error
-    finally:
-        probe.unlink(missing_ok=True)
     return path
 
 
@@ -176,26 +180,11 @@ def save_image(image: Image.Image, path: str | os.PathLike[str], force: bool = F
     """Write a picture in the format of its suffix (one of `IMAGE_SUFFIXES`), whole or not at all.
 
     Raises:
-        OutputError: see `check_output`.
+        OutputError: see `check_output` and `atomic_write`.
     """
     path = check_output(path, force)
+    suffix, encoded = path.suffix.lower(), BytesIO()
     with atomic_write(path) as temporary:
-        image.save(temporary, **_SAVE_OPTIONS.get(path.suffix.lower(), {}))
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary name in `path`'s folder that becomes `path` if the block ends without exception.
-
-    The temporary file is gone afterwards, also after Ctrl-C. It has the suffix of `path`.
-    """
-    temporary = _beside(path)
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
+        # Pillow, given a path, takes a write that the disk cut short for a whole one
+        image.save(encoded, Image.registered_extensions()[suffix], **_SAVE_OPTIONS.get(suffix, {}))
+        temporary.write_bytes(encoded.getbuffer())

@@ -34,6 +34,9 @@ class Judging:
         selection: of the last judgement, or None.
         misalignment: how the whole frame moved, found at the first judgement; every token is
             active from there on. None: not found, or not looked for.
+
+    Raises:
+        ValueError: the judge lacks what it looks through.
     """
 
     def __init__(
@@ -54,13 +57,13 @@ class Judging:
         self.every = spec.judge_every if config.judge_every is None else config.judge_every
         self.selection: Selection | None = None
         self.misalignment: Misalignment | None = None
-        self._selector: SpotSelector | None = None
+        self._selector = self._make_selector()
         self._judged = 0  # step of the last judgement
 
     @property
     def scores(self) -> Tensor | None:
         """fp32 [B, N] of the last judgement."""
-        return self._selector.scores if self._selector else None
+        return self._selector.scores
 
     def after(self, step: int, full: bool, x0: Callable[[], Tensor]) -> None:
         """Bring the selection up to date after a step that was computed.
@@ -70,7 +73,7 @@ class Judging:
             x0: gives its predicted clean tokens [B, N, C].
 
         Raises:
-            ValueError: they are not finite, or the judge lacks what it looks through.
+            ValueError: they are not finite.
         """
         if self.misalignment is not None:
             return
@@ -79,8 +82,6 @@ class Judging:
             return
         first, clean = self.selection is None, x0()
         self._judged = step
-        if self._selector is None:
-            self._selector = self._make_selector()
         try:
             self.selection = self._selector(clean, None if full else self.selection)
         except NotFiniteError:
@@ -103,23 +104,21 @@ class Judging:
         if self.misalignment is not None:
             self.selection = everything(selection, self.pad_to)
 
+    @functools.cached_property
+    def _features(self) -> Callable[[Tensor], list[Tensor]]:
+        """The VAE decoder's first layers, copied when a judge first looks through them."""
+        return self.spec.features(self.pipe, self.y, self.grid)
+
     def _make_selector(self) -> SpotSelector:
         spec, config = self.spec, self.config
         judge = None
         if self.mask is None or self.mask.mode != "replace":
-            judge = JUDGES[config.judge](self.y, self.grid, self._features(), config.impl)
+            judge = JUDGES[config.judge](
+                self.y, self.grid, lambda tokens: self._features(tokens), config.impl
+            )
         dilation = spec.dilation if config.dilation is None else config.dilation
         mode: Mode = "intersect" if self.mask is None else self.mask.mode
         threshold = None if self.threshold == "auto" else self.threshold
         return SpotSelector(
             judge, threshold, dilation, self.grid, self.allowed, mode, config.impl, self.pad_to
         )
-
-    def _features(self) -> Callable[[Tensor], list[Tensor]]:
-        """Those of the VAE decoder's first layers, which are copied when first needed."""
-
-        @functools.cache
-        def features() -> Callable[[Tensor], list[Tensor]]:
-            return self.spec.features(self.pipe, self.y, self.grid)
-
-        return lambda tokens: features()(tokens)

@@ -1,11 +1,16 @@
 """The only file that changes a pipeline, and the way back from every change.
 
-`enable` swaps the pipeline's class for a subclass whose `__call__` goes through the handle. The
-transformer and the scheduler are changed only while a call runs.
+`enable` swaps the pipeline's class for a subclass whose `__call__` goes through the handle. While a
+call runs, that pipeline sees views in place of its transformer and its scheduler, through which the
+session learns of every forward and step. Other pipelines may share both objects: they do not see
+the views, and the attention processors that a call installs are the stock ones for their forwards.
 """
 
+import copy
+import copyreg
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -13,35 +18,77 @@ from typing import Any
 from torch import Tensor
 
 from .models.spec import Spec
-from .processor import Forward, SpotProcessor, spot_processor
+from .processor import SpotProcessor, spot_processor
 from .session import Session
 
-_SESSION = "_spotedit_session"
-_TEA = "temporal=spotedit.TeaCache() for the same on the edited tokens"
-_INSTEAD = {  # of diffusers' caches
-    "TaylorSeerCacheConfig": "temporal=spotedit.TaylorSeer() for the same on the edited tokens",
-    "TextKVCacheConfig": "cache_text=True for the same in spot steps",
-}
+Views = dict[str, Any]  # component -> what the running call sees in its place
+
+_LAYER = "_spotedit_layer"  # attribute of a narrowed block: its attention's processor
+_LOCK = threading.RLock()  # held while a transformer that may be shared is changed
 
 
-def swap_class(pipe: Any, call: Callable[..., Any], owner: object) -> type:
-    """Give `pipe` a subclass of its class whose calls are `call(base, ...)`; returns `base`."""
-    base = type(pipe)
+def swap_class(pipe: Any, call: Callable[..., Any], owner: object, views: Views) -> type:
+    """Give `pipe` a subclass of its class whose calls are `call(base, ...)`; returns `base`.
+
+    Copies, pickles, and pipelines made from it or by its class are of the class `base`.
+    """
+    base: Any = type(pipe)
+
+    def new(cls: type, *args: Any, **kwargs: Any) -> Any:
+        return base(*args, **kwargs)
 
     @functools.wraps(base.__call__)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self is not pipe:  # made by a class method or a copy: not enabled
-            return base.__call__(self, *args, **kwargs)
         return call(base, *args, **kwargs)
 
     namespace = {
+        "__new__": new,
         "__call__": __call__,
-        "__module__": base.__module__,
-        "__doc__": base.__doc__,
         "_spotedit": owner,
+        "transformer": _viewed("transformer", views),
+        "scheduler": _viewed("scheduler", views),
     }
-    pipe.__class__ = type(base.__name__, (base,), namespace)
+    if hasattr(base, "components"):
+
+        def components(self: Any) -> dict[str, Any]:
+            found = base.components.fget(self)
+            return found | {name: vars(self)[name] for name in views if name in found}
+
+        namespace["components"] = property(components)
+    pipe.__class__ = _subclass(base, namespace)
     return base
+
+
+def _subclass(base: Any, namespace: dict[str, Any]) -> Any:
+    """A subclass of the same name whose copies and pickles are of the class `base`."""
+
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+        make, arguments, state, *rest = base.__reduce_ex__(self, protocol)
+        if make.__name__ == "__newobj__":  # for which pickle insists on the subclass
+            make, arguments = copyreg._reconstructor, (base, object, None)  # type: ignore[attr-defined]
+        attributes = state[0] if isinstance(state, tuple) else state  # all slots are ours
+        kept = {name: value for name, value in attributes.items() if name != _LAYER}
+        return make, tuple(base if x is type(self) else x for x in arguments), kept, *rest
+
+    named = {"__module__": base.__module__, "__doc__": base.__doc__, "__reduce_ex__": __reduce_ex__}
+    return type(base.__name__, (base,), named | namespace)
+
+
+def _viewed(name: str, views: Views) -> property:
+    """A pipeline's attribute `name`, or the running call's view in its place."""
+
+    def get(self: Any) -> Any:
+        if name not in vars(self):
+            raise AttributeError(f"{type(self).__name__} has no {name}")
+        return views[name] if name in views else vars(self)[name]
+
+    def put(self: Any, value: Any) -> None:
+        vars(self)[name] = value
+
+    def delete(self: Any) -> None:
+        del vars(self)[name]
+
+    return property(get, put, delete)
 
 
 def owner_of(pipe: object) -> Any:
@@ -64,124 +111,169 @@ def bind(
     return given, dict(list(bound.arguments.items())[1:])
 
 
-def refuse(pipe: Any) -> None:
-    """Raise where something else owns the transformer's forward.
+@contextmanager
+def attached(pipe: Any, session: Session, views: Views) -> Iterator[None]:
+    """Let `session` see the transformer's forwards and the scheduler's steps in a block."""
+    transformer, scheduler = pipe.transformer, pipe.scheduler
+    model = getattr(transformer, "_orig_mod", transformer)
+    with ExitStack() as undo:
+        session.layers = undo.enter_context(_processors(model, session.spec))
+        session.modulated = functools.partial(_modulated, model, session.spec)
+        undo.callback(views.clear)
+        views["transformer"] = _transformer_view(transformer, session)
+        views["scheduler"] = view = _scheduler_view(scheduler, session)
+        session.stop = functools.partial(_stop, pipe, view, undo)
+        yield
 
-    Raises:
-        ValueError: a cache of diffusers or cache-dit, context parallelism or an IP-Adapter is in
-            use, or a modular pipeline has no transformer yet.
-    """
-    transformer = getattr(pipe, "transformer", None)
-    if transformer is None:
-        raise ValueError(
-            "the pipeline has no transformer; expected one: call pipe.load_components()"
-        )
-    if getattr(transformer, "is_cache_enabled", False):
-        name = type(transformer._cache_config).__name__
-        raise ValueError(
-            f"the transformer has a cache enabled ({name}); expected none: call "
-            f"pipe.transformer.disable_cache(), and enable spotedit with {_INSTEAD.get(name, _TEA)}"
-        )
-    # the class's mark alone may be another pipeline's
-    own = getattr(pipe, "_is_cached", False) and hasattr(pipe, "_context_manager")
-    if own or getattr(transformer, "_is_cached", False):
-        raise ValueError(
-            "cache-dit has a cache on the pipeline; expected none: call "
-            f"cache_dit.disable_cache(pipe), and enable spotedit with {_TEA}"
-        )
-    for name, processor in transformer.attn_processors.items():
-        if isinstance(processor, SpotProcessor):
-            raise ValueError(
-                "another call is using the transformer; wait for it, or give this pipeline its own"
-            )
-        if "IPAdapter" in type(processor).__name__:
-            raise ValueError(
-                f"{name} is an IP-Adapter's; expected none: call pipe.unload_ip_adapter()"
-            )
-        if getattr(processor, "_parallel_config", None) is not None:
-            raise ValueError(
-                "the transformer runs in context parallelism; expected one device: load it without"
-            )
+
+# -- the transformer, which other pipelines may share
+
+
+def _view(instance: Any, view_class: Any, **slots: Any) -> Any:
+    """An object that shares all attributes of `instance`, of a subclass of its class."""
+    view: Any = object.__new__(view_class)
+    object.__setattr__(view, "__dict__", vars(instance))
+    for name, value in slots.items():
+        object.__setattr__(view, name, value)
+    return view
 
 
 @functools.cache
-def _watched(base: type) -> type:
-    """A subclass of a transformer's class whose calls go through the instance's session.
+def _transformer_class(base: Any) -> Any:
+    @functools.wraps(base.__call__)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if args:
+            kwargs |= zip(inspect.signature(self.forward).parameters, args, strict=False)
+        return self._spotedit_run(kwargs)
 
-    The same one for every call: compiled code is valid for one class. A subclass, because hooks are
-    part of what `module.compile()` compiles.
-    """
+    return _subclass(base, {"__slots__": ("_spotedit_run",), "__call__": __call__})
+
+
+def _transformer_view(transformer: Any, session: Session) -> Any:
+    """A transformer whose calls go through `session`."""
+    base: Any = type(transformer)
+    run = functools.partial(session.run, functools.partial(base.__call__, transformer))
+    return _view(transformer, _transformer_class(base), _spotedit_run=run)
+
+
+@contextmanager
+def _processors(model: Any, spec: Spec) -> Iterator[dict[str, SpotProcessor]]:
+    """The attention layers' processors by name, ours in a block. They may serve several calls."""
+    layers: dict[str, SpotProcessor] = {}
+    try:
+        with _LOCK:
+            for name in model.attn_processors:
+                layers[name] = _install(model, name)
+            for number, block in enumerate(model.transformer_blocks if spec.narrow_block else ()):
+                if _LAYER not in vars(block):
+                    prefix = f"transformer_blocks.{number}."
+                    own = (layer for name, layer in layers.items() if name.startswith(prefix))
+                    vars(block)[_LAYER] = next(own)
+                    kind: Any = type(block)
+                    block.__class__ = _narrowing_class(kind)
+        yield layers
+    finally:
+        with _LOCK:
+            for name, layer in layers.items():
+                _uninstall(model, name, layer)
+            for block in model.transformer_blocks if spec.narrow_block else ():
+                if _LAYER in vars(block) and not vars(block)[_LAYER].calls:
+                    block.__class__ = type(block).__mro__[1]
+                    del vars(block)[_LAYER]
+
+
+def _install(model: Any, name: str) -> SpotProcessor:
+    attention = model.get_submodule(name.removesuffix(".processor"))
+    if not isinstance(attention.processor, SpotProcessor):
+        attention.set_processor(spot_processor(attention.processor))
+    attention.processor.calls += 1
+    return attention.processor
+
+
+def _uninstall(model: Any, name: str, layer: SpotProcessor) -> None:
+    attention = model.get_submodule(name.removesuffix(".processor"))
+    layer.calls -= 1
+    if not layer.calls and attention.processor is layer:  # nobody set another one meanwhile
+        attention.set_processor(layer.stock)
+
+
+@functools.cache
+def _narrowing_class(base: Any) -> Any:
+    """Blocks whose arguments are cut to a spot forward's rows, see `Spec.narrow_block`."""
 
     @functools.wraps(base.__call__)
-    def __call__(self: Any, **kwargs: Any) -> Any:
-        return vars(self)[_SESSION].run(functools.partial(base.__call__, self), kwargs)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        forward = self._spotedit_layer.here.forward
+        if forward is not None and forward.mode == "spot":
+            kwargs = kwargs | forward.spec.narrow_block(kwargs, forward.index)
+        return base.__call__(self, *args, **kwargs)
 
-    namespace = {"__call__": __call__, "__module__": base.__module__, "__doc__": base.__doc__}
-    return type(base.__name__, (base,), namespace)
+    return _subclass(base, {"__call__": __call__})
 
 
 class _Reached(Exception):
-    """A forward came to the first block, with these arguments."""
+    """Raised to stop a forward at the first block; carries that block's arguments."""
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         self.arguments = arguments
 
 
-def _modulated(transformer: Any, spec: Spec, kwargs: dict[str, Any]) -> Tensor:
+def _modulated(model: Any, spec: Spec, kwargs: dict[str, Any]) -> Tensor:
     """The first block's modulated image input, of a forward that ends there. No hook of the
-    transformer's own runs, and nothing compiled."""
-    model = getattr(transformer, "_orig_mod", transformer)
-    block, base = model.transformer_blocks[0], type(model.transformer_blocks[0])
+    transformer's own runs, and nothing compiled. Other threads' forwards go on."""
+    block, thread = model.transformer_blocks[0], threading.get_ident()
 
-    def stop(self: Any, **arguments: Any) -> None:
-        raise _Reached(arguments)
+    with _LOCK:
+        base = type(block)
 
-    block.__class__ = type(base.__name__, (base,), {"__call__": stop})
-    try:
-        model.forward(**kwargs)
-    except _Reached as reached:
-        arguments = reached.arguments
-    finally:
-        block.__class__ = base
+        def stop(self: Any, *args: Any, **arguments: Any) -> Any:
+            if threading.get_ident() != thread:
+                return base.__call__(self, *args, **arguments)
+            raise _Reached(arguments)
+
+        block.__class__ = _subclass(base, {"__call__": stop})
+        try:
+            model.forward(**kwargs)
+        except _Reached as reached:
+            arguments = reached.arguments
+        finally:
+            block.__class__ = base
     assert spec.modulated is not None
     return spec.modulated(block, arguments)
 
 
-@contextmanager
-def attached(pipe: Any, session: Session) -> Iterator[None]:
-    """Let `session` see the transformer's forwards and the scheduler's steps in a block."""
-    transformer, scheduler = pipe.transformer, pipe.scheduler
-    base: type = type(transformer)
-    stock, spec = transformer.attn_processors, session.spec
-    session.layers = {
-        name: spot_processor(processor, spec, session.config.impl, session.told)
-        for name, processor in stock.items()
-    }
-    with ExitStack() as undo:
-        undo.callback(transformer.set_attn_processor, dict(stock))
-        transformer.set_attn_processor(dict(session.layers))  # it empties the dict
-        if spec.narrow_block is not None:
-            for block in transformer.transformer_blocks:
-                hook = functools.partial(_narrow_block, spec.narrow_block, session.told)
-                undo.callback(block.register_forward_pre_hook(hook, with_kwargs=True).remove)
-        undo.callback(_restore(transformer, _SESSION))
-        vars(transformer)[_SESSION] = session
-        undo.callback(setattr, transformer, "__class__", base)
-        transformer.__class__ = _watched(base)
-        step = scheduler.step
-
-        @functools.wraps(step)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            return session.scheduler_step(step, *args, **kwargs)
-
-        undo.callback(_restore(scheduler, "step"))
-        scheduler.step = wrapper
-        session.modulated = functools.partial(_modulated, transformer, spec)
-        session.stop = functools.partial(_stop, pipe, undo)
-        yield
+# -- the scheduler
 
 
-def _stop(pipe: Any, undo: ExitStack) -> None:
+@functools.cache
+def _scheduler_class(base: Any) -> Any:
+    step = property(lambda self: self._spotedit_step)  # also where the instance has a `step`
+    return _subclass(base, {"__slots__": ("_spotedit_step",), "step": step})
+
+
+def _scheduler_view(scheduler: Any, session: Session) -> Any:
+    """A copy of the scheduler for one call, whose steps go through `session`.
+
+    A scheduler counts its steps, so that two calls that run at once need two. One whose `step` was
+    replaced on the instance is not copied, as the replacement may belong to it.
+    """
+    base: Any = type(scheduler)
+    view = _view(scheduler, _scheduler_class(base))
+    if "step" not in vars(scheduler):
+        object.__setattr__(view, "__dict__", copy.deepcopy(vars(scheduler)))
+    stock = vars(scheduler).get("step") or functools.partial(base.step, view)
+
+    @functools.wraps(base.step)
+    def step(*args: Any, **kwargs: Any) -> Any:
+        return session.scheduler_step(stock, *args, **kwargs)
+
+    # diffusers looks at the parameters of `step`, without `self`
+    step.__signature__ = inspect.signature(scheduler.step)  # type: ignore[attr-defined]
+    object.__setattr__(view, "_spotedit_step", step)
+    return view
+
+
+def _stop(pipe: Any, scheduler: Any, undo: ExitStack) -> None:
     """Let the running call's own loop skip its remaining steps, and decode what it has.
 
     Inpainting pipelines put the source, noised for the next step, where nothing may change: from
@@ -189,21 +281,13 @@ def _stop(pipe: Any, undo: ExitStack) -> None:
     """
     undo.callback(setattr, pipe, "_interrupt", False)
     pipe._interrupt = True
-    undo.callback(_restore(pipe.scheduler, "scale_noise"))
-    pipe.scheduler.scale_noise = lambda sample, *args, **kwargs: sample
+    undo.callback(_restore(scheduler, "scale_noise"))
+    scheduler.scale_noise = lambda sample, *args, **kwargs: sample
 
 
-def _narrow_block(
-    narrow: Callable[..., dict[str, Any]], forward: Forward, module: Any, args: tuple, kwargs: dict
-) -> tuple[tuple, dict] | None:
-    if forward.mode != "spot":
-        return None
-    return args, kwargs | narrow(kwargs, forward.index)
-
-
-def _restore(instance: object, name: str) -> Callable[[], None]:
+def _restore(instance: object, name: str) -> Callable[[], object]:
     """A function that puts the instance's attribute `name` back as it is now."""
     attributes = vars(instance)
     if name in attributes:
         return functools.partial(attributes.__setitem__, name, attributes[name])
-    return lambda: attributes.pop(name, None) and None
+    return functools.partial(attributes.pop, name, None)

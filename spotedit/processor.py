@@ -4,12 +4,18 @@ Nothing here depends on a number that changes from step to step, so that a compi
 compiled once for captured and once for spot forwards.
 """
 
+import functools
 import inspect
+import threading
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import (
+    AttentionBackendName,
+    _AttentionBackendRegistry,
+    dispatch_attention_fn,
+)
 from spotedit_kernels import gathered_attention, qk_norm_rope
 from spotedit_kernels.impl import Impl
 from torch import Tensor
@@ -17,13 +23,15 @@ from torch import Tensor
 from .cache import LayerCache
 from .models.spec import Spec
 
+_TAKEN = ("encoder_hidden_states", "encoder_hidden_states_mask", "image_rotary_emb")
+
 
 @dataclass
 class Forward:
     """What the layers have to know about the running forward. One object serves all of them.
 
     Attributes:
-        mode: "capture": all rows run and are kept; "spot": the rows `slots` run; else "stock".
+        mode: "capture": all rows run and are kept; "spot": the rows `slots` run.
         prompt: the prompt's rows, [P]. A tensor, as graphs take its size as a variable.
         slots: joint index of each row, int64 [M] or [B, M], -1 = padding; None: all, in order.
         index: image token of each row after the prompt's, as `slots`; of spot forwards.
@@ -33,7 +41,9 @@ class Forward:
         key_mask: bool [B, S], True = attend, or None.
     """
 
-    mode: str = "stock"
+    spec: Spec
+    impl: Impl
+    mode: str = "capture"
     prompt: Tensor | None = None
     slots: Tensor | None = None
     index: Tensor | None = None
@@ -42,132 +52,162 @@ class Forward:
     key_mask: Tensor | None = None
 
 
+class Here(threading.local):
+    """What an attention layer works with in the forward that the current thread is running.
+
+    None in a thread that runs no forward of an enabled pipeline: there, the layer is the stock one.
+    """
+
+    def __init__(self) -> None:
+        # torch.compile would take defaults of the class for constants
+        self.forward: Forward | None = None
+        self.cache: LayerCache | None = None
+
+
 class SpotProcessor:
-    """Stands in for a layer's attention processor during a call.
+    """Stands in for a layer's attention processor while an enabled pipeline runs.
 
     A captured forward writes the keys and values of all tokens into the layer's buffers; a spot
     forward overwrites those of its rows, in place, and attends to the whole buffer. Any other
-    forward is the stock processor's.
+    forward, and every forward of other threads, is the stock processor's. A copy is a stock one.
+
+    Attributes:
+        calls: how many running calls use it.
     """
 
-    cache: LayerCache  # of the running guidance branch
+    __slots__ = ("calls", "here", "stock")
+    calls: int
+    here: Here
+    stock: Any
 
-    def __init__(self, stock: Any, spec: Spec, impl: Impl, forward: Forward) -> None:
-        self.stock, self.spec, self.impl, self.forward = stock, spec, impl, forward
-        # diffusers sets and reads these on the processor
-        self._attention_backend = stock._attention_backend
-        self._parallel_config = stock._parallel_config
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.stock.__reduce_ex__(protocol)
 
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: Any = None,
-        encoder_hidden_states_mask: Tensor | None = None,
-    ) -> Any:
-        if self.forward.mode == "stock":
-            extra = {}
-            if encoder_hidden_states_mask is not None:
-                extra = {"encoder_hidden_states_mask": encoder_hidden_states_mask}
-            return self.stock(
-                attn,
-                hidden_states,
-                encoder_hidden_states=encoder_hidden_states,
-                attention_mask=attention_mask,
-                image_rotary_emb=image_rotary_emb,
-                **extra,
+
+@functools.cache
+def _spot_class(stock: Any) -> Any:
+    """A subclass of a processor's class, with the same signature, that attends as we do."""
+    names = tuple(inspect.signature(stock.__call__).parameters)[3:]  # after `hidden_states`
+
+    @functools.wraps(stock.__call__)
+    def __call__(self: Any, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        forward, cache = self.here.forward, self.here.cache
+        if forward is None:
+            return self.stock(attn, hidden_states, *args, **kwargs)
+        given = dict(zip(names, args, strict=False)) | kwargs
+        more = [n for n, v in given.items() if n not in _TAKEN and (isinstance(v, Tensor) or v)]
+        if more:
+            raise ValueError(
+                f"the attention layers were given {', '.join(more)}; expected no more than the "
+                "prompt and its mask: spot steps cannot apply it, so edit without spotedit"
             )
-        return self._attend(attn, hidden_states, encoder_hidden_states, attention_mask)
+        cache.ran = True
+        prompt = given.get("encoder_hidden_states")
+        return attend(forward, cache, _chosen_backend(self), attn, hidden_states, prompt)
 
-    def _attend(
-        self, attn: Any, hidden: Tensor, prompt: Tensor | None, attention_mask: Tensor | None
-    ) -> Any:
-        if attention_mask is not None:
-            raise ValueError("spotedit takes no attention_mask; expected the prompt's mask alone")
-        forward, cache = self.forward, self.cache
-        assert forward.rope is not None
-        assert forward.prompt is not None
-        rows = self.spec.project(attn, hidden, prompt)
-        direct = cache.k.scale is None
-        k = cache.k.data if direct else torch.empty_like(rows.k)
-        v = cache.v.data if direct else torch.empty_like(rows.v)
-        cos, sin = forward.rope
-        reference: dict[str, Any] = {}
-        if cache.sources is not None and forward.rope_ref is not None:
-            cos_ref, sin_ref = forward.rope_ref
-            k_ref = cache.sources.k_ref.data
-            if not direct:
-                k_ref = torch.empty_like(k_ref, dtype=k.dtype)
-            reference = {"k_ref": k_ref, "cos_ref": cos_ref, "sin_ref": sin_ref}
-        q = qk_norm_rope(
-            rows.q,
-            rows.k,
-            rows.v,
-            k,
-            v,
-            forward.slots if direct else None,
-            cos,
-            sin,
-            text_len=forward.prompt.shape[0],
-            interleaved=self.spec.interleaved,
-            impl=self.impl,
-            **rows.norms,
-            **reference,
-        )
+    namespace = {"__call__": __call__, "__module__": stock.__module__, "__slots__": ()}
+    return type(stock.__name__, (SpotProcessor, stock), namespace)
+
+
+def spot_processor(stock: Any) -> SpotProcessor:
+    """The processor that stands in for `stock`; it shares all attributes with it."""
+    kind: Any = type(stock)
+    processor: SpotProcessor = object.__new__(_spot_class(kind))
+    attributes = {"__dict__": vars(stock), "stock": stock, "here": Here(), "calls": 0}
+    for name, value in attributes.items():
+        object.__setattr__(processor, name, value)
+    return processor
+
+
+def _chosen_backend(processor: Any) -> AttentionBackendName | None:
+    """The attention backend that the user chose for the layer or for all; None: none."""
+    own = getattr(processor, "_attention_backend", None)
+    if own is not None:
+        return own
+    active, _ = _AttentionBackendRegistry.get_active_backend()
+    return None if active == AttentionBackendName.NATIVE else active
+
+
+def attend(
+    forward: Forward,
+    cache: LayerCache,
+    backend: AttentionBackendName | None,
+    attn: Any,
+    hidden: Tensor,
+    prompt: Tensor | None,
+) -> Any:
+    """What the stock processor returns, for all rows (captured) or those of a spot forward.
+
+    Args:
+        backend: the one that the user chose, or None.
+        attn: the attention module.
+        hidden: image rows [B, M, C], or joint ones where `prompt` is None.
+        prompt: prompt rows [B, P, C].
+    """
+    assert forward.rope is not None
+    assert forward.prompt is not None
+    rows = forward.spec.project(attn, hidden, prompt)
+    direct = cache.k.scale is None
+    k = cache.k.data if direct else torch.empty_like(rows.k)
+    v = cache.v.data if direct else torch.empty_like(rows.v)
+    cos, sin = forward.rope
+    reference: dict[str, Any] = {}
+    if cache.sources is not None and forward.rope_ref is not None:
+        cos_ref, sin_ref = forward.rope_ref
+        k_ref = cache.sources.k_ref.data
         if not direct:
-            self._quantise(k, v, reference.get("k_ref"))
-        if forward.mode == "spot":
-            k, v = cache.k.data, cache.v.data
-        return self.spec.output(attn, self._heads(q, k, v), prompt, rows)
+            k_ref = torch.empty_like(k_ref, dtype=k.dtype)
+        reference = {"k_ref": k_ref, "cos_ref": cos_ref, "sin_ref": sin_ref}
+    q = qk_norm_rope(
+        rows.q,
+        rows.k,
+        rows.v,
+        k,
+        v,
+        forward.slots if direct else None,
+        cos,
+        sin,
+        text_len=forward.prompt.shape[0],
+        interleaved=forward.spec.interleaved,
+        impl=forward.impl,
+        **rows.norms,
+        **reference,
+    )
+    if not direct:
+        _quantise(forward, cache, k, v, reference.get("k_ref"))
+    if forward.mode == "spot":
+        k, v = cache.k.data, cache.v.data
+    heads = _heads(forward, cache, backend, q, k, v)
+    return forward.spec.output(attn, heads, prompt, rows)
 
-    def _quantise(self, k: Tensor, v: Tensor, k_ref: Tensor | None) -> None:
-        """Write a forward's rows to the int8 buffers."""
-        slots = self.forward.slots
-        for kept, fresh in ((self.cache.k, k), (self.cache.v, v)):
-            if slots is None:
-                kept.fill(fresh)
-            else:
-                kept.write(slots, fresh)
-        if k_ref is not None:
-            assert self.cache.sources is not None
-            self.cache.sources.k_ref.fill(k_ref)
 
-    def _heads(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Captured forwards, and all where the user chose a backend, go through diffusers."""
-        mask, scales = self.forward.key_mask, (self.cache.k.scale, self.cache.v.scale)
-        chosen = self._attention_backend is not None and scales[0] is None
-        if self.forward.mode == "spot" and not chosen:
-            return gathered_attention(
-                q, k, v, key_mask=mask, k_scale=scales[0], v_scale=scales[1], impl=self.impl
-            )
-        return dispatch_attention_fn(
-            q,
-            k,
-            v,
-            attn_mask=None if mask is None else mask[:, None, None],
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
+def _quantise(
+    forward: Forward, cache: LayerCache, k: Tensor, v: Tensor, k_ref: Tensor | None
+) -> None:
+    """Write a forward's rows to the int8 buffers."""
+    for kept, fresh in ((cache.k, k), (cache.v, v)):
+        if forward.slots is None:
+            kept.fill(fresh)
+        else:
+            kept.write(forward.slots, fresh)
+    if k_ref is not None:
+        assert cache.sources is not None
+        cache.sources.k_ref.fill(k_ref)
+
+
+def _heads(
+    forward: Forward,
+    cache: LayerCache,
+    backend: AttentionBackendName | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+) -> Tensor:
+    """Captured forwards, and all where the user chose a backend, go through diffusers."""
+    mask, scales = forward.key_mask, (cache.k.scale, cache.v.scale)
+    if forward.mode == "spot" and (backend is None or scales[0] is not None):
+        return gathered_attention(
+            q, k, v, key_mask=mask, k_scale=scales[0], v_scale=scales[1], impl=forward.impl
         )
-
-
-class SingleStreamProcessor(SpotProcessor):
-    """The same for layers whose processors take no prompt."""
-
-    def __call__(  # type: ignore[override]
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: Any = None,
-    ) -> Any:
-        if self.forward.mode == "stock":
-            return self.stock(attn, hidden_states, attention_mask, image_rotary_emb)
-        return self._attend(attn, hidden_states, None, attention_mask)
-
-
-def spot_processor(stock: Any, spec: Spec, impl: Impl, forward: Forward) -> SpotProcessor:
-    """The processor that stands in for `stock`."""
-    joint = "encoder_hidden_states" in inspect.signature(stock.__call__).parameters
-    return (SpotProcessor if joint else SingleStreamProcessor)(stock, spec, impl, forward)
+    mask = None if mask is None else mask[:, None, None]
+    return dispatch_attention_fn(q, k, v, attn_mask=mask, backend=backend)

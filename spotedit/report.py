@@ -5,18 +5,55 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from .draw import KINDS, plot_steps, tint
+from . import said
+from .draw import plot_steps, tint
 from .misalignment import Misalignment
-from .temporal import TaylorSeer, Temporal
+from .temporal import Temporal
 
+StepKind = Literal["dense", "full", "spot", "skip"]
 Mark = float | torch.cuda.Event  # time.perf_counter() in seconds, or a recorded event
+
+
+class Step(TypedDict):
+    """One of `EditReport.steps`.
+
+    Attributes:
+        index: 0-based position in the loop.
+        kind: "dense" (the stock pipeline), "full", "spot", or "skip" (no forward was run).
+        sigma: noise level the step started from, 1 (noise) to 0 (image).
+        active, total: noise tokens computed, and all of them, summed over the images of a batch.
+        seconds: from the step's start to its end.
+    """
+
+    index: int
+    kind: StepKind
+    sigma: float
+    active: int
+    total: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StepProgress:
+    """What `Handle.call` tells its `on_step` after a denoising step.
+
+    Attributes:
+        index: 0-based position in the loop of `total` steps.
+        kind: "dense", "full", "spot" or "skip", as in `EditReport.steps`.
+        sigma: noise level the step started from, 1 (noise) to 0 (image).
+    """
+
+    index: int
+    total: int
+    kind: str
+    sigma: float
 
 
 @dataclass(frozen=True)
@@ -67,6 +104,10 @@ class EditReport:
         misalignment: how the whole frame differs from the source's, if that was found to be why so
             many tokens change; every token was computed then. None: not found, or not looked for.
         temporal: what decided which steps run no forward, or None.
+        unedited: number of images in which nothing was edited: the call ended with all of their
+            tokens replaced by the source's.
+        mask_note: what is odd about the user's mask, a sentence, or None.
+        judged: whether tokens were judged; not in a dense call or where the mask alone decides.
     """
 
     def __init__(
@@ -83,12 +124,15 @@ class EditReport:
         judge: str | None,
         misalignment: Misalignment | None = None,
         temporal: Temporal | None = None,
+        unedited: int = 0,
+        mask_note: str | None = None,
     ) -> None:
         """`region` is bool [B, N] (True = regenerated) and `scores` fp32 [B, N], as last judged."""
         self.pipeline, self.grid, self.batch = pipeline, grid, batch
         self.cache_bytes, self.reason = cache_bytes, reason
         self.threshold, self.judge, self.misalignment = threshold, judge, misalignment
-        self.temporal = temporal
+        self.temporal, self.unedited, self.mask_note = temporal, unedited, mask_note
+        self.judged = scores is not None
         self._records, self._region, self._scores = list(records), region, scores
 
     @cached_property
@@ -99,23 +143,23 @@ class EditReport:
         read = iter(torch.stack(tensors).tolist() if tensors else [])
         return [next(read) if isinstance(c, Tensor) else [c] * self.batch for c in counts]
 
+    @property
+    def kinds(self) -> list[str]:
+        """The kind of every step, known without reading anything from the device."""
+        return [record.kind for record in self._records]
+
     @cached_property
-    def steps(self) -> list[dict[str, Any]]:
-        """A dict per step: index, kind, sigma (1 to 0), active, total, seconds.
-
-        `kind` is "dense", "full", "spot" or "skip"; a step left out computes no token.
-
-        `active` and `total` count noise tokens, summed over the images of a batch.
-        """
+    def steps(self) -> list[Step]:
+        """A `Step` per step; one that was left out computes no token."""
         return [
-            {
-                "index": record.index,
-                "kind": record.kind,
-                "sigma": record.sigma,
-                "active": sum(active),
-                "total": record.total * self.batch,
-                "seconds": _seconds(record.start, record.end),
-            }
+            Step(
+                index=record.index,
+                kind=cast(StepKind, record.kind),
+                sigma=record.sigma,
+                active=sum(active),
+                total=record.total * self.batch,
+                seconds=_seconds(record.start, record.end),
+            )
             for record, active in zip(self._records, self._active, strict=True)
         ]
 
@@ -132,9 +176,11 @@ class EditReport:
             for record, active in zip(self._records, self._active, strict=True)
         ]
         region, scores = (x if x is None else x[i : i + 1] for x in (self._region, self._scores))
+        unedited = self.unedited > 0 and self.region is not None and not self.region[i].any()
         return EditReport(
             self.pipeline, self.grid, records, region, scores, 1,
             self.cache_bytes, self.reason, self.threshold, self.judge, temporal=self.temporal,
+            unedited=int(unedited), mask_note=self.mask_note,
         )  # fmt: skip
 
     @cached_property
@@ -175,57 +221,7 @@ class EditReport:
 
     def summary(self) -> str:
         """A few lines for people. Without a dense run to compare with, no speed-up is claimed."""
-        images = f", {self.batch} images" if self.batch > 1 else ""
-        grid = f", {self.grid[0]} x {self.grid[1]} tokens" if self.grid else ""
-        lines = [f"{self.pipeline}: {len(self.steps)} steps in {self.seconds:.2f} s{grid}{images}"]
-        for kind in KINDS:
-            steps = [step for step in self.steps if step["kind"] == kind]
-            if steps:
-                share = sum(s["active"] for s in steps) / sum(s["total"] for s in steps)
-                each = 1000 * sum(s["seconds"] for s in steps) / len(steps)
-                lines.append(
-                    f"  {kind:<5} {len(steps):>3} steps {each:>9.1f} ms each, "
-                    f"{share:.0%} of the tokens computed"
-                )
-        skipped = sum(step["kind"] == "skip" for step in self.steps)
-        if self.temporal is not None:
-            lines.append(self._temporal(skipped))
-        if self.reason is not None:
-            what = "no token was reused" if skipped else "nothing was skipped"
-            lines.append(f"{what}: {self.reason}")
-        elif any(step["kind"] == "spot" for step in self.steps):
-            limit = "the scores' own cut" if self.threshold == "auto" else self.threshold
-            lines.append(
-                f"r = {self.mean_ratio:.1%} of the tokens in a spot step, {self.flops_saved:.0%} "
-                f"of the transformer's work skipped ({self.judge} <= {limit} is reused)"
-            )
-            if self.mean_ratio == 1.0 and self.misalignment is None:
-                lines.append("every token was judged to change: only the condition was cached")
-        if self.misalignment is not None:
-            dense = any(step["kind"] == "dense" for step in self.steps)
-            lines.append(
-                f"the whole frame does not match the source: {self.misalignment}; "
-                f"{'the rest ran dense' if dense else 'only the condition is cached'}. "
-                "Another seed, or asking to keep the framing and the colours, may help"
-            )
-        lines.append(f"cache {self.cache_bytes / 2**20:.1f} MiB")
-        return "\n".join(lines)
-
-    def _temporal(self, skipped: int) -> str:
-        """What the temporal method did, or why it did nothing."""
-        name, total = type(self.temporal).__name__, len(self.steps)
-        if skipped:
-            ran = f"{name} ran {total - skipped} of {total} steps"
-            if self.reason is None:  # the line of the spot steps has the share
-                return ran
-            return f"{ran}, {self.flops_saved:.0%} of the transformer's work skipped"
-        why = "between full steps, too much changes from one step to the next for its threshold"
-        if isinstance(self.temporal, TaylorSeer):
-            rule = (
-                f"its warm_up of {self.temporal.warm_up} and interval of {self.temporal.interval}"
-            )
-            why = f"full steps, and {rule}, leave none out"
-        return f"{name} ran all {total} steps, so nothing is gained by it: {why}"
+        return said.summary(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the scores, as JSON can hold it; `region` as rows of 0 and 1."""
@@ -242,6 +238,8 @@ class EditReport:
             "threshold": self.threshold,
             "judge": self.judge,
             "temporal": self.temporal and type(self.temporal).__name__,
+            "unedited": self.unedited,
+            "mask_note": self.mask_note,
             "misalignment": self.misalignment and asdict(self.misalignment),
             "region": None if self.region is None else self.region.astype(int).tolist(),
         }
@@ -264,5 +262,8 @@ class EditReport:
         """Write a figure of the tokens computed and the seconds taken at every step.
 
         The suffix of `path` chooses the format (.png, .svg, .pdf). A file there is replaced.
+
+        Raises:
+            OutputError: the file cannot be written.
         """
         plot_steps(self.steps, Path(path))

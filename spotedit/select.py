@@ -6,6 +6,7 @@ the threshold already equals the source and is reused (SpotEdit, arXiv 2512.2232
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch import Tensor
 
 Grid = tuple[int, int]
 Judge = Callable[[Tensor], Tensor]
+JudgeName = Literal["perceptual", "cosine", "l2"]
 
 
 def perceptual(
@@ -56,12 +58,14 @@ class Selection:
         active: the tokens to compute, padded to the number asked for.
         reused: the others.
         dropped: those of the reused tokens that the last forward still computed.
+        num_empty: number of images without an active token.
     """
 
     rows: Tensor
     active: Tensor
     reused: Tensor
     dropped: Tensor
+    num_empty: int = 0
 
 
 def everything(previous: Selection, pad_to: int) -> Selection:
@@ -131,7 +135,7 @@ class SpotSelector:
         scores = (
             x0.new_zeros(x0.shape[:2], dtype=torch.float32) if self.scores is None else self.scores
         )
-        rows, active, _ = select_tokens(
+        rows, active, count = select_tokens(
             scores,
             self.grid,
             threshold=self.threshold,
@@ -144,14 +148,16 @@ class SpotSelector:
         )
         computed = torch.zeros_like(rows) if previous is None else previous.rows
         left = computed & ~rows
-        flags = [x0.isfinite().all(), *(f.sum(dim=1).max() for f in (rows, ~rows, left))]
-        finite, *lengths = torch.stack([flag.long() for flag in flags]).tolist()
+        longest = [number.max() for number in (count, (~rows).sum(dim=1), left.sum(dim=1))]
+        flags = [x0.isfinite().all(), (count == 0).sum(), *longest]
+        finite, num_empty, *lengths = torch.stack([flag.long() for flag in flags]).tolist()
         if not finite:
             raise NotFiniteError
         lengths[0] = -(-lengths[0] // self.pad_to) * self.pad_to
         lists = active, self._list(~rows), self._list(left)
-        cut = (index[:, :length] for index, length in zip(lists, lengths, strict=True))
-        return Selection(rows, *(i.long() if len(i) > 1 else i[0].long() for i in cut))
+        cut = (index[:, :length].long() for index, length in zip(lists, lengths, strict=True))
+        active, reused, dropped = (index if len(index) > 1 else index[0] for index in cut)
+        return Selection(rows, active, reused, dropped, num_empty)
 
     def _list(self, tokens: Tensor) -> Tensor:
         """The True entries of `tokens` [B, N] as an index padded to N."""

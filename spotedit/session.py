@@ -23,7 +23,7 @@ from .judging import Judging
 from .mask import UserMask, allowed_tokens
 from .models.spec import Grid, Spec, reference_number
 from .processor import Forward, SpotProcessor
-from .report import EditReport, Mark, StepRecord
+from .report import EditReport, Mark, StepProgress, StepRecord
 from .schedule import plan
 from .select import Selection
 from .temporal import begin, resolve
@@ -85,16 +85,18 @@ class Session:
         config: SpotEditConfig,
         mask: UserMask | None,
         arguments: Mapping[str, Any],
+        on_step: Callable[[StepProgress], object] | None = None,
     ) -> None:
         self.pipe, self.spec, self.config = pipe, spec, config
-        self.mask, self.arguments = mask, arguments
+        self.mask, self.arguments, self.on_step = mask, arguments, on_step
         own = spec.thresholds[config.judge]
         self.threshold = own if config.threshold is None else config.threshold
         self.begun = False
         self.reason: str | None = None  # why this call is dense
+        self.mask_note: str | None = None  # what a mask that keeps or frees all tokens does
         self.kinds: list[str] = []  # of the steps; empty in a dense call
         self.index = 0  # of the denoising step
-        self.told = Forward()
+        self.told = Forward(spec, config.impl)
         self.layers: dict[str, SpotProcessor] = {}  # set by `patch.attached`
         self.rank = 0  # of the next forward, since the last scheduler step
         self.rows = self.sequence = 0  # of the last forward
@@ -103,6 +105,7 @@ class Session:
         self.temporal = resolve(config.temporal, spec.tea, type(pipe).__name__)
         self.reuse = begin(self.temporal)  # of velocities
         self.skipping = False  # this step runs no forward
+        self.unedited = 0  # number of images that end as the source
         self._outputs: dict[int, Any] = {}  # last output by guidance branch, for its type
         self._start: Mark | None = None
 
@@ -122,10 +125,10 @@ class Session:
     def run(self, forward: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         """In place of the transformer's forward."""
         hidden = kwargs["hidden_states"]
-        if not self.begun:
-            self._begin(kwargs)
         if self._start is None:
             self._start = mark(hidden)
+        if not self.begun:
+            self._begin(kwargs)
         prompt = kwargs["encoder_hidden_states"].shape[1]
         self.sequence = self.rows = prompt + hidden.shape[1]
         rank, self.rank = self.rank, self.rank + 1
@@ -169,15 +172,31 @@ class Session:
         if not spot and self.kind(1) != "spot":
             return forward(**kwargs)
         if not spot:
-            return self.forwards.full(rank, forward, kwargs)
+            return self._run_full(rank, forward, kwargs)
         active = self.spot.active
         if self.forwards.holds(rank, prompt):
             weight = self.weights[self.index]
             output, self.rows = self.forwards.spot(rank, forward, kwargs, self.spot, weight)
             return self._widen(output, hidden, output[0][:, : active.shape[-1]])
         # a prompt or a guidance branch that no full step has seen
-        output = self.forwards.full(rank, forward, kwargs)
+        output = self._run_full(rank, forward, kwargs)
         return self._widen(output, hidden, gather_rows(output[0], active))
+
+    def _run_full(self, rank: int, forward: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        """The output of a full forward; the later steps are dense if a layer did not run in it."""
+        output = self.forwards.full(rank, forward, kwargs)
+        if self.forwards.bypassed is not None:
+            self._go_dense()
+            self.reason = (
+                f"{self.forwards.bypassed} did not run its own attention: something computes it in "
+                "another way (an exported or compiled program, a block of another kind, a cache)"
+            )
+        return output
+
+    def _go_dense(self) -> None:
+        """Make every later step one of the stock pipeline's."""
+        later = self.kinds[self.index + 1 :]
+        self.kinds[self.index + 1 :] = ["dense"] * len(later)
 
     def _widen(self, output: Any, hidden: Tensor, computed: Tensor) -> Any:
         """The output with, in reused tokens, the velocity whose clean estimate is the source."""
@@ -200,7 +219,16 @@ class Session:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """In place of `scheduler.step`: judges, and at the end puts the source in reused tokens."""
+        """In place of `scheduler.step`: judges, and at the end puts the source in reused tokens.
+
+        Raises:
+            RuntimeError: the transformer's forward did not come through this call's session.
+        """
+        if self.rank == 0:
+            raise RuntimeError(
+                "this step ran no forward of the pipeline's transformer; expected one: the "
+                "transformer was replaced during the call, or its forward was called directly"
+            )
         result = step(output, timestep, sample, *args, **kwargs)
         active = self.spot.rows.sum(dim=1) if self.kind() == "spot" else self.noise
         if self.kind(1) == "spot":
@@ -210,6 +238,9 @@ class Session:
         self._record(0 if self.skipping else active, mark(sample))
         self.index += 1
         self.rank, self.skipping = 0, False
+        if self.on_step is not None:
+            last = self.records[-1]
+            self.on_step(StepProgress(last.index, len(self.sigmas), last.kind, last.sigma))
         return result
 
     def _select(self, output: Tensor, sample: Tensor) -> None:
@@ -222,12 +253,12 @@ class Session:
             self.index, self.kind() == "full", lambda: sample.float() - sigma * output.float()
         )
         if self.judging.misalignment is not None and self.config.on_misaligned == "dense":
-            later = self.kinds[self.index + 1 :]
-            self.kinds[self.index + 1 :] = ["dense"] * len(later)
+            self._go_dense()
 
     def _replace(self, result: Any) -> Any:
         """Token replacement: reused tokens are the source, exactly."""
         previous = result[0] if isinstance(result, tuple) else result.prev_sample
+        self.unedited = self.spot.num_empty
         final = torch.where(self.spot.rows[..., None], previous, self.y.to(previous.dtype))
         return with_sample(result, final)
 
@@ -259,7 +290,6 @@ class Session:
         self.sigmas = scheduler.sigmas[first : first + steps].tolist()
         self.grid, self.batch = grids[0], hidden.shape[0]
         self.noise = self.grid[0] * self.grid[1]
-        self.begun = True
         config = self.config
         own = config.initial_steps, config.reset_steps, config.reset_every
         kinds = plan(steps, *own, spec.reset_fractions)
@@ -273,7 +303,7 @@ class Session:
             few = hidden.is_cuda or compiled(self.pipe.transformer)
             self.y = hidden[:, start : start + self.noise].clone()
             self.weights = weights(config.fusion, self.sigmas)
-            mask, allowed = allowed_tokens(
+            mask, allowed, self.mask_note = allowed_tokens(
                 self.pipe, spec, self.arguments, self.mask, self.grid, self.batch, number
             )
             self.judging = Judging(
@@ -284,6 +314,7 @@ class Session:
             mixed, model = any(weight != 1.0 for weight in self.weights), self.pipe.transformer
             told, layers = self.told, self.layers
             self.forwards = Forwards(model, spec, config, told, layers, self.noise, start, mixed)
+        self.begun = True
 
     def report(self) -> EditReport | None:
         """What the call did so far; None before its first forward."""
@@ -304,4 +335,6 @@ class Session:
             judge=self.config.judge,
             misalignment=judging.misalignment if judging else None,
             temporal=self.temporal,
+            unedited=self.unedited,
+            mask_note=self.mask_note,
         )

@@ -25,9 +25,8 @@ from bench import (
     timing,
     unfused,
 )
-from spotedit import quality
+from spotedit import processor, quality
 from spotedit.patch import owner_of
-from spotedit.processor import SpotProcessor
 from spotedit.select import JUDGES
 from spotedit.session import Session
 
@@ -283,10 +282,8 @@ def test_the_compiled_twin_shares_the_weights():
 
 
 def test_pipeline_measures_the_stock_modes_alone_where_our_edits_are_wrong(tmp_path, monkeypatch):
-    joint = unfused.UnfusedProcessor._joint
-    monkeypatch.setattr(
-        unfused.UnfusedProcessor, "_joint", lambda *args: joint(*args).roll(1, dims=1)
-    )
+    joint = unfused.joint
+    monkeypatch.setattr(unfused, "joint", lambda *args: joint(*args).roll(1, dims=1))
     with pytest.raises(SystemExit, match=r"unfused, torch\.float32: relative error"):
         pipeline.main([*PIPELINE, "--out", str(tmp_path)])
     found = json.loads((tmp_path / "pipeline.json").read_text())
@@ -300,7 +297,7 @@ def test_pipeline_goes_on_without_the_modes_that_fail(tmp_path, monkeypatch):
         raise RuntimeError("no such kernel")
 
     monkeypatch.setattr(pipeline.identity, "faults", lambda *args: [])
-    monkeypatch.setattr(SpotProcessor, "__call__", fail)
+    monkeypatch.setattr(processor, "attend", fail)
     with pytest.raises(SystemExit, match=r"^spot, r = 25%: RuntimeError\('no such kernel'\)"):
         pipeline.main([*PIPELINE, "--out", str(tmp_path)])
     found = names(tmp_path, "pipeline")

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -166,10 +167,18 @@ def test_compare_checks_its_own_files_too(run, model, capsys, tmp_path):
     assert model == []
 
 
-def test_mask_of_another_size(run, model, capsys, tmp_path):
-    Image.new("L", (WIDTH + 1, HEIGHT)).save(tmp_path / "mask.png")
+def test_mask_of_another_aspect(run, model, capsys, tmp_path):
+    Image.new("L", (WIDTH + 4, HEIGHT)).save(tmp_path / "mask.png")
     assert run("--mask", tmp_path / "mask.png") == 2
-    assert f"{WIDTH} x {HEIGHT}" in capsys.readouterr().err
+    assert f"expected the aspect of {tmp_path / 'in.png'}, {WIDTH} x" in capsys.readouterr().err
+    assert model == []
+
+
+def test_a_picture_that_is_no_mask(run, model, capsys, tmp_path):
+    pixels = np.linspace(-1, 1, WIDTH * HEIGHT, dtype=np.float32).reshape(HEIGHT, WIDTH)
+    Image.fromarray(pixels).save(tmp_path / "mask.tif")
+    assert run("--mask", tmp_path / "mask.tif") == 2
+    assert "mask.tif: mask has values from -1 to 1; expected 0" in capsys.readouterr().err
     assert model == []
 
 
@@ -240,10 +249,20 @@ def test_edit_is_reproducible_and_follows_the_seed(run, model, tmp_path):
     assert not np.array_equal(a, c)
 
 
-def test_mask_decides_where_the_picture_may_change(run, model, tmp_path):
-    mask = Image.new("L", (WIDTH, HEIGHT))
-    mask.paste(255, (0, 0, WIDTH // 2, HEIGHT))
-    mask.save(tmp_path / "mask.png")
+def left_half(kind: str, width: int, height: int) -> Image.Image:
+    """A mask of one kind whose left half may change."""
+    left = np.arange(width) < width // 2 * np.ones((height, 1))
+    if kind == "16 bit":
+        return Image.fromarray(np.where(left, 65535, 300).astype(np.uint16))
+    if kind == "paint":
+        return Image.fromarray(left[..., None] * np.array([255, 0, 0, 255], np.uint8))
+    return Image.fromarray(left).convert("P")
+
+
+@pytest.mark.parametrize("scale", [0.5, 1, 3])
+@pytest.mark.parametrize("kind", ["16 bit", "paint", "palette"])
+def test_mask_decides_where_the_picture_may_change(run, model, tmp_path, kind, scale):
+    left_half(kind, int(scale * WIDTH), int(scale * HEIGHT)).save(tmp_path / "mask.png")
     more = ("--steps", 8, "--mask", tmp_path / "mask.png", "--mask-mode", "replace")
     assert run(*more, "--report", tmp_path / "r.json") == 0
     region = np.array(json.loads((tmp_path / "r.json").read_text())["region"], dtype=bool)
@@ -293,7 +312,68 @@ def test_an_edit_that_is_cut_short_writes_nothing(run, model, monkeypatch, tmp_p
     assert names(tmp_path) == set()
 
 
+def without(folder: Path, call: Callable) -> Callable:
+    """`call`, after which the folder is gone."""
+
+    def called(*args, **kwargs):
+        result = call(*args, **kwargs)
+        shutil.rmtree(folder, ignore_errors=True)
+        return result
+
+    return called
+
+
+def test_a_folder_that_vanishes_during_the_edit(run, model, monkeypatch, tmp_path, capsys):
+    out, current = tmp_path / "out", tmp_path / "current"
+    out.mkdir()
+    current.mkdir()
+    monkeypatch.chdir(current)
+    monkeypatch.setattr(edit, "timed", without(out, edit.timed))
+    given = ("--steps", 4, "--compare", "--report", out / "r.json")
+    assert run(*given, output="out/o.png") == 1
+    lines = capsys.readouterr().err.splitlines()[-4:]
+    found = [sorted(current.glob(f"{n}-????????.*")) for n in ("o", "o-dense", "o-compare", "r")]
+    for line, (path,) in zip(lines, found, strict=True):
+        assert line.endswith(f"It was written to {path} instead")
+    for (path,) in found[:2]:
+        assert Image.open(path).size == (WIDTH, HEIGHT)
+    assert len(json.loads(found[3][0].read_text())["steps"]) == 4
+
+
+def test_a_report_that_cannot_be_written(run, model, monkeypatch, tmp_path, capsys):
+    reports = tmp_path / "reports"
+    reports.mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(edit, "timed", without(reports, edit.timed))
+    assert run("--steps", 4, "--report", reports / "r.json") == 1
+    error = capsys.readouterr().err
+    assert f"spotedit edit: {reports / 'r.json'}: cannot be written (No such file" in error
+    assert Image.open(tmp_path / "out.png").size == (WIDTH, HEIGHT)
+
+
+def test_a_figure_that_cannot_be_drawn(run, model, monkeypatch, tmp_path, capsys):
+    def fail(*args, **kwargs):
+        raise ValueError("the figure is too large")
+
+    monkeypatch.setattr(edit, "save_figure", fail)
+    assert run("--steps", 4, "--compare") == 1
+    assert "out-compare.png: the figure is too large. It could not" in capsys.readouterr().err
+    assert names(tmp_path) == {"out.png", "out-dense.png"}
+
+
 # -- preview
+
+
+def test_a_preview_whose_folder_vanishes(model, picture, monkeypatch, tmp_path, capsys):
+    out, current = tmp_path / "out", tmp_path / "current"
+    out.mkdir()
+    current.mkdir()
+    monkeypatch.chdir(current)
+    monkeypatch.setattr(preview, "call_options", without(out, preview.call_options))
+    given = ["preview", picture, "add a hat", "-o", out / "p.png", "--model", "some/model"]
+    assert main([str(argument) for argument in (*given, "--steps", 8)]) == 1
+    assert capsys.readouterr().err.count("It was written to") == 2
+    assert len(names(current)) == 2
 
 
 def test_preview_writes_a_mask_that_edit_takes(model, picture, run, capsys, tmp_path):
@@ -322,7 +402,11 @@ def test_preview_of_an_edit_that_skips_nothing(model, picture, capsys, tmp_path)
 
 def test_edit_with_the_tiny_editor(tiny_editor, run, picture, tmp_path, capsys):
     Image.open(picture).resize((300, 200)).save(picture)
-    assert run("--steps", 4, model="tiny") == 0
+    left_half("palette", 150, 100).save(tmp_path / "mask.png")
+    masked = ("--mask", tmp_path / "mask.png", "--mask-mode", "replace")
+    assert run("--steps", 4, *masked, "--report", tmp_path / "r.json", model="tiny") == 0
+    region = np.array(json.loads((tmp_path / "r.json").read_text())["region"], dtype=bool)
+    assert region.mean() == pytest.approx(0.5, abs=1 / region.shape[1])
     width, height = Image.open(tmp_path / "out.png").size
     assert width * height == pytest.approx(128**2, rel=0.1)
     assert width / height == pytest.approx(1.5, rel=0.1)

@@ -1,9 +1,10 @@
 import math
+from typing import get_type_hints
 
 import pytest
 
 import spotedit
-from spotedit.config import resolve
+from spotedit.config import Overrides, resolve
 from spotedit.fusion import weights
 
 
@@ -46,6 +47,11 @@ def test_overrides_apply_to_a_given_configuration():
         resolve(None, {"treshold": 0.1})
     with pytest.raises(TypeError, match="expected a SpotEditConfig"):
         resolve({"threshold": 0.1}, {})
+
+
+def test_overrides_are_the_fields_of_the_configuration():
+    assert get_type_hints(Overrides) == get_type_hints(spotedit.SpotEditConfig)
+    assert Overrides.__total__ is False
 
 
 def test_cosine_fusion_runs_from_the_cache_to_the_condition():

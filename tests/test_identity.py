@@ -136,7 +136,7 @@ def test_a_whole_edit_equals_the_naive_one(pipe, shrinking_judge, fusion, extra)
     )
 
     def watch(pipe, step, timestep, tensors):
-        session = vars(pipe.transformer)["_spotedit_session"]
+        session = pipe.transformer._spotedit_run.func.__self__
         selection = session.judging.selection
         actives.append(None if selection is None else selection.rows[0].clone())
         return {}

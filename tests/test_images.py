@@ -16,7 +16,6 @@ from spotedit.images import (
     atomic_write,
     check_output,
     load_image,
-    load_mask,
     save_image,
 )
 
@@ -163,14 +162,6 @@ def test_missing_file_and_folder(tmp_path):
         load_image(tmp_path / "missing.png")
     with pytest.raises(ImageError, match="a folder"):
         load_image(tmp_path)
-
-
-def test_mask_is_grey_and_transparent_is_black(tmp_path):
-    image = Image.new("RGBA", (2, 1), (255, 255, 255, 0))
-    image.putpixel((1, 0), (255, 255, 255, 255))
-    mask = load_mask(saved(tmp_path, image))
-    assert mask.mode == "L"
-    assert [mask.getpixel((x, 0)) for x in range(2)] == [0, 255]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".bmp", ".PNG"])

@@ -19,7 +19,7 @@ def first_active_set(pipe, call):
     seen = []
 
     def look(module, args):
-        session = module._spotedit_session
+        session = pipe.transformer._spotedit_run.func.__self__
         if session.kind() == "spot" and not seen:
             seen.append(session.spot.rows[0])
 

@@ -160,7 +160,7 @@ def test_two_images(reference, source, grids, zero_cond_t):
     branches = []
 
     def watch(pipe, step, timestep, tensors):
-        branches[:] = vars(pipe.transformer)["_spotedit_session"].forwards.branches.values()
+        branches[:] = pipe.transformer._spotedit_run.func.__self__.forwards.branches.values()
         return {}
 
     result = pipe(**call(**images, **GUIDED, callback_on_step_end=watch)).images

@@ -42,8 +42,12 @@ def test_what_the_package_exports():
     assert sorted(spotedit.__all__) == [
         "EditReport",
         "Handle",
+        "Overrides",
+        "Preview",
         "Spec",
         "SpotEditConfig",
+        "Step",
+        "StepProgress",
         "TaylorSeer",
         "TeaCache",
         "disable",

@@ -149,6 +149,22 @@ def test_summary_says_why_nothing_was_skipped():
     assert "every token was judged to change" in everything.summary()
 
 
+def test_summary_says_from_which_step_on_nothing_was_skipped():
+    records = [record(0, "full", TOKENS), record(1, "spot", 6), record(2, "dense", TOKENS)]
+    text = report(records=records, reason="another call ran the transformer").summary()
+    assert "from step 2 on, nothing was skipped: another call ran the transformer" in text
+    assert "r = 50.0%" in text
+    late = report(records=[records[0], records[2]], reason="another call ran the transformer")
+    assert "\nnothing was skipped: another call" in late.summary()
+
+
+def test_summary_and_to_dict_have_the_note_about_the_mask():
+    noted = report(mask_note="the mask covers the whole picture")
+    assert "\nthe mask covers the whole picture\n" in noted.summary()
+    assert noted.to_dict()["mask_note"] == "the mask covers the whole picture"
+    assert report().to_dict()["mask_note"] is None
+
+
 def test_to_dict_survives_json():
     for one in (report(), dense()):
         assert json.loads(json.dumps(one.to_dict())) == one.to_dict()

@@ -1,11 +1,8 @@
 import math
 
-import numpy as np
-import PIL.Image
 import pytest
 import torch
 
-from spotedit.mask import as_mask, token_mask
 from spotedit.select import NotFiniteError, SpotSelector
 
 GRID = (3, 5)
@@ -51,6 +48,7 @@ def test_every_image_of_a_batch_has_lists_of_its_own():
     padded = select(torch.cat([tokens(1, 2, 9), tokens()]), pad_to=4)
     assert padded.active.tolist() == [[1, 2, 9, -1], [-1] * 4]
     assert padded.reused[0].tolist()[-4:] == [14, -1, -1, -1]
+    assert (first.num_empty, second.num_empty, padded.num_empty) == (0, 0, 1)
 
 
 @pytest.mark.parametrize("count", [0, 15])
@@ -99,43 +97,3 @@ def test_values_that_are_not_finite():
 def test_the_kernels_are_the_ones_asked_for():
     with pytest.raises(ValueError, match="impl must be one of"):
         select(tokens(1), impl="cuda")
-
-
-def test_masks_of_every_kind_mean_the_same():
-    picture = np.zeros((6, 10), np.uint8)
-    picture[2:4, 4:6] = 255
-    for mask in (
-        picture,
-        picture // 255,
-        picture > 0,
-        torch.from_numpy(picture / 255.0),
-        PIL.Image.fromarray(picture),
-    ):
-        assert torch.equal(token_mask(as_mask(mask), GRID, 2, [(6, 10)]), tokens(7).expand(2, -1))
-
-
-def test_one_white_pixel_frees_its_token():
-    mask = torch.zeros(6, 10)
-    mask[3, 5] = 1
-    assert torch.equal(token_mask(as_mask(mask), GRID, 1, [(6, 10)]), tokens(7))
-
-
-@pytest.mark.parametrize(
-    ("mask", "error", "words"),
-    [
-        ("white", TypeError, "expected a PIL image"),
-        (np.zeros(4), ValueError, r"expected \[H, W\]"),
-        (np.zeros((0, 4)), ValueError, "shape"),
-        (np.full((6, 10), np.nan), ValueError, "not finite"),
-    ],
-)
-def test_what_is_no_mask(mask, error, words):
-    with pytest.raises(error, match=words):
-        as_mask(mask)
-
-
-def test_masks_of_the_wrong_size_or_batch():
-    with pytest.raises(ValueError, match=r"7 x 10.*expected.*6 x 10, 3 x 5"):
-        token_mask(as_mask(np.zeros((7, 10))), GRID, 1, [(6, 10)])
-    with pytest.raises(ValueError, match="3 rows; expected 1 or one for each of the 2"):
-        token_mask(as_mask(np.zeros((3, 6, 10))), GRID, 2, [(6, 10)])

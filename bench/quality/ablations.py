@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spotedit import forwards
 from spotedit.cache import LayerCache, Place
-from spotedit.forwards import Forwards
+from spotedit.forwards import Branch, Forwards
 from spotedit.select import JUDGES, Grid, Judge
 from spotedit.session import NO_VELOCITY, Session
 
@@ -43,7 +43,7 @@ def naive() -> Iterator[None]:
     """Attention does not see the reused tokens."""
     stock = Forwards._run
 
-    def run(self: Forwards, mode: str, forward: Any, kwargs: dict[str, Any]) -> Any:
+    def run(self: Forwards, mode: str, branch: Branch, forward: Any, kwargs: dict[str, Any]) -> Any:
         told = self.told
         if mode == "spot":
             assert told.slots is not None
@@ -56,7 +56,7 @@ def naive() -> Iterator[None]:
             seen.scatter_(1, rows.where(rows >= 0, sequence), True)  # the last column is padding
             seen = seen[:, :-1].expand(len(kwargs["hidden_states"]), -1)
             told.key_mask = seen if told.key_mask is None else seen & told.key_mask
-        return stock(self, mode, forward, kwargs)
+        return stock(self, mode, branch, forward, kwargs)
 
     with patch.object(Forwards, "_run", run):
         yield

@@ -14,17 +14,23 @@ from pathlib import Path
 
 from .. import __version__
 from ..images import ImageError, OutputError
-from .errors import BadInput, Failure
+from .errors import BadInput, Failure, Unedited
 
 MODELS = "tiny (comes with the package), black-forest-labs/FLUX.1-Kontext-dev, or a folder"
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns 0, 1 (it failed), 2 (bad input) or 130 (interrupted)."""
+    """Run one command.
+
+    Returns:
+        0; 1: it failed; 2: bad input; 3: nothing was edited, with `--fail-if-unchanged`;
+        130: interrupted.
+    """
     args = _parser().parse_args(argv)
     # it warns that torchvision is missing, which no editing pipeline here uses
     logging.getLogger("transformers.utils.import_utils").setLevel(logging.ERROR)
+    logging.getLogger("spotedit").setLevel(logging.ERROR)  # the commands print it
     try:
         import_module(f"{__name__}.{args.command}").run(args)
     except (BadInput, ImageError, OutputError) as error:
@@ -33,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Failure as error:
         print(f"spotedit {args.command}: {error}", file=sys.stderr)
         return 1
+    except Unedited as error:
+        print(f"spotedit {args.command}: {error}", file=sys.stderr)
+        return 3
     except KeyboardInterrupt:
         print(f"spotedit {args.command}: interrupted", file=sys.stderr)
         return _INTERRUPTED
@@ -91,7 +100,11 @@ def _add_demo(demo: argparse.ArgumentParser) -> None:
 
 def _add_edit(edit: argparse.ArgumentParser) -> None:
     _add_picture(edit)
-    edit.add_argument("--mask", type=Path, help="picture of IMAGE's size; white may change")
+    edit.add_argument(
+        "--mask",
+        type=Path,
+        help="picture of IMAGE's aspect; white may change, or paint of any colour on transparency",
+    )
     edit.add_argument(
         "--mask-mode",
         choices=("intersect", "union", "replace"),
@@ -104,6 +117,11 @@ def _add_edit(edit: argparse.ArgumentParser) -> None:
         help="also edit without skipping: OUT-dense, OUT-compare and both times",
     )
     edit.add_argument("--report", type=Path, metavar="R.json", help="write what was skipped")
+    edit.add_argument(
+        "--fail-if-unchanged",
+        action="store_true",
+        help="exit with status 3 if nothing was edited; OUT is written all the same",
+    )
 
 
 def _add_preview(preview: argparse.ArgumentParser) -> None:

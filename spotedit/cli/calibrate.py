@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Iterator
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -11,8 +12,9 @@ from tqdm import tqdm
 
 from ..calibrate import calibrate
 from ..evaluation.edits import loop_settings, machine
-from ..images import atomic_write, check_output, load_image
-from .errors import BadInput
+from ..files import write_somewhere, write_text
+from ..images import check_output, load_image
+from .errors import BadInput, fail_for
 from .pipelines import call_given, choose_device, explained, fitting_threads, load, native
 
 _FIRST_SEED = 1000  # of the tiny editor's scenes; figures are reported on those from 0
@@ -50,10 +52,12 @@ def run(args: argparse.Namespace) -> None:
             **machine(pipe),
             "settings": {k: v for k, v in settings.items() if k != "negative_prompt"},
         }
-    with atomic_write(args.out) as temporary:
-        temporary.write_text(json.dumps(row, indent=1) + "\n")
+    text = json.dumps(row, indent=1) + "\n"
+    problem = write_somewhere(args.out, partial(write_text, text=text))
     print(f"TeaCache(coefficients={list(found.coefficients)})")
-    print(f"R2 {found.r2:.3f} over {len(found.inputs)} pairs of steps; written to {args.out}")
+    print(f"R2 {found.r2:.3f} over {len(found.inputs)} pairs of steps")
+    fail_for([problem])
+    print(f"{args.out}: the coefficients and where they come from")
 
 
 def _scenes(number: int) -> Iterator[tuple[Any, str]]:

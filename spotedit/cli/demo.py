@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,11 +16,13 @@ from tqdm import tqdm
 import spotedit
 
 from ..draw import plot_steps
+from ..files import make_folder, write_somewhere
 from ..images import check_output
 from ..quality import background, psnr
 from ..report import EditReport
 from ..tiny.pipeline import NATIVE_SIZE
 from ..tiny.scenes import KINDS, Scene, make_scene
+from .errors import fail_for
 from .figure import save_figure
 from .pipelines import choose_device, fitting_threads, load, timed
 
@@ -67,15 +70,22 @@ def run(args: argparse.Namespace) -> None:
 
     Raises:
         OutputError: the files cannot be written (nothing is run then).
+        Failure: they could not be written where they were asked for.
     """
     figure, plot = _outputs(args.out, args.force)
     device = choose_device(None, "none")
     with fitting_threads("tiny", device):
         trials, masked = _trials(args, load("tiny", "float32", device, "none"))
-    save_figure(figure, [_row(trial) for trial in trials])
-    plot_steps(trials[0].report.steps, plot)
+    rows = [_row(trial) for trial in trials]
+    figure_problem = write_somewhere(figure, partial(save_figure, rows=rows))
+    plot_problem = write_somewhere(plot, partial(plot_steps, trials[0].report.steps))
     print(table(trials, masked))
-    print(f"\n{figure}: the pictures\n{plot}: tokens and time by step, first scene")
+    print()
+    if not figure_problem:
+        print(f"{figure}: the pictures")
+    if not plot_problem:
+        print(f"{plot}: tokens and time by step, first scene")
+    fail_for([figure_problem, plot_problem])
 
 
 def _trials(args: argparse.Namespace, pipe: Any) -> tuple[list[Trial], Trial]:
@@ -98,7 +108,7 @@ def _outputs(out: Path | None, force: bool) -> tuple[Path, Path]:
     if out.suffix:
         paths = out, out.with_stem(f"{out.stem}-steps")
     else:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         paths = out / "demo.png", out / "steps.png"
     for path in paths:
         check_output(path, force, (".png",))

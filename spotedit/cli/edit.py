@@ -4,18 +4,22 @@ import argparse
 import inspect
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 import spotedit
 
 from ..evaluation.edits import loop_settings
-from ..images import atomic_write, check_output, load_image, load_mask, save_image
+from ..files import write_somewhere, write_text
+from ..images import check_output, load_image, load_mask, save_image
+from ..mask import as_mask, resized, same_aspect
 from ..report import EditReport
 from . import MODELS
-from .errors import BadInput
+from .errors import BadInput, Unedited, fail_for
 from .figure import save_figure
 from .pipelines import call_given, choose_device, explained, fitting_threads, load, native, timed
 
@@ -34,23 +38,34 @@ def run(args: argparse.Namespace) -> None:
     """Check all that can be checked, load the model, edit, write.
 
     Raises:
-        BadInput, ImageError, OutputError, Failure: see `spotedit.cli.main`.
+        BadInput, ImageError, OutputError, Failure, Unedited: see `spotedit.cli.main`.
     """
     require_model(args)
     outputs = _outputs(args)
     device = choose_device(args.device, args.offload)
-    image, mask = load_image(args.image), args.mask and load_mask(args.mask)
-    if mask and mask.size != image.size:
-        raise BadInput(
-            f"{args.mask} is {mask.width} x {mask.height} pixels; expected the size of "
-            f"{args.image}, {image.width} x {image.height}"
-        )
+    image = load_image(args.image)
+    mask = None if args.mask is None else _mask(args.mask, image, args.image)
     with explained(device), fitting_threads(args.model, device):
         config = spotedit.SpotEditConfig(threshold=args.threshold)
         pipe = load(args.model, args.dtype, device, args.offload)
         if args.model == "tiny":
-            image, mask = native(pipe, image), mask and native(pipe, mask)
+            image = native(pipe, image)
+            mask = None if mask is None else resized(mask, (image.height, image.width))
         _edit(args, pipe, config, image, mask, outputs)
+
+
+def _mask(path: Path, image: Image.Image, name: Path) -> Tensor:
+    """The mask in the file `path`, of the aspect of `image`, which errors call `name`."""
+    picture = load_mask(path)
+    if not same_aspect((picture.height, picture.width), (image.height, image.width)):
+        raise BadInput(
+            f"{path} is {picture.width} x {picture.height} pixels; expected the aspect of {name}, "
+            f"{image.width} x {image.height}"
+        )
+    try:
+        return as_mask(picture)
+    except ValueError as error:
+        raise BadInput(f"{path}: {error}") from error
 
 
 def require_model(args: argparse.Namespace) -> None:
@@ -80,7 +95,7 @@ def _edit(
     pipe: Any,
     config: spotedit.SpotEditConfig,
     image: Image.Image,
-    mask: Image.Image | None,
+    mask: Tensor | None,
     outputs: _Outputs,
 ) -> None:
     loop_settings(pipe, call_given(args))  # raises for an option that the pipeline does not take
@@ -100,21 +115,29 @@ def _edit(
         dense, dense_seconds = timed(pipe, args.seed, options)
     spot, seconds, report = spot_edit()
 
-    save_image(spot, outputs.spot, args.force)
+    spot_problem = write_somewhere(outputs.spot, partial(save_image, spot, force=args.force))
+    problems = [spot_problem]
+    if dense is not None and outputs.dense:
+        write_dense = partial(save_image, dense, force=args.force)
+        problems.append(write_somewhere(outputs.dense, write_dense))
     print(report.summary())
-    print(f"{outputs.spot}: {spot.width} x {spot.height} pixels, {seconds:.2f} s in all")
-    if dense is not None and dense_seconds is not None and outputs.dense and outputs.figure:
-        save_image(dense, outputs.dense, args.force)
+    size = f"{spot.width} x {spot.height} pixels"
+    print(f"{outputs.spot if spot_problem is None else 'spot'}: {size}, {seconds:.2f} s in all")
+    if dense is not None and dense_seconds is not None and outputs.figure:
         region = spot if report.region is None else report.overlay(spot)
-        save_figure(outputs.figure, [(args.instruction, (image, dense, spot, region))])
+        rows = [(args.instruction, (image, dense, spot, region))]
+        problems.append(write_somewhere(outputs.figure, partial(save_figure, rows=rows)))
         print(
-            f"{outputs.dense}: {dense_seconds:.2f} s without skipping, "
-            f"{dense_seconds / seconds:.2f} times as long (one run each, after a warm-up)"
+            f"{outputs.dense if problems[1] is None else 'dense'}: {dense_seconds:.2f} s without "
+            f"skipping, {dense_seconds / seconds:.2f} times as long (one run each, after a warm-up)"
         )
     if outputs.report:
         measured = {"spot_seconds": seconds, "dense_seconds": dense_seconds}
-        with atomic_write(outputs.report) as temporary:
-            temporary.write_text(json.dumps(report.to_dict() | measured, indent=1) + "\n")
+        text = json.dumps(report.to_dict() | measured, indent=1) + "\n"
+        problems.append(write_somewhere(outputs.report, partial(write_text, text=text)))
+    fail_for(problems)
+    if args.fail_if_unchanged and report.unedited:
+        raise Unedited(f"nothing was edited: {outputs.spot} is the source")
 
 
 def _size(pipe: Any, picture: Image.Image) -> dict[str, int]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
@@ -20,7 +21,8 @@ from ..evaluation.run import edit_all, settings_of
 from ..evaluation.score import read_scores, score_all, write_prompts
 from ..evaluation.store import Lines
 from ..evaluation.table import table
-from ..images import atomic_write
+from ..files import OutputError, make_folder, write_text
+from ..images import check_output
 from . import MODELS
 from .errors import BadInput, Failure
 from .pipelines import call_given, choose_device, explained, fitting_threads, load, native
@@ -61,9 +63,14 @@ def run(args: argparse.Namespace) -> None:
 
 def _make(args: argparse.Namespace) -> None:
     try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"--out {args.out}: cannot be made ({error.strerror})") from error
+        make_folder(args.out)
+        check_output(_table_path(args), force=True, suffixes=(".md",))
+    except OutputError as error:
+        raise BadInput(f"--out {error}") from error
+
+
+def _table_path(args: argparse.Namespace) -> Path:
+    return args.out / "table.md"
 
 
 def _edit(
@@ -91,8 +98,7 @@ def _report(args: argparse.Namespace, data: DataSet, absent: Mapping[str, str]) 
         raise Failure(f"{args.out}: no picture is finished: {first}")
     scores, problems = read_scores(args.out, rows)
     text = table(data, rows, Lines(args.out, "metrics").read(), scores, absent, problems)
-    with atomic_write(args.out / "table.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
     print(text)
+    write_text(_table_path(args), text)
     if args.prompts:
         print(f"{write_prompts(data.items, args.out, rows)}: for a judge; see scores.jsonl")

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..images import atomic_write
+from ..files import atomic_write
 
 COLUMNS = ("source", "dense", "spot", "regenerated")
 _INCHES = 2.2  # side of a square picture
@@ -19,7 +19,11 @@ def save_figure(
     rows: Sequence[tuple[str, Sequence[Image.Image]]],
     columns: Sequence[str] = COLUMNS,
 ) -> None:
-    """Write a PNG of (text, one picture for each of `columns`) rows; a file there is replaced."""
+    """Write a PNG of (text, one picture for each of `columns`) rows; a file there is replaced.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     ratio = max(pictures[0].height / pictures[0].width for _, pictures in rows)
     figure = Figure(
         figsize=((len(columns) + _TEXT) * _INCHES, len(rows) * _INCHES * ratio + 0.4),

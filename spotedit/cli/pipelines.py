@@ -12,6 +12,7 @@ from PIL import Image
 
 import spotedit
 
+from ..files import OutputError
 from . import MODELS
 from .errors import BadInput, Failure
 
@@ -115,13 +116,18 @@ def fitting_threads(model: str, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def explained(device: torch.device) -> Iterator[None]:
-    """Turn what a model may raise about its input or its memory into the command's errors."""
+    """Turn what a model may raise about its input or its memory into the command's errors.
+
+    A file that cannot be written here is a failure: the work has begun.
+    """
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise Failure(
             f"out of memory on {device}; use --offload model, or group for the least memory"
         ) from error
+    except OutputError as error:
+        raise Failure(str(error)) from error
     except ValueError as error:
         raise BadInput(str(error)) from error
 

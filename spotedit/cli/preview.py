@@ -1,6 +1,7 @@
 """`spotedit preview`: what an edit would regenerate, before it is made."""
 
 import argparse
+from functools import partial
 
 import torch
 from PIL import Image
@@ -8,8 +9,10 @@ from PIL import Image
 import spotedit
 
 from ..evaluation.edits import loop_settings
+from ..files import write_somewhere
 from ..images import check_output, load_image, save_image
 from .edit import call_options, require_model
+from .errors import fail_for
 from .figure import save_figure
 from .pipelines import call_given, choose_device, explained, fitting_threads, load, native
 
@@ -37,8 +40,13 @@ def run(args: argparse.Namespace) -> None:
                 generator=torch.Generator().manual_seed(args.seed),
             )
     region = Image.fromarray(preview.region).resize(image.size, Image.Resampling.NEAREST)
-    pictures = source, preview.image, preview.heat_map
-    save_figure(figure, [(args.instruction, pictures)], _COLUMNS)
-    save_image(region.convert("L"), mask, args.force)
+    region = region.convert("L")
+    rows = [(args.instruction, (source, preview.image, preview.heat_map))]
+    mask_problem = write_somewhere(mask, partial(save_image, region, force=args.force))
+    figure_problem = write_somewhere(figure, partial(save_figure, rows=rows, columns=_COLUMNS))
     print(preview.report.summary())
-    print(f"{figure}: the draft\n{mask}: {preview.region.mean():.0%} would be regenerated")
+    if not figure_problem:
+        print(f"{figure}: the draft")
+    if not mask_problem:
+        print(f"{mask}: {preview.region.mean():.0%} would be regenerated")
+    fail_for([mask_problem, figure_problem])

@@ -4,6 +4,7 @@ import argparse
 import datetime
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import spotedit
 
 from ..evaluation.edits import loop_settings, machine
 from ..evaluation.verify import Figures, verify
-from ..images import atomic_write, check_output, load_image
-from .errors import BadInput
+from ..files import write_somewhere, write_text
+from ..images import check_output, load_image
+from .errors import BadInput, fail_for
 from .pipelines import call_given, choose_device, explained, fitting_threads, load, native
 
 _COLUMNS = {
@@ -55,8 +57,8 @@ def run(args: argparse.Namespace) -> None:
             figures.append(verify(pipe, prepared, instruction, given, args.seed, config))
         row = _row(args.model, pipe, settings, figures)
     print(_table(args.pairs[::2], figures))
-    with atomic_write(args.row) as temporary:
-        temporary.write_text(json.dumps(row, indent=1) + "\n")
+    text = json.dumps(row, indent=1) + "\n"
+    fail_for([write_somewhere(args.row, partial(write_text, text=text))])
     print(
         f"\n{args.row}: the figures, without pictures, names or instructions. To share them, see "
         "bench/results/community/README.md in the repository"

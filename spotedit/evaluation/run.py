@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 import spotedit
 
+from ..files import OutputError, make_folder
 from ..images import save_image
 from .data import DataSet, Item
 from .edits import MODES, call_options, edit, loop_settings, machine, warm_up
@@ -87,12 +88,13 @@ def edit_all(
 
     Raises:
         Unfair: see `check_fair`.
+        OutputError: a picture or a row cannot be written; what is finished stays.
     """
     lines = Lines(out, "rows", process)
     done = lines.read()
     check_fair(done.values(), settings)
     for mode in MODES:
-        (out / mode).mkdir(parents=True, exist_ok=True)
+        make_folder(out / mode)
     warm = False
     progress = tqdm(items, desc="editing", unit="picture", disable=process != 0)
     for number, item in enumerate(progress):
@@ -114,6 +116,8 @@ def edit_all(
             row = _row(item, mode, settings)
             try:
                 row |= _edited(pipe, mode, options, settings["seed"], config, out, item.key)
+            except OutputError:
+                raise
             except ValueError as error:
                 row |= {"problem": _line(error)}
             lines.append(row)

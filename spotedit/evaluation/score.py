@@ -16,7 +16,8 @@ from statistics import fmean
 
 from tqdm import tqdm
 
-from ..images import atomic_write, load_image, save_image
+from ..files import make_folder, write_text
+from ..images import load_image, save_image
 from .data import Item
 from .edits import MODES
 from .metrics import lacking, measure
@@ -36,6 +37,7 @@ def score_all(items: Sequence[Item], out: Path, networks: Networks, process: int
 
     Raises:
         Changed: a picture has been replaced since.
+        OutputError: a row cannot be written.
     """
     lines = Lines(out, "metrics", process)
     rows, done = Lines(out, "rows").read(), lines.read()
@@ -61,8 +63,12 @@ def _stale(old: Row, networks: Networks) -> bool:
 
 
 def write_prompts(items: Sequence[Item], out: Path, rows: Rows) -> Path:
-    """`prompts.jsonl`, and the sources in `source/`, of the pictures that are finished."""
-    (out / "source").mkdir(exist_ok=True)
+    """`prompts.jsonl`, and the sources in `source/`, of the pictures that are finished.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    make_folder(out / "source")
     prompts = []
     for item in items:
         modes = [m for m in MODES if "problem" not in rows.get((item.key, m), {"problem": ""})]
@@ -80,8 +86,7 @@ def write_prompts(items: Sequence[Item], out: Path, rows: Rows) -> Path:
             }
             for mode in modes
         ]
-    with atomic_write(out / "prompts.jsonl") as temporary:
-        temporary.write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+    write_text(out / "prompts.jsonl", "".join(json.dumps(prompt) + "\n" for prompt in prompts))
     return out / "prompts.jsonl"
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..files import OutputError
+
 Row = dict[str, Any]
 
 
@@ -29,14 +31,25 @@ class Lines:
         return {(row["key"], row["mode"]): row for row in rows}
 
     def append(self, row: Row) -> None:
-        """Add a row in one write. A line that a kill cut short stays apart from it."""
+        """Add a row, in one write where the disk has room. A line cut short stays apart from it.
+
+        Raises:
+            OutputError: the row could not be written, or not all of it.
+        """
         whole = row | {"written": time.time()}
         line = f"\n{json.dumps(whole, allow_nan=False)}\n".encode()
-        file = os.open(self._own, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            os.write(file, line)
-        finally:
-            os.close(file)
+            file = os.open(self._own, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                while line:  # after a short write, the next one raises the reason
+                    line = line[os.write(file, line) :]
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise OutputError(
+                f"{self._own}: a row cannot be written ({error.strerror}); what is finished stays: "
+                "make room and run the same command again"
+            ) from error
 
 
 def _rows(path: Path) -> Iterator[Row]:

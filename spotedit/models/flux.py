@@ -82,7 +82,7 @@ class DecoderPrefix(nn.Module):
     """Copies of the first layers of an `AutoencoderKL` decoder, on the device of `like`.
 
     Raises:
-        ValueError: there is no VAE.
+        ValueError: there is no VAE, or its decoder has other layers.
     """
 
     def __init__(self, vae: Any, like: Tensor) -> None:
@@ -92,7 +92,13 @@ class DecoderPrefix(nn.Module):
                 "the pipeline has no VAE, through which the perceptual judge looks; expected one, "
                 'or judge="cosine" or "l2"'
             )
-        decoder = vae.decoder
+        decoder: Any = getattr(vae, "decoder", None)
+        if not all(hasattr(decoder, name) for name in ("conv_in", "mid_block", "up_blocks")):
+            raise ValueError(
+                "the perceptual judge looks through the first layers of the VAE's decoder, which "
+                f"{type(vae).__name__} does not have; expected an AutoencoderKL, or "
+                'judge="cosine" or "l2"'
+            )
         parts = [decoder.conv_in, decoder.mid_block, decoder.up_blocks[0]]
         if getattr(vae, "post_quant_conv", None) is not None:
             parts[0] = nn.Sequential(vae.post_quant_conv, parts[0])
@@ -184,6 +190,7 @@ KONTEXT = Spec(
     token_pixels=lambda pipe: pipe.vae_scale_factor * 2,
     latents=unpatch,
     modulated=modulated,
+    processors=("FluxAttnProcessor",),
     # of FLUX.1-Kontext-dev, from ComfyUI-TeaCache (github.com/welltop-cn/ComfyUI-TeaCache)
     tea=TeaCache(0.25, (-1046.55119, 312.563399, -16.9500694, 0.410995971, 0.0374537863)),
 )

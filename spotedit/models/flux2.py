@@ -73,6 +73,13 @@ FLUX2 = Spec(
     token_pixels=lambda pipe: pipe.vae_scale_factor * 2,
     latents=flux.unpatch,
     modulated=modulated,
+    # those of klein KV are the others where no cache of keys and values is passed to them
+    processors=(
+        "Flux2AttnProcessor",
+        "Flux2ParallelSelfAttnProcessor",
+        "Flux2KVAttnProcessor",
+        "Flux2KVParallelSelfAttnProcessor",
+    ),
 )
 register(FLUX2)
 register_refusal(

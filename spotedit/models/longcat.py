@@ -10,6 +10,7 @@ register(
     replace(
         KONTEXT,
         pipelines=("LongCatImageEditPipeline",),
+        processors=("LongCatImageAttnProcessor",),
         # the output always follows the image, at an area of 1024 * 1024
         matched_size=lambda pipe, arguments, reference: {},
         # of LongCat-Image, from vLLM-Omni (github.com/vllm-project/vllm-omni)

@@ -121,6 +121,7 @@ EDIT = Spec(
     narrow_block=narrow_block,
     latents=flux.unpatch,
     modulated=modulated,
+    processors=("QwenDoubleStreamAttnProcessor2_0",),
     without_prompt=without_prompt,
     # of Qwen-Image, from vLLM-Omni (github.com/vllm-project/vllm-omni)
     tea=TeaCache(0.2, (-450.0, 280.0, -45.0, 3.2, -0.02)),

@@ -76,6 +76,8 @@ class Spec:
             prompt's rows.
         tea: default threshold and coefficients of TeaCache. Coefficients belong to a checkpoint;
             None where none are published.
+        processors: class names of the attention processors that `project` and `output` stand in
+            for, from the model's own module; others are refused. Empty: all of that module.
         own_mask: (pipeline, call's arguments, output's (height, width)) -> bool [b, H, W] in output
             pixels, True where the pipeline lets the source change, b a divisor of B; or None. It
             counts as the user's where they have set none.
@@ -105,6 +107,7 @@ class Spec:
     modulated: Callable[[nn.Module, Arguments], Tensor] | None = None
     without_prompt: Callable[[Arguments], dict[str, Any]] = without_prompt
     tea: TeaCache = field(default_factory=lambda: TeaCache(threshold=0.25))
+    processors: tuple[str, ...] = ()
     own_mask: Callable[[Any, Arguments, Grid], Tensor | None] = lambda pipe, arguments, size: None
     latents: Callable[[Tensor, Grid], Tensor] | None = None
     heads: Callable[[Any], tuple[int, int]] = heads
@@ -149,7 +152,7 @@ def reference_number(
         rows, cols = conditions[index]
         return None, (
             f"the output's token grid, {noise[0]} x {noise[1]}, differs from the condition "
-            f"image's, {rows} x {cols}; leave height and width to match_size"
+            f"image's, {rows} x {cols}; leave height, width and max_area to match_size"
         )
     return index, None
 

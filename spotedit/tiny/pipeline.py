@@ -31,7 +31,6 @@ class TinyKontextPipeline(FluxKontextPipeline):
     of 8 px (`_auto_resize=False`), `max_area` is the area asked for, and prompts take 16 tokens.
     """
 
-    @functools.wraps(FluxKontextPipeline.__call__)
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bound = _SIGNATURE.bind(self, *args, **kwargs)
         given = {"height": NATIVE_SIZE, "width": NATIVE_SIZE}
@@ -41,4 +40,6 @@ class TinyKontextPipeline(FluxKontextPipeline):
         given.pop("self")
         return super().__call__(**given, **defaults)
 
+    # not as a decorator: type checkers would take `self` for an argument of the caller
+    functools.update_wrapper(__call__, FluxKontextPipeline.__call__)
     __call__.__signature__ = _SIGNATURE  # type: ignore[attr-defined]  # what `inspect` shows
