@@ -68,7 +68,7 @@ def attempt(change, before, naming):
     dense = edit(stock)
     assert close(images, dense)
     if handle.report.reason is not None:
-        assert {step["kind"] for step in handle.report.steps} == {"dense"}
+        assert "spot" not in {step["kind"] for step in handle.report.steps}
         return f"dense: {handle.report.reason}"
     assert "spot" in {step["kind"] for step in handle.report.steps}
     handle = spotedit.enable(pipe)
@@ -287,7 +287,8 @@ def test_ip_adapter(outcome):
 @pytest.mark.parametrize("backend", ["native", "_native_math"])
 @row("attention backends", "`transformer.set_attention_backend(...)`")
 def test_attention_backend_of_the_transformer(backend, outcome):
-    outcome(lambda pipe: pipe.transformer.set_attention_backend(backend), "works")
+    with attention_backend("native"):  # put back at the end: it is also set for all models
+        outcome(lambda pipe: pipe.transformer.set_attention_backend(backend), "works")
 
 
 @row("attention backends", "`with attention_backend(...):` around the call")

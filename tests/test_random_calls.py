@@ -197,7 +197,7 @@ def test_what_is_refused_is_said_and_changes_nothing(call, wrong):
     def enable_and_call():
         handle = refused.enable()
         if wrong == "mask":
-            handle.set_mask(torch.ones(3, 5))
+            handle.set_mask(torch.ones(64, 4))
         refused.run()
 
     with pytest.raises((ValueError, TypeError)) as caught:
