@@ -104,21 +104,16 @@ class Judging:
         if self.misalignment is not None:
             self.selection = everything(selection, self.pad_to)
 
-    @functools.cached_property
-    def _features(self) -> Callable[[Tensor], list[Tensor]]:
-        """The VAE decoder's first layers, copied when a judge first looks through them."""
-        return self.spec.features(self.pipe, self.y, self.grid)
-
     def _make_selector(self) -> SpotSelector:
-        spec, config = self.spec, self.config
+        spec, config, y, grid = self.spec, self.config, self.y, self.grid
         judge = None
         if self.mask is None or self.mask.mode != "replace":
-            judge = JUDGES[config.judge](
-                self.y, self.grid, lambda tokens: self._features(tokens), config.impl
-            )
+            # the VAE decoder's first layers, copied when a judge first looks through them
+            features = functools.cache(functools.partial(spec.features, self.pipe, y, grid))
+            judge = JUDGES[config.judge](y, grid, lambda x: features()(x), config.impl)
         dilation = spec.dilation if config.dilation is None else config.dilation
         mode: Mode = "intersect" if self.mask is None else self.mask.mode
         threshold = None if self.threshold == "auto" else self.threshold
         return SpotSelector(
-            judge, threshold, dilation, self.grid, self.allowed, mode, config.impl, self.pad_to
+            judge, threshold, dilation, grid, self.allowed, mode, config.impl, self.pad_to
         )

@@ -14,6 +14,7 @@ from torch import Tensor
 from .models.spec import Arguments, Grid, Spec
 
 MODES: tuple[Mode, ...] = ("intersect", "union", "replace")
+KEEPS_ALL = "the mask keeps every token, so the picture is the source"
 _WHITES = (1, 255, 65535)
 _MOST_CHANNELS = 4
 _LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # Pillow's weights of R, G, B
@@ -202,7 +203,7 @@ def mask_note(allowed: Tensor, mode: Mode) -> str | None:
     if not allowed.any():
         if mode == "union":
             return "the mask adds no token to those that were judged to change: it has no effect"
-        return "the mask keeps every token, so the picture is the source"
+        return KEEPS_ALL
     if allowed.all():
         if mode == "intersect":
             return "the mask lets every token change, so it has no effect"

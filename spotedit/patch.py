@@ -105,9 +105,10 @@ def attached(pipe: Any, session: Session, views: Views) -> Iterator[None]:
         session.layers = undo.enter_context(_processors(model, session.spec))
         session.modulated = functools.partial(_modulated, model, session.spec)
         undo.callback(views.clear)
-        views["transformer"] = _transformer_view(transformer, session)
-        views["scheduler"] = own = _scheduler_view(scheduler, session)
+        views["transformer"] = _transformer_view(transformer, session, undo)
+        views["scheduler"] = own = _scheduler_view(scheduler, session, undo)
         session.stop = functools.partial(_stop, pipe, own, undo)
+        undo.callback(delattr, session, "stop")
         yield
 
 
@@ -125,11 +126,14 @@ def _transformer_class(base: Any) -> Any:
     return subclass(base, {"__slots__": ("_spotedit_run",), "__call__": __call__})
 
 
-def _transformer_view(transformer: Any, session: Session) -> Any:
-    """A transformer whose calls go through `session`."""
+def _transformer_view(transformer: Any, session: Session, undo: ExitStack) -> Any:
+    """A transformer whose calls go through `session`; after the call it is the stock one."""
     base: Any = type(transformer)
-    run = functools.partial(session.run, functools.partial(base.__call__, transformer))
-    return view(transformer, _transformer_class(base), _spotedit_run=run)
+    stock = functools.partial(base.__call__, transformer)
+    run = functools.partial(session.run, stock)
+    own = view(transformer, _transformer_class(base), _spotedit_run=run)
+    undo.callback(object.__setattr__, own, "_spotedit_run", lambda kwargs: stock(**kwargs))
+    return own
 
 
 @contextmanager
@@ -227,7 +231,7 @@ def _scheduler_class(base: Any) -> Any:
     return subclass(base, {"__slots__": ("_spotedit_step",), "step": step})
 
 
-def _scheduler_view(scheduler: Any, session: Session) -> Any:
+def _scheduler_view(scheduler: Any, session: Session, undo: ExitStack) -> Any:
     """A copy of the scheduler for one call, whose steps go through `session`.
 
     A scheduler counts its steps, so that two calls that run at once need two. One whose `step` was
@@ -246,6 +250,7 @@ def _scheduler_view(scheduler: Any, session: Session) -> Any:
     # diffusers looks at the parameters of `step`, without `self`
     step.__signature__ = inspect.signature(scheduler.step)  # type: ignore[attr-defined]
     object.__setattr__(own, "_spotedit_step", step)
+    undo.callback(object.__setattr__, own, "_spotedit_step", stock)
     return own
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .draw import KINDS
+from .mask import KEEPS_ALL
 from .temporal import TaylorSeer
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def _misaligned(report: "EditReport") -> str | None:
 
 def _unedited(report: "EditReport", numbers: Sequence[int] = ()) -> str | None:
     """How many images end as the source, and what to try. `numbers`: which of a batch."""
-    if not report.unedited:
+    if not report.unedited or report.mask_note == KEEPS_ALL:
         return None
     what, advice = "no token was judged to change", "a lower threshold, other words or a mask"
     if not report.judged:

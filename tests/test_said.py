@@ -50,7 +50,7 @@ def call(pipe, arguments, caplog) -> Callable[..., tuple]:
         ({}, {"spatial": False}, "INFO", "nothing was skipped: no token may be reused"),
         ({}, {"threshold": 1e9}, "WARNING", UNEDITED),
         ({"batch": 2}, {"threshold": 1e9}, "WARNING", "to change in 2 of 2 images: there"),
-        ({}, {"mask": NOWHERE, "mode": "replace"}, "WARNING", "the mask lets no token change: the"),
+        ({}, {"mask": NOWHERE, "mode": "replace"}, "WARNING", "the mask keeps every token, so"),
         (
             {"batch": 2},
             {"mask": np.stack([LEFT, NOWHERE])},

@@ -175,10 +175,10 @@ def test_the_last_velocity_serves_again(pipe):
     """A dense call of three steps, of which one is left out, by hand."""
     seen = []
     hook = pipe.transformer.register_forward_hook(lambda m, a, out: seen.append(out[0][:, :48]))
-    with spotedit.enable(pipe, spatial=False, temporal=TeaCache(1e9, LINEAR)):
+    with spotedit.enable(pipe, spatial=False, temporal=TeaCache(1e9, LINEAR)) as handle:
         latents = pipe(**call_arguments(num_inference_steps=3)).images
     hook.remove()
-    sigmas = pipe.scheduler.sigmas
+    sigmas = [step["sigma"] for step in handle.report.steps] + [0.0]
     first, last = seen
     noise = latents - (sigmas[2] - sigmas[0]) * first - (sigmas[3] - sigmas[2]) * last
     with spotedit.enable(pipe, spatial=False, temporal=TaylorSeer(9, 0, 1)):
