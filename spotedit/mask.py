@@ -147,7 +147,7 @@ def _may_change(values: np.ndarray, white: int) -> np.ndarray:
 
 
 def same_aspect(size: Grid, other: Grid) -> bool:
-    """Whether one (height, width) is the other scaled, but for rounding to whole pixels."""
+    """Tell whether one (height, width) is the other one scaled and rounded to whole pixels."""
     return any(
         abs(a[side] - b[side] * a[1 - side] / b[1 - side]) < 1
         for a, b in ((size, other), (other, size))

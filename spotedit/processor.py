@@ -32,6 +32,7 @@ class Forward:
     """What the layers have to know about the running forward. One object serves all of them.
 
     Attributes:
+        spec, impl: the model family, and which kernels run.
         mode: "capture": all rows run and are kept; "spot": the rows `slots` run.
         prompt: the prompt's rows, [P]. A tensor, as graphs take its size as a variable.
         slots: joint index of each row, int64 [M] or [B, M], -1 = padding; None: all, in order.

@@ -128,7 +128,7 @@ QUANTISED = [
 
 
 def in_force(change):
-    """Whether the change changes the picture."""
+    """Tell whether applying the change gives another picture."""
     pipe = random_kontext()
     plain = edit(pipe)
     change(pipe)

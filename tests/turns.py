@@ -64,7 +64,7 @@ class Turns:
 
 
 class Free:
-    """The same interface for threads that run as the interpreter lets them."""
+    """Threads that run as the interpreter lets them, with the interface of the other class."""
 
     def run(self, threads: Mapping[str, Callable[[], None]]) -> None:
         started = [threading.Thread(target=function) for function in threads.values()]
