@@ -11,7 +11,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from torch import Tensor
@@ -235,12 +235,14 @@ def _scheduler_view(scheduler: Any, session: Session, undo: ExitStack) -> Any:
     """A copy of the scheduler for one call, whose steps go through `session`.
 
     A scheduler counts its steps, so that two calls that run at once need two. One whose `step` was
-    replaced on the instance is not copied, as the replacement may belong to it.
+    replaced on the instance is not copied, as the replacement may belong to it; nor is one that
+    holds what cannot be copied. Such a scheduler must not serve two calls at once.
     """
     base: Any = type(scheduler)
     own = view(scheduler, _scheduler_class(base))
     if "step" not in vars(scheduler):
-        object.__setattr__(own, "__dict__", copy.deepcopy(vars(scheduler)))
+        with suppress(TypeError):
+            object.__setattr__(own, "__dict__", copy.deepcopy(vars(scheduler)))
     stock = vars(scheduler).get("step") or functools.partial(base.step, own)
 
     @functools.wraps(base.step)

@@ -411,6 +411,14 @@ def test_a_scheduler_with_a_step_of_its_own_is_followed(pipe):
     assert pipe.scheduler.step is watched
 
 
+def test_a_scheduler_that_cannot_be_copied_is_used_itself(pipe):
+    pipe.scheduler.lock = threading.Lock()
+    expected = edit(pipe, **SIZE)
+    handle = spotedit.enable(pipe, condition_cache=False)
+    handle.set_mask(torch.ones(6, 8), mode="replace")
+    assert relative(edit(pipe), expected) <= 1e-4
+
+
 def test_the_masks_callbacks_and_reports_of_two_threads_calls_are_their_own(pipe):
     handle, masks = spotedit.enable(pipe), (LEFT, ~LEFT)
     alone = []
