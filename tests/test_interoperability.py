@@ -152,6 +152,7 @@ ADAPTERS = [
 ]  # fmt: skip
 
 
+@pytest.mark.full  # test_combinations.py has plain ones
 @pytest.mark.parametrize("change", ADAPTERS)
 def test_adapters(change, outcome):
     outcome(change, "works")
