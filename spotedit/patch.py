@@ -23,7 +23,6 @@ from .views import subclass, view
 
 Views = dict[str, Any]  # component -> what the running call sees in its place
 
-_LAYER = "_spotedit_layer"  # attribute of a narrowed block: its attention's processor
 _LOCK = threading.RLock()  # held while a transformer that may be shared is changed
 
 
@@ -143,29 +142,23 @@ def _processors(model: Any, spec: Spec) -> Iterator[dict[str, SpotProcessor]]:
     try:
         with _LOCK:
             for name in model.attn_processors:
-                layers[name] = _install(model, name)
-            for number, block in enumerate(model.transformer_blocks if spec.narrow_block else ()):
-                if _LAYER not in vars(block):
-                    prefix = f"transformer_blocks.{number}."
-                    own = (layer for name, layer in layers.items() if name.startswith(prefix))
-                    vars(block)[_LAYER] = next(own)
-                    kind: Any = type(block)
-                    block.__class__ = _narrowing_class(kind)
+                layers[name] = _install(model, name, spec)
         yield layers
     finally:
         with _LOCK:
             for name, layer in layers.items():
                 _uninstall(model, name, layer)
-            for block in model.transformer_blocks if spec.narrow_block else ():
-                if _LAYER in vars(block) and not vars(block)[_LAYER].calls:
-                    block.__class__ = type(block).__mro__[1]
-                    del vars(block)[_LAYER]
 
 
-def _install(model: Any, name: str) -> SpotProcessor:
+def _install(model: Any, name: str, spec: Spec) -> SpotProcessor:
     attention = model.get_submodule(name.removesuffix(".processor"))
     if not isinstance(attention.processor, SpotProcessor):
-        attention.set_processor(spot_processor(attention.processor))
+        layer = spot_processor(attention.processor)
+        attention.set_processor(layer)
+        if spec.narrow_block is not None:
+            block = model.get_submodule(".".join(name.split(".")[:2]))
+            hook = functools.partial(_narrow_block, layer)
+            layer.narrowing = block.register_forward_pre_hook(hook, with_kwargs=True)
     attention.processor.calls += 1
     return attention.processor
 
@@ -173,22 +166,29 @@ def _install(model: Any, name: str) -> SpotProcessor:
 def _uninstall(model: Any, name: str, layer: SpotProcessor) -> None:
     attention = model.get_submodule(name.removesuffix(".processor"))
     layer.calls -= 1
-    if not layer.calls and attention.processor is layer:  # nobody set another one meanwhile
+    if layer.calls:
+        return
+    if attention.processor is layer:  # nobody set another one meanwhile
         attention.set_processor(layer.stock)
+    if layer.narrowing is not None:
+        layer.narrowing.remove()
 
 
-@functools.cache
-def _narrowing_class(base: Any) -> Any:
-    """Blocks whose arguments are cut to a spot forward's rows, see `Spec.narrow_block`."""
+def _narrow_block(
+    layer: Any, block: Any, args: tuple, kwargs: dict[str, Any] | None = None
+) -> tuple[tuple, dict[str, Any]] | None:
+    """Cut a block's arguments to a spot forward's rows, see `Spec.narrow_block`.
 
-    @functools.wraps(base.__call__)
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        forward = self._spotedit_layer.here.forward
-        if forward is not None and forward.mode == "spot":
-            kwargs = kwargs | forward.spec.narrow_block(kwargs, forward.index)
-        return base.__call__(self, *args, **kwargs)
-
-    return subclass(base, {"__call__": __call__})
+    Another thread's forward may come without `kwargs`, in the moment in which this hook is set.
+    """
+    if kwargs is None or not isinstance(layer, SpotProcessor):  # a copy's layer is a stock one
+        return None
+    forward = layer.here.forward
+    if forward is None or forward.mode != "spot":
+        return None
+    assert forward.spec.narrow_block is not None
+    assert forward.index is not None
+    return args, kwargs | forward.spec.narrow_block(kwargs, forward.index)
 
 
 class _Reached(Exception):

@@ -19,6 +19,7 @@ from diffusers.models.attention_dispatch import (
 from spotedit_kernels import gathered_attention, qk_norm_rope
 from spotedit_kernels.impl import Impl
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from .cache import LayerCache
 from .models.spec import Spec
@@ -75,11 +76,13 @@ class SpotProcessor:
 
     Attributes:
         calls: how many running calls use it.
+        narrowing: the hook of its block, see `Spec.narrow_block`, or None.
     """
 
-    __slots__ = ("calls", "here", "stock")
+    __slots__ = ("calls", "here", "narrowing", "stock")
     calls: int
     here: Here
+    narrowing: RemovableHandle | None
     stock: Any
 
 
@@ -110,7 +113,7 @@ def _spot_class(stock: Any) -> Any:
 def spot_processor(stock: Any) -> Any:
     """The `SpotProcessor` that stands in for `stock`; it shares all attributes with it."""
     kind: Any = type(stock)
-    return view(stock, _spot_class(kind), stock=stock, here=Here(), calls=0)
+    return view(stock, _spot_class(kind), stock=stock, here=Here(), calls=0, narrowing=None)
 
 
 def _chosen_backend(processor: Any) -> AttentionBackendName | None:

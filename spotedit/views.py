@@ -8,8 +8,7 @@ def subclass(base: Any, namespace: dict[str, Any], mixins: tuple[type, ...] = ()
     """A subclass of the same name whose copies and pickles are of the class `base`.
 
     Args:
-        namespace: its own methods, and `__slots__` where `view` is to set some. Attributes whose
-            names begin with `_spotedit` are not copied.
+        namespace: its own methods, and `__slots__` where `view` is to set some.
         mixins: classes before `base`.
     """
 
@@ -18,8 +17,7 @@ def subclass(base: Any, namespace: dict[str, Any], mixins: tuple[type, ...] = ()
         if make.__name__ == "__newobj__":  # for which pickle insists on the subclass
             make, arguments = copyreg._reconstructor, (base, object, None)  # type: ignore[attr-defined]
         attributes = state[0] if isinstance(state, tuple) else state  # the slots are ours
-        kept = attributes and {k: v for k, v in attributes.items() if not k.startswith("_spotedit")}
-        return make, tuple(base if x is type(self) else x for x in arguments), kept, *rest
+        return make, tuple(base if x is type(self) else x for x in arguments), attributes, *rest
 
     named = {"__module__": base.__module__, "__doc__": base.__doc__, "__reduce_ex__": __reduce_ex__}
     return type(base.__name__, (*mixins, base), named | namespace)
