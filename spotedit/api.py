@@ -32,9 +32,11 @@ OnStep = Callable[[StepProgress], object]
 
 @dataclass
 class Call:
-    """What belongs to the calls in a block of `Handle.call`.
+    """Holds what belongs to the calls in a block of `Handle.call`.
 
     Attributes:
+        mask: where the picture may change, or None.
+        on_step: called after every step, or None.
         report: `EditReport` of the last of these calls, also of one that was cut short; None
             before any, and of a refused one.
     """

@@ -9,13 +9,12 @@ from typing import Any
 from torch import nn
 
 from .models.spec import Spec
+from .processor import SpotProcessor
 
 _TEA = "temporal=spotedit.TeaCache() for the same on the edited tokens"
-_INSTEAD = {  # of diffusers' caches, by their configuration or the start of their hooks' names
-    "TaylorSeerCacheConfig": "temporal=spotedit.TaylorSeer() for the same on the edited tokens",
-    "TextKVCacheConfig": "cache_text=True for the same in spot steps",
+_INSTEAD = {  # what replaces a cache of diffusers, by the start of its configuration's name
     "taylorseer": "temporal=spotedit.TaylorSeer() for the same on the edited tokens",
-    "text_kv": "cache_text=True for the same in spot steps",
+    "textkv": "cache_text=True for the same in spot steps",
 }
 _HARMLESS_HOOKS = {  # of diffusers: they move or cast weights
     "GroupOffloadingHook",
@@ -43,7 +42,7 @@ def refuse(pipe: Any, spec: Spec) -> None:
         name = type(transformer._cache_config).__name__
         raise ValueError(
             f"the transformer has a cache enabled ({name}); expected none: call "
-            f"pipe.transformer.disable_cache(), and enable spotedit with {_INSTEAD.get(name, _TEA)}"
+            f"pipe.transformer.disable_cache(), and enable spotedit with {_instead(name)}"
         )
     # the class's mark alone may be another pipeline's
     own = getattr(pipe, "_is_cached", False) and hasattr(pipe, "_context_manager")
@@ -58,8 +57,14 @@ def refuse(pipe: Any, spec: Spec) -> None:
     _refuse_processors(model, spec)
 
 
+def _instead(cache: str) -> str:
+    """Say which option replaces a cache, given the name of its configuration or of its hook."""
+    plain = cache.lower().replace("_", "")
+    return next((option for start, option in _INSTEAD.items() if plain.startswith(start)), _TEA)
+
+
 def _refuse_forward(model: type) -> None:
-    """A script that replaced the class's forward did so for every pipeline of the process."""
+    """Refuse a class whose forward a script replaced, for every pipeline of the process."""
     owner = next(cls for cls in model.__mro__ if "forward" in vars(cls))
     forward = vars(owner)["forward"]
     module = getattr(forward, "__module__", None)
@@ -72,7 +77,7 @@ def _refuse_forward(model: type) -> None:
 
 
 def _refuse_hooks(model: nn.Module) -> None:
-    """Hooks that only watch or move weights may stay; those that replace a forward may not."""
+    """Refuse hooks that replace a forward; those that only watch or move weights may stay."""
     for path, module in model.named_modules():
         registry = vars(module).get("_diffusers_hook")
         for name, hook in ({} if registry is None else registry.hooks).items():
@@ -82,20 +87,20 @@ def _refuse_hooks(model: nn.Module) -> None:
             else:
                 harmless = not hasattr(hook, "new_forward")
             if not harmless:
-                instead = next((v for k, v in _INSTEAD.items() if name.startswith(k)), _TEA)
                 raise ValueError(
                     f"{path or 'the transformer'} has the hook {name!r} ({kind.__name__}), which "
                     "changes what it computes; expected none: load the pipeline without it, or "
                     f"remove it with HookRegistry.remove_hook({name!r}). Instead of a cache, "
-                    f"enable spotedit with {instead}"
+                    f"enable spotedit with {_instead(name)}"
                 )
 
 
 def _refuse_processors(model: Any, spec: Spec) -> None:
-    """Only the model's own processors compute what `Spec.project` and `Spec.output` stand for."""
+    """Refuse processors that compute anything else than `Spec.project` and `Spec.output` do."""
     found = getattr(model, "attn_processors", {})
+    modules = {cls.__module__ for cls in type(model).__mro__}
     for name, processor in found.items():
-        kind = type(getattr(processor, "stock", processor))
+        kind = type(processor.stock if isinstance(processor, SpotProcessor) else processor)
         if "IPAdapter" in kind.__name__:
             raise ValueError(
                 f"{name} is an IP-Adapter's; expected none: call pipe.unload_ip_adapter()"
@@ -104,8 +109,7 @@ def _refuse_processors(model: Any, spec: Spec) -> None:
             raise ValueError(
                 "the transformer runs in context parallelism; expected one device: load it without"
             )
-        modules = {cls.__module__ for cls in type(model).__mro__}
-        called = kind.__call__.__module__ == kind.__module__
+        called = getattr(kind.__call__, "__module__", None) == kind.__module__
         known = not spec.processors or kind.__name__ in spec.processors
         if not (called and known and kind.__module__ in modules):
             expected = " or ".join(spec.processors) or f"one of {type(model).__module__}"

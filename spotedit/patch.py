@@ -126,7 +126,7 @@ def _transformer_class(base: Any) -> Any:
 
 
 def _transformer_view(transformer: Any, session: Session, undo: ExitStack) -> Any:
-    """A transformer whose calls go through `session`; after the call it is the stock one."""
+    """Make a view of the transformer that calls `session`; after the call, the transformer."""
     base: Any = type(transformer)
     stock = functools.partial(base.__call__, transformer)
     run = functools.partial(session.run, stock)
@@ -137,7 +137,10 @@ def _transformer_view(transformer: Any, session: Session, undo: ExitStack) -> An
 
 @contextmanager
 def _processors(model: Any, spec: Spec) -> Iterator[dict[str, SpotProcessor]]:
-    """The attention layers' processors by name, ours in a block. They may serve several calls."""
+    """Install our attention processors in a block; they may serve several calls at once.
+
+    Yields them by the layers' names.
+    """
     layers: dict[str, SpotProcessor] = {}
     try:
         with _LOCK:
@@ -232,7 +235,7 @@ def _scheduler_class(base: Any) -> Any:
 
 
 def _scheduler_view(scheduler: Any, session: Session, undo: ExitStack) -> Any:
-    """A copy of the scheduler for one call, whose steps go through `session`.
+    """Make a copy of the scheduler for one call, whose steps go through `session`.
 
     A scheduler counts its steps, so that two calls that run at once need two. One whose `step` was
     replaced on the instance is not copied, as the replacement may belong to it; nor is one that

@@ -88,7 +88,7 @@ class SpotProcessor:
 
 @functools.cache
 def _spot_class(stock: Any) -> Any:
-    """A subclass of a processor's class, with the same signature, that attends as we do."""
+    """Make a subclass of a processor's class, with its signature, that calls `attend`."""
     names = tuple(inspect.signature(stock.__call__).parameters)[3:]  # after `hidden_states`
 
     @functools.wraps(stock.__call__)
@@ -111,13 +111,13 @@ def _spot_class(stock: Any) -> Any:
 
 
 def spot_processor(stock: Any) -> Any:
-    """The `SpotProcessor` that stands in for `stock`; it shares all attributes with it."""
+    """Make the `SpotProcessor` that stands in for `stock` and shares all attributes with it."""
     kind: Any = type(stock)
     return view(stock, _spot_class(kind), stock=stock, here=Here(), calls=0, narrowing=None)
 
 
 def _chosen_backend(processor: Any) -> AttentionBackendName | None:
-    """The attention backend that the user chose for the layer or for all; None: none."""
+    """Return the attention backend that the user chose for the layer or for all, or None."""
     own = getattr(processor, "_attention_backend", None)
     if own is not None:
         return own
@@ -133,7 +133,7 @@ def attend(
     hidden: Tensor,
     prompt: Tensor | None,
 ) -> Any:
-    """What the stock processor returns, for all rows (captured) or those of a spot forward.
+    """Compute what the stock processor returns, for all rows or those of a spot forward.
 
     Args:
         backend: the one that the user chose, or None.

@@ -5,7 +5,7 @@ from typing import Any
 
 
 def subclass(base: Any, namespace: dict[str, Any], mixins: tuple[type, ...] = ()) -> Any:
-    """A subclass of the same name whose copies and pickles are of the class `base`.
+    """Make a subclass of the same name whose copies and pickles are of the class `base`.
 
     Args:
         namespace: its own methods, and `__slots__` where `view` is to set some.
@@ -24,7 +24,7 @@ def subclass(base: Any, namespace: dict[str, Any], mixins: tuple[type, ...] = ()
 
 
 def view(instance: Any, view_class: Any, **slots: Any) -> Any:
-    """An object of `view_class`, a `subclass`, that shares all attributes of `instance`."""
+    """Make an object of `view_class`, a `subclass`, that shares all attributes of `instance`."""
     made = object.__new__(view_class)
     for name, value in {"__dict__": vars(instance), **slots}.items():
         object.__setattr__(made, name, value)

@@ -60,6 +60,13 @@ class Wrapper:
         return self.inner(*args, **kwargs)
 
 
+class Impostor(Wrapper):
+    """Keeps the stock processor under the name that ours uses."""
+
+    def __init__(self, inner):
+        self.inner = self.stock = inner
+
+
 class Weighted(nn.Module):
     """Neither a backend nor the names of the stock one's arguments."""
 
@@ -68,7 +75,15 @@ class Weighted(nn.Module):
 
 
 @pytest.mark.parametrize("one", [False, True])
-@pytest.mark.parametrize("make", [Scaled, lambda: Wrapper(FluxAttnProcessor()), Weighted])
+@pytest.mark.parametrize(
+    "make",
+    [
+        Scaled,
+        lambda: Wrapper(FluxAttnProcessor()),
+        lambda: Impostor(FluxAttnProcessor()),
+        Weighted,
+    ],
+)
 def test_attention_processors_of_other_classes_are_refused_by_name(pipe, make, one):
     def apply(pipe):
         processor = make()
