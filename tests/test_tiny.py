@@ -73,7 +73,7 @@ def test_runs_in_bfloat16():
 
 
 def test_autoencoder_keeps_heldout_photographs(pipe):
-    from bench.tiny_editor.evaluate import vae_rows
+    from bench.tiny_qwen.evaluate import vae_rows
 
     assert np.mean(vae_rows(pipe, 1)) >= 27
 
@@ -150,8 +150,9 @@ def test_encoder_is_the_linear_map_it_was_given():
         install_components,
         read_components,
     )
+    from spotedit.tiny.world import make_scene
 
-    pictures = np.stack([tiny.make_scene(seed, size=64).source for seed in range(8)]) / 127.5 - 1
+    pictures = np.stack([make_scene(seed, size=64).source for seed in range(8)]) / 127.5 - 1
     filters, bias = components(pictures, LATENT_CHANNELS)
     vae = build_vae()
     install_components(vae, filters, bias)
@@ -159,10 +160,10 @@ def test_encoder_is_the_linear_map_it_was_given():
     expected = encode_linear(images, filters, bias)
     with torch.no_grad():
         encoded = vae.encode(images).latent_dist.mode()
-    assert torch.allclose(encoded, expected, atol=2e-3)
+    assert torch.allclose(encoded, expected, atol=2e-3, rtol=1e-3)
     assert abs(float(expected.var()) - 1) < 0.2
     again = read_components(vae, LATENT_CHANNELS)
-    assert torch.allclose(encode_linear(images, *again), expected, atol=5e-3)
+    assert torch.allclose(encode_linear(images, *again), expected, atol=5e-3, rtol=1e-3)
 
 
 def test_matmul_attention_equals_the_stock_processor():
@@ -173,7 +174,7 @@ def test_matmul_attention_equals_the_stock_processor():
     torch.manual_seed(0)
     transformer = build_transformer(dual=1, single=1).eval()
     inputs = {
-        "hidden_states": torch.randn(2, 24, 32),
+        "hidden_states": torch.randn(2, 24, 64),
         "timestep": torch.tensor([0.3, 0.9]),
         "pooled_projections": torch.randn(2, 64),
         "encoder_hidden_states": torch.randn(2, 5, 128),
@@ -188,24 +189,14 @@ def test_matmul_attention_equals_the_stock_processor():
     assert torch.allclose(ours, stock, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def photo_folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("photographs")
-    for i, photo in enumerate(tiny.heldout_photos()[:3]):
-        Image.fromarray(photo).resize((360, 260)).save(folder / f"{i}.png")
-    return folder
-
-
-def test_training_resumes_exactly(photo_folder, tmp_path):
+def test_training_resumes_exactly(tmp_path):
     from bench.tiny_editor.train import main
 
     def train(folder: Path, *extra: str) -> None:
-        common = ["--photos", str(photo_folder), "--folder", str(folder), "--steps", "4"]
-        small = ["--batch", "2", "--crop", "16", "--pictures", "8"]
-        main(["vae", *common, *small, *extra])
-        small = ["--batch", "2", "--shard", "4", "--scenes", "8", "--single", "1"]
-        sizes = ["--size", "48", "--coarse-size", "32", "--coarse-steps", "2", "--no-prefetch"]
-        main(["editor", *common, *small, *sizes, *extra])
+        common = ["--folder", str(folder), "--steps", "4", "--batch", "2"]
+        main(["vae", *common, "--crop", "16", "--size", "64", "--pictures", "8", *extra])
+        few = ["--shard", "4", "--scenes", "8", "--single", "1", "--no-prefetch"]
+        main(["editor", *common, *few, "--sizes", "32:2", "48", *extra])
 
     train(tmp_path / "whole")
     train(tmp_path / "halves", "--until", "3")
@@ -223,8 +214,7 @@ def test_training_resumes_exactly(photo_folder, tmp_path):
     main(["export", "--folder", str(tmp_path / "whole"), "--out", str(out), "--single", "1"])
     assert (out / "transformer" / "diffusion_pytorch_model.safetensors").exists()
     assert (tmp_path / "whole" / "vae.json").exists()
-    common = ["--photos", str(photo_folder), "--folder", str(tmp_path / "more"), "--steps", "1"]
-    small = ["--batch", "2", "--shard", "4", "--scenes", "4", "--single", "1", "--no-prefetch"]
-    sizes = ["--size", "32", "--coarse-steps", "0"]
-    main(["editor", "--init", str(out), *common, *small, *sizes])
+    common = ["--folder", str(tmp_path / "more"), "--steps", "1", "--batch", "2", "--sizes", "32"]
+    few = ["--shard", "4", "--scenes", "4", "--single", "1", "--no-prefetch"]
+    main(["editor", "--init", str(out), *common, *few])
     assert (tmp_path / "more" / "editor.pt").exists()

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,6 +25,20 @@ from bench.tiny_editor.loop import Loop
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "spotedit" / "tiny" / "weights"
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory) -> Path:
+    """A pipeline folder whose autoencoder and editor took one step."""
+    from bench.tiny_editor.train import main
+
+    folder = tmp_path_factory.mktemp("untrained")
+    common = ["--folder", str(folder), "--steps", "1", "--batch", "2"]
+    main(["vae", *common, "--crop", "16", "--size", "64", "--pictures", "8"])
+    few = ["--shard", "4", "--scenes", "4", "--sizes", "32", "--no-prefetch"]
+    main(["editor", *common, *few, "--single", "1"])
+    main(["export", "--folder", str(folder), "--out", str(folder / "weights"), "--single", "1"])
+    return folder / "weights"
 
 
 def small_loop(folder: Path, batch=None, **settings) -> Loop:
@@ -166,8 +179,9 @@ def test_scenes_made_ahead_are_those_of_the_shards(tmp_path):
     ahead.write_scenes(file, shards)
     whole = {name: torch.cat([s[name] for s in shards]) for name in shards[0]}
     read = ahead.read_scenes(file)
-    for name in ("changed", "ids"):
-        assert torch.equal(read[name], whole[name])
+    assert torch.equal(read["ids"], whole["ids"])
+    assert torch.equal(read["changed"] > 0, whole["changed"] > 0)
+    assert (read["changed"] - whole["changed"]).abs().max() <= 1 / 255
     largest = torch.cat([whole["source"], whole["target"]], dim=1).float().abs()
     largest = largest.amax(dim=1, keepdim=True)  # sets the step of 8 bits
     for name in ("source", "target"):
@@ -231,30 +245,23 @@ def test_a_failing_process_ends_fresh_scenes_only(capsys):
     fresh.close()
 
 
-def test_a_timed_run_leaves_weights_and_figures_and_needs_no_photographs(tmp_path, monkeypatch):
-    from bench.tiny_editor import photos, pool
+def test_a_timed_run_leaves_weights_and_figures(untrained, tmp_path):
     from bench.tiny_editor.train import main
     from spotedit import tiny
 
-    pictures = tmp_path / "photographs"
-    pictures.mkdir()
-    for i, photo in enumerate(tiny.heldout_photos()[:2]):
-        Image.fromarray(photo).resize((360, 260)).save(pictures / f"{i}.png")
     made, run, archive = tmp_path / "made", tmp_path / "run", tmp_path / "packed.tgz"
-    init = ["--init", str(WEIGHTS), "--size", "32"]
-    few = ["--scenes", "8", "--shard", "4", "--no-prefetch"]
-    main(["data", *init, *few, "--photos", str(pictures), "--folder", str(made)])
-    for module in (photos, pool):
-        monkeypatch.setattr(module, "load_photos", lambda *_: pytest.fail("read photographs"))
+    init = ["--init", str(untrained)]
+    few = ["--scenes", "8", "--shard", "4", "--no-prefetch", "--size", "32"]
+    main(["data", *init, *few, "--folder", str(made)])
     timed = ["--seconds", "5", "--set-aside", "4", "--batch", "2", "--heldout", "64"]
     data = ["--data", str(made / "scenes-32.npz"), "--folder", str(run), "--pack", str(archive)]
     started = time.monotonic()
-    main(["editor", *init, *data, *timed])
+    main(["editor", *init, *data, *timed, "--single", "1"])
     assert time.monotonic() - started < 60  # 1500 steps and 64 scenes take minutes
     result = run / "result"
-    rows = json.loads((result / "rows.json").read_text())["rows"]
+    rows = json.loads((result / "rows-easy.json").read_text())["rows"]
     assert 1 <= len(rows) < 64
-    assert "held-out scenes" in (result / "summary.md").read_text()
+    assert "Held-out scenes" in (result / "summary.md").read_text()
     log = json.loads((result / "editor.json").read_text())
     assert log["loss"][-1][0] == log["step"] >= 1
     with tarfile.open(archive) as packed:
@@ -262,10 +269,11 @@ def test_a_timed_run_leaves_weights_and_figures_and_needs_no_photographs(tmp_pat
     unpacked = tmp_path / "unpacked" / "tiny_editor"
     assert archive.stat().st_size < 16 * 2**20
     assert (unpacked / "summary.md").exists()
-    pipe = tiny.TinyKontextPipeline.from_pretrained(unpacked / "weights", local_files_only=True)
     trained, before = (
-        p.transformer.transformer_blocks[0].attn.to_q.weight for p in (pipe, tiny.load())
-    )
+        tiny.TinyKontextPipeline.from_pretrained(folder, local_files_only=True)
+        .transformer.transformer_blocks[0].attn.to_q.weight
+        for folder in (unpacked / "weights", untrained)
+    )  # fmt: skip
     assert not torch.equal(trained.float(), before.float())
 
 
@@ -292,10 +300,10 @@ def test_the_loss_does_not_wait_for_the_gpu():
     image_ids.cache_clear()
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
         editor = Editor(60, single=1)
-        tokens, ids = torch.randn(4, 36, 32), torch.randint(0, 40, (4, 16))
+        tokens, ids = torch.randn(4, 36, 64), torch.randint(0, 40, (4, 16))
         batch = (tokens, tokens, torch.rand(4, 36), ids)
         for copies in (1, 0):
             with Waits() as waits:
-                flow_loss(editor, batch, None, temper=0.8)
+                flow_loss(editor, batch, None)
             assert len(waits.found) == copies, waits.found
     image_ids.cache_clear()  # no fake tensor stays behind

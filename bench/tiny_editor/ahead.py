@@ -18,7 +18,7 @@ import torch
 
 from .loop import Batch, write_atomically
 
-_AREA = 64  # pixels of a token; its changed share is a multiple of 1 / 64
+_WHOLE = 255  # a token that is changed whole
 _LEVELS = 127
 _FIRST_FRESH_SHARD = 2**20
 _FINEST_STEP = 0.06  # of the latents, whose mean variance is 1
@@ -53,7 +53,7 @@ def pack_scenes(shard: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
         "source": source.numpy(),
         "target": target[touched].numpy(),  # [touched tokens, C]
         "step": step[:, 0].half().numpy(),
-        "changed": (shard["changed"].float() * _AREA).round().to(torch.uint8).numpy(),
+        "changed": (shard["changed"].float() * _WHOLE).ceil().to(torch.uint8).numpy(),
         "ids": shard["ids"].to(torch.uint8).numpy(),
     }
 
@@ -67,7 +67,7 @@ def unpack_scenes(packed: dict[str, np.ndarray], device: str = "cpu") -> dict[st
     return {
         "source": (fields["source"] * step).half(),
         "target": (target * step).half(),
-        "changed": (fields["changed"].float() / _AREA).half(),
+        "changed": (fields["changed"].float() / _WHOLE).half(),
         "ids": fields["ids"].long(),
     }
 

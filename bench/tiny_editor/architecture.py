@@ -12,30 +12,26 @@ from transformers import (
 )
 
 from spotedit.tiny.pipeline import PROMPT_TOKENS
-from spotedit.tiny.shapes import COLOURS, SHAPES, SIZES, TEXTURES
+from spotedit.tiny.world import vocabulary
 
-LATENT_CHANNELS = 8
+LATENT_CHANNELS = 16
+TOKEN = 16  # pixels
 TEXT_WIDTH = 128
 POOLED_WIDTH = 64
-_GLUE = (
-    "a", "an", "add", "at", "background", "bottom", "centre", "change", "colour", "from", "in",
-    "into", "left", "make", "of", "picture", "place", "put", "recolour", "remove", "replace",
-    "right", "the", "to", "top", "turn", "with",
-)  # fmt: skip
 _SPECIAL = ("<pad>", "</s>", "<unk>")
-_SPELLINGS = {"recolor": "recolour", "center": "centre", "color": "colour", "middle": "centre"}
+_SPELLINGS = {"color": "colour", "center": "middle", "centre": "middle"}
 
 
-def build_vae(widths: tuple[int, int, int] = (32, 48, 96)) -> AutoencoderKL:
-    """Factor-4 autoencoder without attention; about 1 M parameters."""
+def build_vae(widths: tuple[int, ...] = (16, 48, 64, 64)) -> AutoencoderKL:
+    """Factor-8 autoencoder without attention, 16 channels as FLUX's; about 1 M parameters."""
     return AutoencoderKL(
         block_out_channels=widths,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
-        norm_num_groups=8,
-        sample_size=128,
+        norm_num_groups=16,
+        sample_size=256,
         scaling_factor=1.0,
         shift_factor=0.0,
         use_quant_conv=False,
@@ -66,14 +62,13 @@ def build_transformer(
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """One token a word of the instructions' vocabulary, lower-cased, closed by ``</s>``."""
-    words = sorted({*_GLUE, *SHAPES, *COLOURS, *SIZES, *TEXTURES})
-    vocabulary = {word: index for index, word in enumerate((*_SPECIAL, *words))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    known = {word: index for index, word in enumerate((*_SPECIAL, *vocabulary()))}
+    tokenizer = Tokenizer(models.WordLevel(known, unk_token="<unk>"))
     spellings = [normalizers.Replace(old, new) for old, new in _SPELLINGS.items()]
     tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *spellings])
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", vocabulary["</s>"])]
+        single="$A </s>", special_tokens=[("</s>", known["</s>"])]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

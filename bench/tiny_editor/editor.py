@@ -103,27 +103,11 @@ def flow_loss(
     generator: torch.Generator,
     *,
     early: float = 0.5,
-    temper: float = 0.0,
 ) -> torch.Tensor:
-    """Squared error of the velocity x_1 - x_0, weighted up where the edit changes the picture.
-
-    With `temper` > 0 a share `early` of the batch is at time 1 exactly, where the best velocity
-    leads to the mean answer. The flow of the others ends between the truth and the editor's own
-    answer at time 1, nearer to that by `temper`: samples differ from the mean by that share less.
-    """
+    """Squared error of the velocity x_1 - x_0, weighted up where the edit changes the picture."""
     target, source, changed, ids = batch
-    count, device = len(target), target.device
-    noise = torch.randn(target.shape, generator=generator, device=device)
-    if not temper:
-        t = sample_times(count, generator, device, early)
-    else:
-        first = round(early * count)
-        rest = sample_times(count - first, generator, device, early / 2)
-        t = torch.cat([torch.ones(first, device=device), rest])
-        with torch.no_grad():
-            starts = noise[first:]
-            velocity = _velocity(editor, starts, source[first:], torch.ones_like(rest), ids[first:])
-        target = torch.cat([target[:first], torch.lerp(target[first:], starts - velocity, temper)])
+    noise = torch.randn(target.shape, generator=generator, device=target.device)
+    t = sample_times(len(target), generator, target.device, early)
     velocity = _velocity(editor, torch.lerp(target, noise, t[:, None, None]), source, t, ids)
     weight = 1 + (_EDIT_WEIGHT - 1) * (changed > 0)
     error = (velocity - (noise - target)).square().mean(dim=-1)

@@ -13,13 +13,13 @@ from .loop import write_atomically
 
 _PACKING_SECONDS = 3.0
 _SETTINGS = (
-    "init", "data", "batch", "lr", "matrix_lr", "early", "temper", "seconds", "decay_share",
+    "init", "data", "batch", "lr", "matrix_lr", "early", "seconds", "decay_share",
     "compile", "workers", "seed",
 )  # fmt: skip
 
 
 def finish(args: argparse.Namespace) -> None:
-    """Write weights/, rows.json, summary.md, run.json and the loss to `--out`; pack them.
+    """Write weights/, rows-SPLIT.json, summary.md, run.json and the loss to `--out`; pack them.
 
     With `--seconds`, as many held-out scenes are judged as its rest allows. The archive is
     written before the figures too, so that the weights are in it whatever happens then.
@@ -37,8 +37,7 @@ def finish(args: argparse.Namespace) -> None:
     if args.pack:
         write_atomically(args.pack, lambda path: _pack(out, path))
     evaluate(
-        out / "weights", out, scenes=args.heldout, crops=1 if args.seconds else 8,
-        device=args.device,
+        out / "weights", out, scenes=args.heldout, device=args.device,
         deadline=args.seconds and args.started + args.seconds - _PACKING_SECONDS,
     )  # fmt: skip
     if args.pack:

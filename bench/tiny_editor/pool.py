@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from functools import lru_cache, partial
+from functools import partial
 from multiprocessing import active_children, get_context
 from pathlib import Path
 
@@ -12,27 +12,13 @@ import torch.nn.functional as F
 from transformers import PreTrainedTokenizerFast
 
 from spotedit.tiny.pipeline import PROMPT_TOKENS
-from spotedit.tiny.scenes import make_scene
 
 from .ahead import pack_scenes
+from .examples import Draw
 from .loop import Batch, write_atomically
-from .photos import load_photos
 from .vae import encode_linear
 
 SHARD = 1024
-_KIND_SHARES = {"recolour": 0.1, "remove": 0.26, "replace": 0.32, "add": 0.32}
-_AREAS, _AREA_SHARE = (0.015, 0.6), 0.6  # of the edited objects; log-uniform in so many scenes
-_IDENTITY_EVERY = 32  # one scene in so many has an empty prompt and its source as target
-
-
-def recoloured(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A variant of uint8 `photo`: gain and gamma per channel, sometimes swapped channels."""
-    gain, gamma = rng.uniform(0.75, 1.15, 3), np.exp(rng.uniform(-0.3, 0.3, 3))
-    ramp = np.linspace(0, 1, 256)[:, None]
-    tables = np.clip(255 * gain * ramp**gamma, 0, 255).astype(np.uint8)
-    order = rng.permutation(3) if rng.random() < 0.3 else np.arange(3)
-    varied = np.stack([tables[photo[..., source], c] for c, source in enumerate(order)], axis=-1)
-    return varied[::-1] if rng.random() < 0.2 else varied
 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:
@@ -44,7 +30,7 @@ def pack(latents: torch.Tensor) -> torch.Tensor:
 
 def make_shard(
     index: int,
-    photos: Sequence[np.ndarray],
+    draw: Draw,
     tokenizer: PreTrainedTokenizerFast,
     filters: torch.Tensor,
     bias: torch.Tensor,
@@ -53,28 +39,19 @@ def make_shard(
     count: int,
 ) -> dict[str, torch.Tensor]:
     """Scenes index*count ..: source, target fp16 [count, tokens, C]; ids; changed share a token."""
-    rng = np.random.default_rng([2, index])
-    photos = [recoloured(photo, rng) for photo in photos]
-    sources, targets, masks, prompts = [], [], [], []
-    for i in range(count):
-        kind = str(rng.choice(list(_KIND_SHARES), p=list(_KIND_SHARES.values())))
-        wide = float(np.exp(rng.uniform(*np.log(_AREAS)))) if rng.random() < _AREA_SHARE else None
-        seed = index * count + i
-        scene = make_scene(seed, kind, size=size, split="train", photos=photos, area=wide)
-        identity = i % _IDENTITY_EVERY == _IDENTITY_EVERY - 1
-        sources.append(scene.source)
-        targets.append(scene.source if identity else scene.target)
-        masks.append(scene.mask & (not identity))
-        prompts.append("" if identity else scene.instruction)
+    examples = draw(range(index * count, (index + 1) * count), size)
+    sources, targets, masks, prompts = zip(*examples, strict=True)
 
-    def encode(pictures: list[np.ndarray]) -> torch.Tensor:
+    def encode(pictures: Sequence[np.ndarray]) -> torch.Tensor:
         images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
         parts = [encode_linear(p.float() / 127.5 - 1, filters, bias) for p in images.split(64)]
         return pack(torch.cat(parts)).half()
 
-    changed = F.avg_pool2d(torch.from_numpy(np.stack(masks))[:, None].float(), 8)
+    changed = F.avg_pool2d(
+        torch.from_numpy(np.stack(masks))[:, None].float(), 2 * filters.shape[-1]
+    )
     ids = tokenizer(
-        prompts, padding="max_length", max_length=PROMPT_TOKENS, truncation=True,
+        list(prompts), padding="max_length", max_length=PROMPT_TOKENS, truncation=True,
         return_tensors="pt",
     ).input_ids  # fmt: skip
     return {
@@ -94,13 +71,13 @@ class Pool:
     def __init__(
         self,
         folder: Path,
-        photos: Sequence[Path],
+        draw: Draw,
         tokenizer: PreTrainedTokenizerFast,
         components: tuple[torch.Tensor, torch.Tensor],
         *,
         scenes: int,
         batch: int,
-        size: int = 128,
+        size: int,
         shard: int = SHARD,
         device: str = "cpu",
         prefetch: bool = True,
@@ -109,9 +86,7 @@ class Pool:
             raise ValueError(f"need batch | shard | scenes, got {batch}, {shard}, {scenes}")
         self.folder, self.scenes, self.batch_size, self.shard = folder, scenes, batch, shard
         self.device = device
-        self.make = partial(
-            _write_shard, photos, folder, tokenizer, components, size=size, count=shard
-        )
+        self.make = partial(_write_shard, draw, tokenizer, components, size=size, count=shard)
         self.loaded: tuple[int, dict[str, torch.Tensor]] | None = None
         self.workers = (
             ProcessPoolExecutor(
@@ -159,8 +134,7 @@ class Pool:
 
 
 def _write_shard(
-    photos: Sequence[Path],
-    folder: Path,
+    draw: Draw,
     tokenizer: PreTrainedTokenizerFast,
     components: tuple[torch.Tensor, torch.Tensor],
     index: int,
@@ -170,15 +144,13 @@ def _write_shard(
     count: int,
 ) -> None:
     """Make one shard and write it to `file`; runs in the worker process where there is one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    pictures = _loaded_photos(tuple(photos), folder.parent)
-    made = make_shard(index, pictures, tokenizer, *components, size=size, count=count)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    made = make_shard(index, draw, tokenizer, *components, size=size, count=count)
     write_atomically(file, lambda path: torch.save(made, path))
 
 
 def packed_shard(
-    photos: Sequence[Path],
-    cache: Path,
+    draw: Draw,
     tokenizer: PreTrainedTokenizerFast,
     components: tuple[torch.Tensor, torch.Tensor],
     index: int,
@@ -187,11 +159,4 @@ def packed_shard(
     count: int,
 ) -> dict[str, np.ndarray]:
     """Make one shard and return it packed, as it travels from a worker process."""
-    pictures = _loaded_photos(tuple(photos), cache)
-    made = make_shard(index, pictures, tokenizer, *components, size=size, count=count)
-    return pack_scenes(made)
-
-
-@lru_cache(maxsize=1)  # a worker process makes many shards
-def _loaded_photos(folders: tuple[Path, ...], cache: Path) -> list[np.ndarray]:
-    return load_photos(folders, cache)
+    return pack_scenes(make_shard(index, draw, tokenizer, *components, size=size, count=count))

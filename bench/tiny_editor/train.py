@@ -1,6 +1,7 @@
 """Train the tiny editor: ``python -m bench.tiny_editor.train {vae,data,editor,export} ...``."""
 
 import argparse
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,13 +20,12 @@ from .ahead import FreshScenes, ScenesOnDevice, write_scenes
 from .architecture import LATENT_CHANNELS, build_tokenizer, build_vae
 from .attention import MatmulAttnProcessor
 from .editor import Editor, build_optimizers, flow_loss
+from .examples import Draw, world_scenes
 from .export import export
 from .finish import finish
 from .loop import Batch, Loop
-from .photos import load_photos, save_small
 from .pool import Pool, packed_shard
 from .vae import (
-    FACTOR,
     calm_residuals,
     components,
     encode_linear,
@@ -47,28 +47,32 @@ def flux_vae(filters: torch.Tensor, bias: torch.Tensor) -> nn.Module:
 def train_vae(
     args: argparse.Namespace,
     build: Callable[[torch.Tensor, torch.Tensor], nn.Module] = flux_vae,
+    draw: Draw = world_scenes,
 ) -> None:
-    """Fit the encoder in closed form, then train the decoder on square crops.
+    """Fit the encoder in closed form, then train the decoder on square crops of drawn pictures.
 
     `build` makes a module from filters and bias; its `decoder` maps latents [N, C, h, w] to images.
     """
     torch.manual_seed(args.seed)
-    photos = load_photos(args.photos, args.folder)
+    args.folder.mkdir(parents=True, exist_ok=True)
     bank_file = args.folder / "pictures.npy"
     if not bank_file.exists():
-        np.save(bank_file, picture_bank(photos, args.pictures, args.seed, 128))
+        np.save(bank_file, picture_bank(draw, args.pictures, args.size))
     bank = torch.from_numpy(np.load(bank_file))
     file = args.folder / "components.pt"
     if not file.exists():
-        torch.save(components(bank[:2000].numpy() / 127.5 - 1, LATENT_CHANNELS), file)
+        torch.save(components(bank[:1000].numpy() / 127.5 - 1, LATENT_CHANNELS), file)
     filters, bias = torch.load(file, weights_only=True)
+    factor = filters.shape[-1]
     vae = build(filters, bias).to(args.device)
     filters, bias = filters.to(args.device), bias.to(args.device)
 
     def batch(step: int) -> Batch:
         rng = np.random.default_rng([args.seed, step])
         rows = torch.from_numpy(rng.integers(len(bank), size=args.batch))
-        top, left = (FACTOR * rng.integers(0, (128 - args.crop) // FACTOR + 1, size=2)).tolist()
+        top, left = (
+            factor * rng.integers(0, (args.size - args.crop) // factor + 1, size=2)
+        ).tolist()
         crops = bank[rows, top : top + args.crop, left : left + args.crop].to(args.device)
         images = crops.permute(0, 3, 1, 2).float() / 127.5 - 1
         flips = [dim for dim in (-2, -1) if rng.random() < 0.5]
@@ -112,7 +116,7 @@ def make_data(args: argparse.Namespace) -> None:
     """Make scenes ahead, in the shards that `editor` would make, and pack them for `--data`."""
     file = args.folder / f"scenes-{args.size}.npz"
     pool = Pool(
-        args.folder / f"pool-{args.size}", args.photos, build_tokenizer(), read_start(args)[1],
+        args.folder / f"pool-{args.size}", world_scenes, build_tokenizer(), read_start(args)[1],
         scenes=args.scenes, batch=args.shard, size=args.size, shard=args.shard,
         prefetch=args.prefetch,
     )  # fmt: skip
@@ -120,8 +124,6 @@ def make_data(args: argparse.Namespace) -> None:
     write_scenes(file, (pool.load(i) for i in tqdm(range(count), desc="data", unit="shard")))
     pool.close()
     size = file.stat().st_size
-    if args.small_photos:
-        save_small(load_photos(args.photos, args.folder), args.small_photos)
     print(f"{file}: {args.scenes} scenes, {size / 2**20:.1f} MiB, {size / args.scenes:.0f} B each")
 
 
@@ -147,7 +149,7 @@ def train_editor(args: argparse.Namespace) -> None:
     make_batch, close = batches(args, tokenizer, components)
     loop = Loop(
         "editor", editor, build_optimizers(editor, args.lr, args.matrix_lr),
-        partial(flow_loss, editor, early=args.early, temper=args.temper), make_batch, args.folder,
+        partial(flow_loss, editor, early=args.early), make_batch, args.folder,
         seed=args.seed, decay=args.decay, decay_share=args.decay_share, save_every=args.save_every,
     )  # fmt: skip
     loop.resume()
@@ -169,11 +171,10 @@ def batches(
     if args.data:
         fresh = None
         if args.workers:
-            load_photos(args.photos, args.folder)  # caches them before the processes look
             fresh = FreshScenes(
                 partial(
-                    packed_shard, args.photos, args.folder, tokenizer, components,
-                    size=args.size, count=args.shard,
+                    packed_shard, world_scenes, tokenizer, components,
+                    size=args.sizes[-1][0], count=args.shard,
                 ),
                 args.workers,
             )  # fmt: skip
@@ -184,29 +185,35 @@ def batches(
 
     def pool(size: int) -> Pool:
         return Pool(
-            args.folder / f"pool-{size}", args.photos, tokenizer, components,
+            args.folder / f"pool-{size}", world_scenes, tokenizer, components,
             scenes=args.scenes, batch=args.batch, size=size, shard=args.shard,
             device=args.device, prefetch=args.prefetch,
         )  # fmt: skip
 
-    coarse, native = pool(args.coarse_size), pool(args.size)
+    ends = [end for _, end in args.sizes]
+    pools = [pool(size) for size, _ in args.sizes]
 
     def batch(step: int) -> Batch:
-        small = step < args.coarse_steps
-        return coarse.batch(step) if small else native.batch(step - args.coarse_steps)
+        stage = next((i for i, end in enumerate(ends) if step < end), len(ends) - 1)
+        return pools[stage].batch(step - (ends[stage - 1] if stage else 0))
 
     def close() -> None:
-        coarse.close()
-        native.close()
+        for each in pools:
+            each.close()
 
     return batch, close
+
+
+def size_until(text: str) -> tuple[int, float]:
+    """Read ``SIDE:STEP``, or ``SIDE`` where it is the last."""
+    side, _, step = text.partition(":")
+    return int(side), int(step) if step else math.inf
 
 
 def main(argv: list[str] | None = None, started: float | None = None) -> None:
     """Run one stage; `--seconds` counts from `started` on `time.monotonic`'s clock (now)."""
     parser = argparse.ArgumentParser(description=__doc__)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--photos", type=Path, nargs="+", default=[], help="folders of pictures")
     common.add_argument("--folder", type=Path, required=True, help="caches, checkpoints, plots")
     common.add_argument("--device", default="cpu")
     common.add_argument("--seed", type=int, default=0)
@@ -232,41 +239,39 @@ def main(argv: list[str] | None = None, started: float | None = None) -> None:
     stages = parser.add_subparsers(required=True)
     vae = stages.add_parser("vae", parents=[common])
     vae.add_argument("--batch", type=int, default=16)
-    vae.add_argument("--crop", type=int, default=64)
+    vae.add_argument("--crop", type=int, default=96)
+    vae.add_argument("--size", type=int, default=256, help="of the pictures, in pixels")
     vae.add_argument("--lr", type=float, default=2e-3)
-    vae.add_argument("--pictures", type=int, default=6000)
+    vae.add_argument("--pictures", type=int, default=3000)
     vae.set_defaults(run=train_vae)
     scenes = argparse.ArgumentParser(add_help=False)
     scenes.add_argument("--shard", type=int, default=1024)
-    scenes.add_argument("--size", type=int, default=128)
     scenes.add_argument("--init", type=Path, help="start from a pipeline folder's weights")
     scenes.add_argument("--prefetch", action=argparse.BooleanOptionalAction, default=True)
     data = stages.add_parser(
         "data", parents=[common, scenes], help="make scenes ahead: FOLDER/scenes-SIZE.npz"
     )
-    data.add_argument("--scenes", type=int, default=5120, help="about 5.7 kB each at 128 px")
-    data.add_argument(
-        "--small-photos", type=Path, help="write the photographs here, small enough to travel"
-    )
+    data.add_argument("--scenes", type=int, default=5120, help="about 9 kB each")
+    data.add_argument("--size", type=int, default=256, help="of the scenes, in pixels")
     data.set_defaults(run=make_data)
     editor = stages.add_parser("editor", parents=[common, scenes])
     editor.add_argument("--batch", type=int, default=16)
     editor.add_argument("--lr", type=float, default=1e-3, help="AdamW's peak")
     editor.add_argument("--matrix-lr", type=float, default=2e-3, help="Muon's peak")
-    editor.add_argument("--scenes", type=int, default=24576, help="per picture size")
-    editor.add_argument("--coarse-size", type=int, default=96)
-    editor.add_argument("--coarse-steps", type=int, default=2000, help="none with --data")
+    editor.add_argument("--scenes", type=int, default=65536, help="per picture size")
+    editor.add_argument(
+        "--sizes", type=size_until, nargs="+", default=[(128, 3000), (192, 6000), (256, math.inf)],
+        metavar="SIDE:STEP", help="sides of the scenes in pixels and the steps until which they "
+        "are used; not with --data",
+    )  # fmt: skip
     editor.add_argument("--dual", type=int, default=1, help="dual-stream blocks")
     editor.add_argument("--single", type=int, default=7, help="single-stream blocks")
     editor.add_argument("--early", type=float, default=0.5, help="share of times above 0.75")
-    editor.add_argument("--temper", type=float, default=0.0, help="share of the mean answer, 0..1")
     editor.add_argument("--compile", action="store_true", help="torch.compile the transformer")
-    editor.add_argument(
-        "--data", type=Path, help="file of the stage `data`: no photographs are needed"
-    )
+    editor.add_argument("--data", type=Path, help="file of the stage `data`")
     editor.add_argument(
         "--workers", type=int, default=0,
-        help="with --data and --photos: processes that replace its scenes by new ones",
+        help="with --data: processes that replace its scenes by new ones",
     )  # fmt: skip
     editor.add_argument(
         "--out", type=Path,

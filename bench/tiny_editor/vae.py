@@ -1,4 +1,4 @@
-"""Stage 1, the autoencoder: its encoder is the principal components of 4x4 pixels, exactly; its
+"""Stage 1, the autoencoder: its encoder is the principal components of 8x8 pixels, exactly; its
 decoder is trained to undo them.
 
 The encoder is linear and frozen: latents are known in closed form, smooth, of unit mean variance,
@@ -6,23 +6,24 @@ and never change while the editor learns. Its residual blocks are switched off a
 GroupNorm is made linear by constant channels that dominate each group's variance.
 """
 
-from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from tqdm import tqdm
 
-from spotedit.tiny.scenes import make_scene, photo_crop
+from .examples import Draw
 
-FACTOR = 4
+FACTOR = 8
 _LEVEL = 64.0  # of the constant channels; pixels are in -1..1
 _LATENT_NOISE = 0.03
 _LOG_VARIANCE = -9.0
 
 
 def components(images: np.ndarray, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encoding filters [channels, 3, 4, 4] and bias [channels] from pictures [N, H, W, 3] in -1..1.
+    """Encoding filters [channels, 3, 8, 8] and bias [channels] from pictures [N, H, W, 3] in -1..1.
 
     Rows are principal directions scaled by std**-0.5 (half-way between pixel units and whitened),
     then all by one factor so that the latents' mean variance is 1.
@@ -42,53 +43,59 @@ def components(images: np.ndarray, channels: int) -> tuple[torch.Tensor, torch.T
 
 @torch.no_grad()
 def install_components(vae: AutoencoderKL, filters: torch.Tensor, bias: torch.Tensor) -> None:
-    """Make `vae.encoder` compute the filters (stride 4) as its latent mean, and freeze it."""
+    """Make `vae.encoder` compute the filters (stride 8) as its latent mean, and freeze it.
+
+    Three halvings gather the pixels of a block in channels: 3, 12, 48; the last one weighs them.
+    """
     encoder, channels = vae.encoder, filters.shape[0]
     for parameter in encoder.parameters():
         parameter.zero_()
         parameter.requires_grad_(False)
     encoder.conv_in.weight[:3, :, 1, 1] = torch.eye(3)
-    first, second, third = encoder.down_blocks
-    for dy in (0, 1):
-        for dx in (0, 1):
-            for c in range(3):
-                first.downsamplers[0].conv.weight[c * 4 + dy * 2 + dx, c, dy, dx] = 1
-                quarter = filters[:, c, 2 * dy : 2 * dy + 2, 2 * dx : 2 * dx + 2]
-                second.downsamplers[0].conv.weight[:channels, 4 * c : 4 * c + 4, dy, dx] = (
-                    quarter.reshape(channels, 4)
-                )
+    first, second, third, last = encoder.down_blocks
     second.resnets[0].conv_shortcut.weight[:12, :12, 0, 0] = torch.eye(12)
-    second.downsamplers[0].conv.bias[:channels] = bias
+    third.resnets[0].conv_shortcut.weight[:48, :48, 0, 0] = torch.eye(48)
     groups = encoder.conv_norm_out.num_groups
     width = encoder.conv_norm_out.num_channels // groups
-    if channels != groups or width < 4 or width % 2:
-        raise ValueError(f"{channels} latents need as many groups of even width, got {groups}")
-    level = torch.tensor([_LEVEL, -_LEVEL]).repeat(width // 2 - 1)
-    shortcut = third.resnets[0].conv_shortcut
-    gain = _LEVEL * ((width - 2) / width) ** 0.5
-    encoder.conv_norm_out.weight.fill_(gain)
-    for c in range(channels):
-        base = c * width
-        shortcut.weight[base, c], shortcut.weight[base + 1, c] = 1.0, -1.0
-        shortcut.bias[base + 2 : base + width] = level
-        encoder.conv_out.weight[c, base, 1, 1] = 1.0
-        encoder.conv_out.weight[c, base + 1, 1, 1] = -1.0
+    if channels != groups or width < 4 or width % 2 or last.resnets[0].conv_shortcut:
+        raise ValueError(
+            f"{channels} latents need as many groups, of an even number of channels, and two last "
+            f"widths that are equal; got {groups} groups of {width}"
+        )
+    base = width * torch.arange(channels)
+    weigh = third.downsamplers[0].conv
+    weigh.bias[:] = torch.tensor([_LEVEL, -_LEVEL]).repeat(channels * width // 2)
+    weigh.bias[base], weigh.bias[base + 1] = bias, -bias
+    for dy, dx in product((0, 1), (0, 1)):
+        for block, count in ((first, 3), (second, 12)):
+            place = slice((2 * dy + dx) * count, (2 * dy + dx + 1) * count)
+            block.downsamplers[0].conv.weight[place, :count, dy, dx] = torch.eye(count)
+        quarter = filters[:, :, 4 * dy : 4 * dy + 4, 4 * dx : 4 * dx + 4]
+        halves = quarter.reshape(channels, 3, 2, 2, 2, 2)  # c, then y and x from coarse to fine
+        gathered = halves.permute(0, 2, 4, 3, 5, 1).reshape(channels, 48)
+        weigh.weight[base, :48, dy, dx], weigh.weight[base + 1, :48, dy, dx] = gathered, -gathered
+    encoder.conv_norm_out.weight.fill_(_LEVEL * ((width - 2) / width) ** 0.5)
+    rows = torch.arange(channels)
+    encoder.conv_out.weight[rows, base, 1, 1] = 1.0
+    encoder.conv_out.weight[rows, base + 1, 1, 1] = -1.0
     encoder.conv_out.bias[channels:] = _LOG_VARIANCE
 
 
 @torch.no_grad()
-def read_components(vae: AutoencoderKL, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
+def read_components(
+    vae: AutoencoderKL, channels: int, factor: int = FACTOR
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Filters and bias of an installed encoder, from its answers to single pixels."""
-    impulses = torch.eye(3 * FACTOR * FACTOR).reshape(-1, 3, FACTOR, FACTOR)
-    black = torch.zeros(1, 3, FACTOR, FACTOR)
+    impulses = torch.eye(3 * factor * factor).reshape(-1, 3, factor, factor)
+    black = torch.zeros(1, 3, factor, factor)
     latents = vae.encode(torch.cat([black, impulses])).latent_dist.mode()[..., 0, 0]
     bias, filters = latents[0], (latents[1:] - latents[0]).T
-    return filters.reshape(channels, 3, FACTOR, FACTOR).contiguous(), bias
+    return filters.reshape(channels, 3, factor, factor).contiguous(), bias
 
 
 def encode_linear(images: torch.Tensor, filters: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """What the installed encoder computes, as one convolution: [N, 3, H, W] -> [N, C, H/4, W/4]."""
-    return F.conv2d(images, filters, bias, stride=FACTOR)
+    """What the installed encoder computes, as one convolution: [N, 3, H, W] -> [N, C, H/8, W/8]."""
+    return F.conv2d(images, filters, bias, stride=filters.shape[-1])
 
 
 def calm_residuals(vae: AutoencoderKL) -> None:
@@ -99,17 +106,10 @@ def calm_residuals(vae: AutoencoderKL) -> None:
             torch.nn.init.zeros_(module.bias)
 
 
-def picture_bank(photos: Sequence[np.ndarray], count: int, seed: int, size: int) -> np.ndarray:
-    """uint8 [count, size, size, 3]: half bare crops of photographs, half composed scenes."""
-    bank = np.empty((count, size, size, 3), dtype=np.uint8)
-    for i in range(count):
-        rng = np.random.default_rng([seed, i])
-        if i % 2:
-            bank[i] = make_scene(i // 2, size=size, split="train", photos=photos).target
-        else:
-            photo = photos[int(rng.integers(len(photos)))]
-            bank[i] = np.clip(np.rint(photo_crop(rng, photo, (size, size))), 0, 255)
-    return bank
+def picture_bank(draw: Draw, count: int, size: int) -> np.ndarray:
+    """Return uint8 [count, size, size, 3], targets of training scenes."""
+    examples = tqdm(draw(range(count), size), desc="pictures", total=count)
+    return np.stack([target for _, target, _, _ in examples])
 
 
 def reconstruction_loss(

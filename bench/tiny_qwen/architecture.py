@@ -6,8 +6,7 @@ import torch
 from diffusers import AutoencoderKLQwenImage, FluxTransformer2DModel, QwenImageTransformer2DModel
 from torch import nn
 
-from ..tiny_editor.architecture import LATENT_CHANNELS
-
+LATENT_CHANNELS = 8
 KEPT = (0, 3, 6)  # single-stream blocks that become dual-stream ones, after the dual-stream one
 _LEVEL = 1024.0  # of the constant channels; latents are about 1
 _LOG_VARIANCE = -9.0

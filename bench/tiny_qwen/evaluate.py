@@ -6,16 +6,22 @@
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spotedit import tiny
+from spotedit.quality import psnr
+from spotedit.tiny.scenes import photo_crop
 
 from .. import environment, rows
-from ..edits import FIRST_SEED, heldout
+from ..edits import FIRST_SEED, heldout, round_trip
 from ..quality.collect import Job, code, collect
 from ..quality.record import Setting
 from ..quality.report import dense_rows
 from ..quality.statistics import table
 from ..quality.variants import Loop, Variant
 from ..rows import Row
-from ..tiny_editor.evaluate import vae_rows
 from . import edits
 
 NOTES = (
@@ -23,6 +29,18 @@ NOTES = (
     "bootstrap's 95%. With guidance 1 the transformer runs once a step, otherwise also with an "
     "empty prompt.",
 )
+
+
+def vae_rows(pipe: Any, crops: int) -> list[float]:
+    """Round-trip PSNR of `crops` native crops of every held-out photograph."""
+    rng = np.random.default_rng(0)
+    size = (tiny.NATIVE_SIZE, tiny.NATIVE_SIZE)
+    values = []
+    for photo in tiny.heldout_photos():
+        for _ in range(crops):
+            crop = np.clip(np.rint(photo_crop(rng, photo, size)), 0, 255).astype(np.uint8)
+            values.append(psnr(round_trip(pipe, crop), crop, np.ones(size, dtype=bool)))
+    return values
 
 
 def main(argv: list[str] | None = None) -> None:

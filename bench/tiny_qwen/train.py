@@ -9,17 +9,26 @@ from torch import nn
 
 from spotedit import tiny
 
-from ..tiny_editor.architecture import LATENT_CHANNELS, build_scheduler
+from ..tiny_editor.architecture import build_scheduler
 from ..tiny_editor.editor import build_optimizers, flow_loss
 from ..tiny_editor.export import trained_state
 from ..tiny_editor.loop import Batch, Loop
 from ..tiny_editor.pool import Pool
 from ..tiny_editor.train import train_vae
 from ..tiny_editor.vae import calm_residuals, read_components
-from .architecture import KEPT, build_transformer, build_vae, convert, install_components
+from .architecture import (
+    KEPT,
+    LATENT_CHANNELS,
+    build_transformer,
+    build_vae,
+    convert,
+    install_components,
+)
 from .editor import Editor, StillVae, forget_words
+from .photos import PhotoScenes
 from .pipeline import WEIGHTS, prompt_ids
 
+FACTOR = 4  # pixels of a latent
 _WORDLESS_EVERY = 16  # scenes; also where the pool's scenes with an empty prompt are
 
 
@@ -34,8 +43,9 @@ def still_vae(filters: torch.Tensor, bias: torch.Tensor) -> nn.Module:
 def train_decoder(args: argparse.Namespace) -> None:
     """`bench.tiny_editor`'s training, with the components of its published encoder."""
     args.folder.mkdir(parents=True, exist_ok=True)
-    torch.save(read_components(tiny.load().vae, LATENT_CHANNELS), args.folder / "components.pt")
-    train_vae(args, still_vae)
+    components = read_components(tiny.load().vae, LATENT_CHANNELS, FACTOR)
+    torch.save(components, args.folder / "components.pt")
+    train_vae(args, still_vae, PhotoScenes(tuple(args.photos), args.folder))
 
 
 def train_editor(args: argparse.Namespace) -> None:
@@ -43,9 +53,10 @@ def train_editor(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     start = tiny.load()
     pool = Pool(
-        args.folder / f"pool-{args.size}", args.photos, start.tokenizer_2,
-        read_components(start.vae, LATENT_CHANNELS), scenes=args.scenes, batch=args.batch,
-        size=args.size, shard=args.shard, prefetch=args.prefetch,
+        args.folder / f"pool-{args.size}", PhotoScenes(tuple(args.photos), args.folder),
+        start.tokenizer_2, read_components(start.vae, LATENT_CHANNELS, FACTOR),
+        scenes=args.scenes, batch=args.batch, size=args.size, shard=args.shard,
+        prefetch=args.prefetch,
     )  # fmt: skip
     ids = torch.cat([pool.batch(step)[3] for step in range(16)])
     with torch.no_grad():
@@ -97,6 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     stages = parser.add_subparsers(required=True)
     vae = stages.add_parser("vae", parents=[common])
     vae.add_argument("--crop", type=int, default=64)
+    vae.add_argument("--size", type=int, default=128, help="of the pictures, in pixels")
     vae.add_argument("--lr", type=float, default=2e-3)
     vae.add_argument("--pictures", type=int, default=6000)
     vae.set_defaults(device="cpu", seconds=None, decay_share=0.0, run=train_decoder)

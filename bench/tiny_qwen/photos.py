@@ -1,17 +1,27 @@
-"""Training photographs: found in folders, decoded once, kept as one cached array file."""
+"""Training scenes on photographs, which are found in folders, decoded once and kept as one cached
+array file."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from spotedit.tiny.scenes import make_scene
+
+from ..tiny_editor.examples import Example
+
 LONGEST_SIDE = 640
 SMALLEST_SIDE = 240
 _LOOK_ALIKE = 8.0  # mean 8-bit difference of 8x8 thumbnails
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+_KIND_SHARES = {"recolour": 0.1, "remove": 0.26, "replace": 0.32, "add": 0.32}
+_AREAS, _AREA_SHARE = (0.015, 0.6), 0.6  # of the edited objects; log-uniform in so many scenes
+_IDENTITY_EVERY = 32  # one scene in so many has an empty prompt and its source as target
 HELD_OUT = {"astronaut", "chelsea", "coffee", "rocket", "china", "flower"}
 
 
@@ -71,18 +81,6 @@ def load_photos(folders: Sequence[Path], cache: Path) -> list[np.ndarray]:
         return _distinct([stored[name] for name in sorted(stored.files)])
 
 
-def save_small(photos: Sequence[np.ndarray], folder: Path) -> None:
-    """Write the photographs as JPEG files with a shorter side of 288 px, small enough to travel."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, photo in enumerate(photos):
-        image = Image.fromarray(photo)
-        scale = min(1.0, 288 / min(image.size))
-        image = image.resize(
-            (round(scale * image.width), round(scale * image.height)), Image.Resampling.LANCZOS
-        )
-        image.save(folder / f"{i:05d}.jpg", quality=85)
-
-
 def _distinct(photos: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Drop pictures that look like an earlier one (variants of one wallpaper)."""
     kept: list[np.ndarray] = []
@@ -94,3 +92,39 @@ def _distinct(photos: Sequence[np.ndarray]) -> list[np.ndarray]:
             kept.append(photo)
             thumbnails.append(thumbnail)
     return kept
+
+
+def recoloured(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A variant of uint8 `photo`: gain and gamma per channel, sometimes swapped channels."""
+    gain, gamma = rng.uniform(0.75, 1.15, 3), np.exp(rng.uniform(-0.3, 0.3, 3))
+    ramp = np.linspace(0, 1, 256)[:, None]
+    tables = np.clip(255 * gain * ramp**gamma, 0, 255).astype(np.uint8)
+    order = rng.permutation(3) if rng.random() < 0.3 else np.arange(3)
+    varied = np.stack([tables[photo[..., source], c] for c, source in enumerate(order)], axis=-1)
+    return varied[::-1] if rng.random() < 0.2 else varied
+
+
+@dataclass(frozen=True)
+class PhotoScenes:
+    """Draws training examples on the photographs under `folders`, which are cached in `cache`."""
+
+    folders: tuple[Path, ...]
+    cache: Path
+
+    def __call__(self, seeds: range, size: int) -> Iterator[Example]:
+        rng = np.random.default_rng([2, seeds.start // len(seeds)])
+        photos = [recoloured(photo, rng) for photo in _loaded_photos(self.folders, self.cache)]
+        for i, seed in enumerate(seeds):
+            kind = str(rng.choice(list(_KIND_SHARES), p=list(_KIND_SHARES.values())))
+            wide = rng.random() < _AREA_SHARE
+            area = float(np.exp(rng.uniform(*np.log(_AREAS)))) if wide else None
+            scene = make_scene(seed, kind, size=size, split="train", photos=photos, area=area)
+            if i % _IDENTITY_EVERY == _IDENTITY_EVERY - 1:
+                yield scene.source, scene.source, np.zeros_like(scene.mask), ""
+            else:
+                yield scene.source, scene.target, scene.mask, scene.instruction
+
+
+@lru_cache(maxsize=1)  # a worker process makes many shards
+def _loaded_photos(folders: tuple[Path, ...], cache: Path) -> list[np.ndarray]:
+    return load_photos(folders, cache)

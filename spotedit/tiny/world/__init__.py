@@ -1,0 +1,21 @@
+"""A toy world drawn by code, and edits of its pictures whose right answers are known."""
+
+from .fit import Fit, Open
+from .picture import World, render
+from .scenes import CASES, KINDS, LOCAL_KINDS, SPLITS, WHOLE_KINDS, Scene, make_scene
+from .words import vocabulary
+
+__all__ = [
+    "CASES",
+    "KINDS",
+    "LOCAL_KINDS",
+    "SPLITS",
+    "WHOLE_KINDS",
+    "Fit",
+    "Open",
+    "Scene",
+    "World",
+    "make_scene",
+    "render",
+    "vocabulary",
+]
