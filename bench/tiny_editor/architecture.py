@@ -22,7 +22,7 @@ _SPECIAL = ("<pad>", "</s>", "<unk>")
 _SPELLINGS = {"color": "colour", "center": "middle", "centre": "middle"}
 
 
-def build_vae(widths: tuple[int, ...] = (16, 48, 64, 64)) -> AutoencoderKL:
+def build_vae(widths: tuple[int, ...] = (32, 48, 64, 64)) -> AutoencoderKL:
     """Factor-8 autoencoder without attention, 16 channels as FLUX's; about 1 M parameters."""
     return AutoencoderKL(
         block_out_channels=widths,
@@ -30,7 +30,7 @@ def build_vae(widths: tuple[int, ...] = (16, 48, 64, 64)) -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * len(widths),
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
-        norm_num_groups=16,
+        norm_num_groups=8,
         sample_size=256,
         scaling_factor=1.0,
         shift_factor=0.0,

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
 
 from spotedit.tiny.pipeline import TinyKontextPipeline
 
@@ -29,18 +28,21 @@ def export(
 ) -> None:
     """Write `folder`'s checkpoints to `out` (replaced whole); print the files' sizes and hashes.
 
-    `editor_last` takes the editor's latest weights instead of their running average, `init` a
-    pipeline folder's autoencoder instead of a trained one's.
+    `editor_last` takes the editor's latest weights instead of their running average. `init`, a
+    pipeline folder, gives the autoencoder or the editor that was not trained in `folder`.
     """
     tokenizer = build_tokenizer()
     torch.manual_seed(0)
     vae, editor = build_vae(), Editor(len(tokenizer), dual=dual, single=single)
-    if init is None:
+    start = init and TinyKontextPipeline.from_pretrained(init, local_files_only=True)
+    if (folder / "vae.pt").exists():
         vae.load_state_dict(trained_state(folder / "vae.pt"))
-    else:
-        vae = AutoencoderKL.from_pretrained(init / "vae", local_files_only=True)
+    elif start:
+        vae.load_state_dict(start.vae.state_dict())
     if (folder / "editor.pt").exists():
         editor.load_state_dict(trained_state(folder / "editor.pt", editor_last))
+    elif start:
+        editor.copy_from(start)
     pipe = TinyKontextPipeline(
         scheduler=build_scheduler(),
         vae=vae,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
@@ -33,6 +34,7 @@ from .vae import (
     picture_bank,
     read_components,
     reconstruction_loss,
+    steady_norms,
 )
 
 
@@ -40,6 +42,7 @@ def flux_vae(filters: torch.Tensor, bias: torch.Tensor) -> nn.Module:
     """The autoencoder before its decoder's training."""
     vae = build_vae()
     calm_residuals(vae)
+    steady_norms(vae)
     install_components(vae, filters, bias)
     return vae.to(memory_format=torch.channels_last)
 
@@ -60,11 +63,16 @@ def train_vae(
         np.save(bank_file, picture_bank(draw, args.pictures, args.size))
     bank = torch.from_numpy(np.load(bank_file))
     file = args.folder / "components.pt"
-    if not file.exists():
+    start = args.init and AutoencoderKL.from_pretrained(args.init / "vae", local_files_only=True)
+    if start:
+        torch.save(read_components(start, LATENT_CHANNELS), file)
+    elif not file.exists():
         torch.save(components(bank[:1000].numpy() / 127.5 - 1, LATENT_CHANNELS), file)
     filters, bias = torch.load(file, weights_only=True)
     factor = filters.shape[-1]
     vae = build(filters, bias).to(args.device)
+    if start:
+        vae.load_state_dict(start.state_dict())
     filters, bias = filters.to(args.device), bias.to(args.device)
 
     def batch(step: int) -> Batch:
@@ -137,8 +145,7 @@ def train_editor(args: argparse.Namespace) -> None:
     editor = Editor(len(tokenizer), dual=args.dual, single=args.single)
     start, components = read_start(args)
     if start:
-        for name, part in editor.named_children():
-            part.load_state_dict(getattr(start, name).state_dict())
+        editor.copy_from(start)
     if on_cpu:
         editor.transformer.set_attn_processor(MatmulAttnProcessor())
     editor.to(args.device)
@@ -217,6 +224,7 @@ def main(argv: list[str] | None = None, started: float | None = None) -> None:
     common.add_argument("--folder", type=Path, required=True, help="caches, checkpoints, plots")
     common.add_argument("--device", default="cpu")
     common.add_argument("--seed", type=int, default=0)
+    common.add_argument("--init", type=Path, help="start from a pipeline folder's weights")
     common.add_argument("--steps", type=int, default=1500, help="planned; not with --seconds")
     common.add_argument("--until", type=int, help="stop early, keeping the schedule of --steps")
     common.add_argument("--decay", type=int, default=600, help="steps of falling learning rate")
@@ -246,7 +254,6 @@ def main(argv: list[str] | None = None, started: float | None = None) -> None:
     vae.set_defaults(run=train_vae)
     scenes = argparse.ArgumentParser(add_help=False)
     scenes.add_argument("--shard", type=int, default=1024)
-    scenes.add_argument("--init", type=Path, help="start from a pipeline folder's weights")
     scenes.add_argument("--prefetch", action=argparse.BooleanOptionalAction, default=True)
     data = stages.add_parser(
         "data", parents=[common, scenes], help="make scenes ahead: FOLDER/scenes-SIZE.npz"
@@ -286,7 +293,6 @@ def main(argv: list[str] | None = None, started: float | None = None) -> None:
     out.add_argument("--dual", type=int, default=1)
     out.add_argument("--single", type=int, default=7)
     out.add_argument("--last", action="store_true", help="the editor's latest weights, unaveraged")
-    out.add_argument("--init", type=Path, help="the pipeline folder that the editor started from")
     out.set_defaults(
         run=lambda args: export(args.folder, args.out, args.dual, args.single, args.last, args.init)
     )

@@ -18,6 +18,7 @@ from .examples import Draw
 
 FACTOR = 8
 _LEVEL = 64.0  # of the constant channels; pixels are in -1..1
+_STEADY = 3.0  # of the constant channels in the decoder
 _LATENT_NOISE = 0.03
 _LOG_VARIANCE = -9.0
 
@@ -57,15 +58,17 @@ def install_components(vae: AutoencoderKL, filters: torch.Tensor, bias: torch.Te
     third.resnets[0].conv_shortcut.weight[:48, :48, 0, 0] = torch.eye(48)
     groups = encoder.conv_norm_out.num_groups
     width = encoder.conv_norm_out.num_channels // groups
-    if channels != groups or width < 4 or width % 2 or last.resnets[0].conv_shortcut:
+    held = channels // groups  # latents of a group: each as z and -z, the rest constants
+    if held * groups != channels or 4 * held > width or last.resnets[0].conv_shortcut:
         raise ValueError(
-            f"{channels} latents need as many groups, of an even number of channels, and two last "
-            f"widths that are equal; got {groups} groups of {width}"
+            f"{channels} latents need groups that divide them, at least {4 * held} channels a "
+            f"group and two last widths that are equal; got {groups} groups of {width}"
         )
-    base = width * torch.arange(channels)
+    latent = torch.arange(channels)
+    plus = latent // held * width + 2 * (latent % held)
     weigh = third.downsamplers[0].conv
-    weigh.bias[:] = torch.tensor([_LEVEL, -_LEVEL]).repeat(channels * width // 2)
-    weigh.bias[base], weigh.bias[base + 1] = bias, -bias
+    weigh.bias[:] = torch.tensor([_LEVEL, -_LEVEL]).repeat(groups * width // 2)
+    weigh.bias[plus], weigh.bias[plus + 1] = bias, -bias
     for dy, dx in product((0, 1), (0, 1)):
         for block, count in ((first, 3), (second, 12)):
             place = slice((2 * dy + dx) * count, (2 * dy + dx + 1) * count)
@@ -73,11 +76,10 @@ def install_components(vae: AutoencoderKL, filters: torch.Tensor, bias: torch.Te
         quarter = filters[:, :, 4 * dy : 4 * dy + 4, 4 * dx : 4 * dx + 4]
         halves = quarter.reshape(channels, 3, 2, 2, 2, 2)  # c, then y and x from coarse to fine
         gathered = halves.permute(0, 2, 4, 3, 5, 1).reshape(channels, 48)
-        weigh.weight[base, :48, dy, dx], weigh.weight[base + 1, :48, dy, dx] = gathered, -gathered
-    encoder.conv_norm_out.weight.fill_(_LEVEL * ((width - 2) / width) ** 0.5)
-    rows = torch.arange(channels)
-    encoder.conv_out.weight[rows, base, 1, 1] = 1.0
-    encoder.conv_out.weight[rows, base + 1, 1, 1] = -1.0
+        weigh.weight[plus, :48, dy, dx], weigh.weight[plus + 1, :48, dy, dx] = gathered, -gathered
+    encoder.conv_norm_out.weight.fill_(_LEVEL * ((width - 2 * held) / width) ** 0.5)
+    encoder.conv_out.weight[latent, plus, 1, 1] = 1.0
+    encoder.conv_out.weight[latent, plus + 1, 1, 1] = -1.0
     encoder.conv_out.bias[channels:] = _LOG_VARIANCE
 
 
@@ -106,6 +108,42 @@ def calm_residuals(vae: AutoencoderKL) -> None:
             torch.nn.init.zeros_(module.bias)
 
 
+@torch.no_grad()
+def steady_norms(vae: AutoencoderKL) -> None:
+    """Start the decoder with two constant channels in every group of its norms.
+
+    They pass through all layers and keep the norms' scale nearly independent of the picture;
+    without them, flat pictures come out in other colours. The layers between which nothing is
+    added (the first one, shortcuts, upsamplers) start without shrinking what they pass on.
+    """
+    decoder = vae.decoder
+    decoder.conv_in.weight.mul_(3**0.5)
+    before = _constants(decoder.conv_in.out_channels, decoder.conv_norm_out.num_groups)
+    decoder.conv_in.weight[before] = 0
+    decoder.conv_in.bias[before] = torch.tensor([_STEADY, -_STEADY]).repeat(len(before) // 2)
+    for block in decoder.up_blocks:
+        shortcut = block.resnets[0].conv_shortcut
+        after = _constants(block.resnets[0].out_channels, decoder.conv_norm_out.num_groups)
+        convs = [upsampler.conv for upsampler in block.upsamplers or ()]
+        for conv in convs:
+            conv.weight[:, :, 1, 1] += torch.eye(conv.out_channels)
+        if shortcut:
+            shortcut.weight.mul_(3**0.5)
+            convs.append(shortcut)
+        for conv in convs:
+            conv.weight[after], conv.bias[after] = 0, 0
+            centre = conv.kernel_size[0] // 2
+            known = before if conv is shortcut else after
+            conv.weight[after, known, centre, centre] = 1
+        before = after
+
+
+def _constants(channels: int, groups: int) -> torch.Tensor:
+    """Return the indices of the last two channels of every group."""
+    ends = channels // groups * torch.arange(1, groups + 1)
+    return torch.stack([ends - 2, ends - 1], dim=1).flatten()
+
+
 def picture_bank(draw: Draw, count: int, size: int) -> np.ndarray:
     """Return uint8 [count, size, size, 3], targets of training scenes."""
     examples = tqdm(draw(range(count), size), desc="pictures", total=count)
@@ -115,10 +153,14 @@ def picture_bank(draw: Draw, count: int, size: int) -> np.ndarray:
 def reconstruction_loss(
     vae: AutoencoderKL, images: torch.Tensor, latents: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
-    """L1 and L2 of pixels, L1 of their differences; a little noise keeps the latents smooth."""
+    """L1 and L2 of pixels, L1 of their differences and of the means of 8x8 pixels.
+
+    A little noise keeps the latents smooth.
+    """
     noise = torch.randn(latents.shape, generator=generator, device=latents.device)
     with torch.autocast(latents.device.type, torch.bfloat16):
         decoded = vae.decoder(latents + _LATENT_NOISE * noise).float()
     error = decoded - images
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-    return error.abs().mean() + error.square().mean() + 0.25 * edges
+    tones = F.avg_pool2d(error, 8).abs().mean()
+    return error.abs().mean() + error.square().mean() + 0.25 * edges + tones

@@ -111,7 +111,9 @@ def main(argv: list[str] | None = None) -> None:
     vae.add_argument("--size", type=int, default=128, help="of the pictures, in pixels")
     vae.add_argument("--lr", type=float, default=2e-3)
     vae.add_argument("--pictures", type=int, default=6000)
-    vae.set_defaults(device="cpu", seconds=None, decay_share=0.0, run=train_decoder)
+    vae.set_defaults(
+        device="cpu", init=None, seconds=None, decay_share=0.0, run=train_decoder
+    )  # fmt: skip
     editor = stages.add_parser("editor", parents=[common])
     editor.add_argument("--lr", type=float, default=1e-3, help="AdamW's peak")
     editor.add_argument("--matrix-lr", type=float, default=2e-3, help="Muon's peak")

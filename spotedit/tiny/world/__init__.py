@@ -1,8 +1,9 @@
 """A toy world drawn by code, and edits of its pictures whose right answers are known."""
 
+from .edits import CASES, LOCAL_KINDS, WHOLE_KINDS
 from .fit import Fit, Open
 from .picture import World, render
-from .scenes import CASES, KINDS, LOCAL_KINDS, SPLITS, WHOLE_KINDS, Scene, make_scene
+from .scenes import KINDS, SPLITS, Scene, make_scene
 from .words import vocabulary
 
 __all__ = [

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -73,14 +74,14 @@ def nearest_valid(
 
     A search by coordinates with shrinking steps, from the most promising of several beginnings.
     """
-    wanted = picture.astype(np.int16)
+    wanted = picture.astype(np.float32)
     size = picture.shape[0]
 
     @cache
     def error(candidate: World) -> float:
         if _hidden(candidate, opens):
             return math.inf
-        return float(np.square(render(candidate, size) - wanted).mean(dtype=np.float64))
+        return float(np.square(render(candidate, size) - wanted).mean())
 
     groups = [_starts(picture, source, world, opens)]
     groups += [
@@ -120,24 +121,25 @@ def _value(world: World, field: Open) -> float:
 def _with(world: World, field: Open, value: float) -> World:
     """Return the world with one open number set, within its range."""
     value = float(np.clip(value, field.low, field.high))
-    changed: float | int = (1 if value > 0 else -1) if field.field == "flip" else value
-    thing = replace(world.things[field.index], **{field.field: changed})
+    changed: dict[str, Any] = {field.field: value}
+    if field.field == "flip":
+        changed = {"flip": 1 if value > 0 else -1}
+    thing = replace(world.things[field.index], **changed)
     return world.having(field.index, thing)
 
 
 def _starts(
     picture: np.ndarray, source: np.ndarray, world: World, opens: Sequence[Open]
 ) -> list[World]:
-    """Return where to begin: the shown target, the object at several places of its range, and
-    where the picture differs from the source."""
+    """Return where to begin: the shown target, the object at several places or sizes of its
+    range, and where the picture differs from the source."""
     fields = {field.field: field for field in opens}
+    gridded = ("x", "y") if "x" in fields else ("height",)
     starts = [world]
-    if "x" in fields:
-        columns = np.linspace(fields["x"].low, fields["x"].high, _GRID)
-        starts = [_with(world, fields["x"], x) for x in (world.things[0].x, *columns)]
+    for field in (fields[name] for name in gridded if name in fields):
+        values = np.linspace(field.low, field.high, _GRID)
+        starts += [_with(start, field, value) for start in starts for value in values]
     if "y" in fields:
-        rows = np.linspace(fields["y"].low, fields["y"].high, _GRID)
-        starts += [_with(start, fields["y"], y) for start in starts for y in rows]
         y, x = np.nonzero(_blocks(picture, source) > _SEEN)
         if len(y):
             found = {"x": (x.min() + x.max() + 1) / 2, "y": y.max() + 1, "height": np.ptp(y) + 1}

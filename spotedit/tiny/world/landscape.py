@@ -10,6 +10,7 @@ from .palette import LIGHTS, Colour, Light, mix, scaled
 from .pen import Canvas, whole
 
 GROUNDS = ("meadow", "sand", "field", "paving", "flowers")
+BUSY_GROUNDS = GROUNDS[2:]
 SEASONS = ("summer", "autumn", "winter")
 _BASES: dict[str, Colour] = {
     "meadow": (126, 176, 92),
@@ -175,8 +176,8 @@ class Landscape:
                 canvas.drawing.ellipse([x0, y0, x1, y1], fill=whole(colour))
 
 
-def draw_landscape(rng: np.random.Generator) -> Landscape:
-    """Draw a landscape at random: thousands of skies, ridges, waters, grounds and palettes."""
+def random_landscape(rng: np.random.Generator) -> Landscape:
+    """Make a landscape at random: thousands of skies, ridges, waters, grounds and palettes."""
 
     def between(low: float, high: float) -> float:
         return float(rng.uniform(low, high))
