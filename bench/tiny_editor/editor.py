@@ -4,7 +4,6 @@ import math
 from functools import lru_cache
 
 import torch
-from diffusers import FluxTransformer2DModel
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
@@ -12,13 +11,8 @@ from spotedit.tiny.pipeline import TinyKontextPipeline
 
 from .architecture import build_text_encoders, build_transformer
 from .loop import Batch
+from .start import start_copying
 
-_GATE_AT_START = 0.3
-_STEADY = 4.0  # constants of the residual stream; latents are about 1
-_SHARP = 2.4  # gain of normalised queries and keys
-_STEEPEST = 6.0  # largest 1/t that the start has
-_FROM_NOISE_TO_SOURCE = 1.0  # radians; the first position axis is 0 and 1
-_MATCH = ((1.0,), (1.0, 0.7, 0.5), (1.0, 0.7, 0.5))  # amplitudes of each axis' fastest rotations
 _MEAN_LOGIT = 0.5  # logit-normal timesteps around the scheduler's shift at 256 tokens, exp(0.5)
 _EARLY = 0.75  # times above it are early: there the words decide, not the noisy picture
 _EDIT_WEIGHT = 4.0  # of tokens that the edit touches, beside 1 of the others
@@ -31,7 +25,6 @@ class Editor(nn.Module):
         super().__init__()
         self.text_encoder, self.text_encoder_2 = build_text_encoders(vocabulary)
         self.transformer = build_transformer(**transformer)
-        start_calm(self.transformer)
         start_copying(self.transformer)
 
     def copy_from(self, pipe: TinyKontextPipeline) -> None:
@@ -62,83 +55,6 @@ def image_ids(rows: int, columns: int, device: torch.device) -> torch.Tensor:
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     grid = torch.stack([torch.zeros_like(y), y, x], dim=-1).reshape(-1, 3)
     return torch.cat([grid, grid + torch.tensor([1, 0, 0])]).float().to(device)
-
-
-@torch.no_grad()
-def start_calm(transformer: FluxTransformer2DModel) -> None:
-    """No modulation and small open gates at the start of training."""
-    width = transformer.inner_dim
-    for block in transformer.transformer_blocks:
-        for norm in (block.norm1, block.norm1_context):
-            _constant_gates(norm.linear, width, (2, 5))
-    for block in transformer.single_transformer_blocks:
-        _constant_gates(block.norm.linear, width, (2,))
-    nn.init.zeros_(transformer.norm_out.linear.weight)
-    nn.init.zeros_(transformer.norm_out.linear.bias)
-
-
-@torch.no_grad()
-def start_copying(transformer: FluxTransformer2DModel) -> None:
-    """Start with the velocity (x_t - source) / t: the first head of the first block copies the
-    source.
-
-    The residual stream begins with a token's own latents, room for as many, and constants that keep
-    the norms nearly linear. Queries and keys of the head begin as constants whose rotation by
-    position matches a noise token with the condition token of the same place, so that it finds the
-    source's latents there and puts them into the room. Nothing else is written at first. All of it
-    is trained further.
-    """
-    attention = transformer.transformer_blocks[0].attn
-    latents, width = transformer.x_embedder.in_features, transformer.inner_dim
-    head, own = slice(0, attention.head_dim), slice(0, latents)
-    if not latents <= attention.head_dim or not 2 * latents < width:
-        raise ValueError(f"{latents} latents a token need a head of that size and three of width")
-    embed, write = transformer.x_embedder, attention.to_out[0]
-    nn.init.zeros_(embed.weight)
-    nn.init.zeros_(embed.bias)
-    embed.weight[own, own] = torch.eye(latents)
-    embed.bias[2 * latents :] = _STEADY * (-1.0) ** torch.arange(width - 2 * latents)
-    for norm in (attention.norm_q, attention.norm_k):
-        norm.weight.fill_(_SHARP)
-    for project in (attention.to_q, attention.to_k, attention.to_v):
-        project.weight[head], project.bias[head] = 0, 0
-    constants = _STEADY**2 * (1 - 2 * latents / width)
-    share = latents / width  # of a variance of about 1
-    attention.to_v.weight[own, own] = torch.eye(latents)
-    outputs = [write, transformer.transformer_blocks[0].ff.net[2], transformer.proj_out]
-    outputs += [block.proj_out for block in transformer.single_transformer_blocks]
-    for output in outputs:
-        nn.init.zeros_(output.weight)
-        nn.init.zeros_(output.bias)
-    room = slice(latents, 2 * latents)
-    write.weight[room, own] = torch.eye(latents) * (constants + share) ** 0.5 / _GATE_AT_START
-    spread = (constants + 2 * share) ** 0.5
-    transformer.proj_out.weight[:, own] = spread * torch.eye(latents)
-    transformer.proj_out.weight[:, room] = -spread * torch.eye(latents)
-    times = torch.rand(4096) * (1 - 1 / _STEEPEST) + 1 / _STEEPEST
-    pooled = torch.randn(len(times), transformer.config.pooled_projection_dim)
-    features = nn.functional.silu(transformer.time_text_embed(1000 * times, pooled))
-    features = torch.cat([features, torch.ones(len(times), 1)], dim=1)
-    *weights, bias = torch.linalg.lstsq(features, (1 / times - 1)[:, None]).solution.flatten()
-    transformer.norm_out.linear.weight[:width] = torch.stack(weights)
-    transformer.norm_out.linear.bias[:width] = bias
-    first = 0
-    for axis, size in enumerate(transformer.config.axes_dims_rope):
-        for pair, amplitude in enumerate(_MATCH[axis]):
-            angle = _FROM_NOISE_TO_SOURCE if axis == 0 else 0.0
-            place = slice(first + 2 * pair, first + 2 * pair + 2)
-            attention.to_k.bias[place] = torch.tensor([amplitude, 0.0])
-            attention.to_q.bias[place] = amplitude * torch.tensor(
-                [math.cos(angle), math.sin(angle)]
-            )
-        first += size
-
-
-def _constant_gates(linear: nn.Linear, width: int, gates: tuple[int, ...]) -> None:
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    for gate in gates:
-        linear.bias[gate * width : (gate + 1) * width] = _GATE_AT_START
 
 
 def build_optimizers(editor: Editor, lr: float, matrix_lr: float) -> list[Optimizer]:

@@ -1,4 +1,4 @@
-"""The instructions' words: phrases for each kind of edit, and names by which objects are told."""
+"""The instructions' words: phrases for each kind of edit, and names that tell objects apart."""
 
 from collections.abc import Sequence
 
