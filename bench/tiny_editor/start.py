@@ -16,7 +16,7 @@ from torch import nn
 _GATE = 0.3
 _STEADY = 4.0  # constants of the residual stream; latents are about 1
 _SHARP = 2.4  # gain of normalised queries and keys
-_STEEPEST = 6.0  # largest 1/t that is fitted
+_STEEPEST, _DAMPING = 6.0, 0.1  # largest 1/t that is fitted; of the least squares
 _FROM_NOISE_TO_SOURCE = 1.0  # radians; the first position axis is 0 for noise and 1 for condition
 _MATCH = ((1.0,), (1.0, 0.7, 0.5), (1.0, 0.7, 0.5))  # amplitudes of each axis' fastest rotations
 
@@ -86,7 +86,8 @@ def _scale_by_inverse_time(transformer: FluxTransformer2DModel) -> None:
     pooled = torch.randn(len(times), transformer.config.pooled_projection_dim)
     features = nn.functional.silu(transformer.time_text_embed(1000 * times, pooled))
     features = torch.cat([features, torch.ones(len(times), 1)], dim=1)
-    *weights, bias = torch.linalg.lstsq(features, (1 / times - 1)[:, None]).solution.flatten()
+    damped = features.T @ features + _DAMPING * torch.eye(features.shape[1])
+    *weights, bias = torch.linalg.solve(damped, features.T @ (1 / times - 1))
     transformer.norm_out.linear.weight[: transformer.inner_dim] = torch.stack(weights)
     transformer.norm_out.linear.bias[: transformer.inner_dim] = bias
 
