@@ -277,20 +277,6 @@ def test_a_timed_run_leaves_weights_and_figures(untrained, tmp_path):
     assert not torch.equal(trained.float(), before.float())
 
 
-def test_the_editor_starts_by_copying_the_source():
-    from bench.tiny_editor.editor import Editor
-
-    torch.manual_seed(0)
-    editor = Editor(60, single=2)
-    source, noise = torch.randn(2, 2, 64, 64)
-    t, ids = torch.tensor([0.3, 0.6]), torch.randint(0, 60, (2, 16))
-    x_t = torch.lerp(torch.zeros_like(source), noise, t[:, None, None])
-    with torch.no_grad():
-        estimate = x_t - t[:, None, None] * editor(x_t, source, t, ids)
-    assert (estimate - source).square().mean() < 0.05
-    assert estimate[0, 0] @ source[0, 0] > 0.9 * source[0, 0].square().sum()
-
-
 class Waits(TorchDispatchMode):
     """Notes operations that make the host wait for a GPU: scalars read, copies from the host."""
 

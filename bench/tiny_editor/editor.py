@@ -4,6 +4,7 @@ import math
 from functools import lru_cache
 
 import torch
+from diffusers import FluxTransformer2DModel
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
@@ -11,11 +12,11 @@ from spotedit.tiny.pipeline import TinyKontextPipeline
 
 from .architecture import build_text_encoders, build_transformer
 from .loop import Batch
-from .start import start_copying
 
+_GATE_AT_START = 0.3
 _MEAN_LOGIT = 0.5  # logit-normal timesteps around the scheduler's shift at 256 tokens, exp(0.5)
 _EARLY = 0.75  # times above it are early: there the words decide, not the noisy picture
-_EDIT_WEIGHT = 4.0  # of tokens that the edit touches, beside 1 of the others
+_EDIT_WEIGHT = 8.0  # of tokens that the edit touches, beside 1 of the others
 
 
 class Editor(nn.Module):
@@ -25,7 +26,7 @@ class Editor(nn.Module):
         super().__init__()
         self.text_encoder, self.text_encoder_2 = build_text_encoders(vocabulary)
         self.transformer = build_transformer(**transformer)
-        start_copying(self.transformer)
+        start_calm(self.transformer)
 
     def copy_from(self, pipe: TinyKontextPipeline) -> None:
         """Take the weights of a pipeline."""
@@ -55,6 +56,27 @@ def image_ids(rows: int, columns: int, device: torch.device) -> torch.Tensor:
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     grid = torch.stack([torch.zeros_like(y), y, x], dim=-1).reshape(-1, 3)
     return torch.cat([grid, grid + torch.tensor([1, 0, 0])]).float().to(device)
+
+
+@torch.no_grad()
+def start_calm(transformer: FluxTransformer2DModel) -> None:
+    """No modulation, small open gates and a zero velocity at the start of training."""
+    width = transformer.inner_dim
+    for block in transformer.transformer_blocks:
+        for norm in (block.norm1, block.norm1_context):
+            _constant_gates(norm.linear, width, (2, 5))
+    for block in transformer.single_transformer_blocks:
+        _constant_gates(block.norm.linear, width, (2,))
+    for linear in (transformer.norm_out.linear, transformer.proj_out):
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+
+
+def _constant_gates(linear: nn.Linear, width: int, gates: tuple[int, ...]) -> None:
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    for gate in gates:
+        linear.bias[gate * width : (gate + 1) * width] = _GATE_AT_START
 
 
 def build_optimizers(editor: Editor, lr: float, matrix_lr: float) -> list[Optimizer]:

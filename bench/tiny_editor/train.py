@@ -157,7 +157,8 @@ def train_editor(args: argparse.Namespace) -> None:
     loop = Loop(
         "editor", editor, build_optimizers(editor, args.lr, args.matrix_lr),
         partial(flow_loss, editor, early=args.early), make_batch, args.folder,
-        seed=args.seed, decay=args.decay, decay_share=args.decay_share, save_every=args.save_every,
+        average=args.average, seed=args.seed, decay=args.decay, decay_share=args.decay_share,
+        save_every=args.save_every,
     )  # fmt: skip
     loop.resume()
     try:
@@ -273,6 +274,7 @@ def main(argv: list[str] | None = None, started: float | None = None) -> None:
     )  # fmt: skip
     editor.add_argument("--dual", type=int, default=1, help="dual-stream blocks")
     editor.add_argument("--single", type=int, default=7, help="single-stream blocks")
+    editor.add_argument("--average", type=float, default=0.998, help="of the weights, a step")
     editor.add_argument("--early", type=float, default=0.5, help="share of times above 0.75")
     editor.add_argument("--compile", action="store_true", help="torch.compile the transformer")
     editor.add_argument("--data", type=Path, help="file of the stage `data`")
