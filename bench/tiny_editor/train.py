@@ -259,7 +259,7 @@ def main(argv: list[str] | None = None, started: float | None = None) -> None:
     data = stages.add_parser(
         "data", parents=[common, scenes], help="make scenes ahead: FOLDER/scenes-SIZE.npz"
     )
-    data.add_argument("--scenes", type=int, default=5120, help="about 9 kB each")
+    data.add_argument("--scenes", type=int, default=5120, help="about 6 kB each")
     data.add_argument("--size", type=int, default=256, help="of the scenes, in pixels")
     data.set_defaults(run=make_data)
     editor = stages.add_parser("editor", parents=[common, scenes])
