@@ -31,7 +31,7 @@ _FEW_TOKENS = (0.05, 0.09)  # height of small objects
 
 @dataclass(frozen=True)
 class Edit:
-    """What is shown before and after, the instruction, and what it leaves open in `after`."""
+    """Holds what is shown before and after, the instruction, and what that leaves open."""
 
     before: World
     after: World

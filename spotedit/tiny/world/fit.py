@@ -61,8 +61,11 @@ class Fit:
 
     @property
     def right(self) -> bool:
-        """Whether the edit was made, and nothing else: the region is at least 8 dB nearer to the
-        valid picture than the source is, or within 12/255, and no other block is off by 40/255."""
+        """Tell whether the edit was made and nothing else was changed.
+
+        The region must be at least 8 dB nearer to the valid picture than the source is, or within
+        12/255 of it, and no other block may be off by more than 40/255.
+        """
         made = self.distance <= max(_RIGHT_SHARE * self.source_distance, _RIGHT_DISTANCE)
         return made and self.elsewhere <= _SPOILT
 
@@ -92,7 +95,7 @@ def nearest_valid(
     chosen = [start for starts in groups for start in sorted(starts, key=error)[:_DESCENTS]]
     best = min((_descend(start, error, opens) for start in chosen), key=error)
     valid = render(best, size)
-    region = (np.abs(valid.astype(np.int16) - source) > _CHANGED).any(axis=-1)
+    region = np.abs(valid.astype(np.int16) - source).max(axis=-1) > _CHANGED
     distances = _rms(picture, valid, region), _rms(source, valid, region)
     return Fit(valid, best, region, *distances, _elsewhere(picture, valid, region))
 
@@ -159,7 +162,7 @@ def _blocks(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _hidden(world: World, opens: Sequence[Open]) -> bool:
-    """Whether what was added or moved lies behind or in front of another object."""
+    """Tell whether an object that was added or moved and another one hide each other."""
     edited = {field.index for field in opens if field.field in ("x", "y")}
     return any(
         overlap(world.things[index], other) > _COVERED

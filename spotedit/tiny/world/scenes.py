@@ -92,8 +92,8 @@ def make_scene(seed: int, kind: str | None = None, size: int = 256, split: str =
         raise ValueError(f"the hard split has no {kind!r}; expected one of {tuple(LOCAL_KINDS)}")
     rng = np.random.default_rng([SPLITS.index(split), seed])
     hard = bool(cases) and rng.random() < _HARD_SHARE[split]
-    edit = None
-    while edit is None:
+    makers = LOCAL_KINDS | WHOLE_KINDS
+    while True:  # until a landscape has room for the edit
         case = choice(rng, cases) if hard else ""
         options = _KINDS_OF_CASE[case] if hard else KINDS
         shares = None if hard else list(_SHARES.values())
@@ -103,7 +103,9 @@ def make_scene(seed: int, kind: str | None = None, size: int = 256, split: str =
             land = replace(land, ground=choice(rng, BUSY_GROUNDS))
         elif case == "shadow":
             land = replace(land, shadow=(float(rng.uniform(*_STRONG_SHADOWS)), land.shadow[1]))
-        edit = (LOCAL_KINDS | WHOLE_KINDS)[drawn](rng, land, case)
+        edit = makers[drawn](rng, land, case)
+        if edit is not None:
+            break
     source, target = render(edit.before, size), render(edit.after, size)
     mask = (source != target).any(axis=-1)
     return Scene(
