@@ -206,3 +206,10 @@ def test_wrong_arguments_are_refused():
         make_scene(0, split="test")
     with pytest.raises(ValueError, match="the hard split has no 'night'"):
         make_scene(0, "night", split="hard")
+    for size in (0, 100):
+        with pytest.raises(ValueError, match="multiple of 16"):
+            make_scene(0, size=size)
+    scene = make_scene(0, size=32)
+    for picture in (scene.source[:16], scene.source / 255):
+        with pytest.raises(ValueError, match=r"expected uint8 \(32, 32, 3\)"):
+            scene.fit(picture)

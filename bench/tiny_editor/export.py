@@ -39,6 +39,8 @@ def export(
         vae.load_state_dict(trained_state(folder / "vae.pt"))
     elif start:
         vae.load_state_dict(start.vae.state_dict())
+    else:
+        raise FileNotFoundError(f"no vae.pt in {folder}: train the stage `vae`, or give --init")
     if (folder / "editor.pt").exists():
         editor.load_state_dict(trained_state(folder / "editor.pt", editor_last))
     elif start:

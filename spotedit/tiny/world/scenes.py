@@ -66,7 +66,15 @@ class Scene:
         return Image.fromarray(self.target)
 
     def fit(self, picture: np.ndarray) -> Fit:
-        """Find the valid picture nearest to `picture`, uint8 [H, W, 3] of the scene's size."""
+        """Find the valid picture nearest to `picture`, uint8 [H, W, 3] of the scene's size.
+
+        Raises:
+            ValueError: the picture has another shape or type.
+        """
+        if picture.shape != self.source.shape or picture.dtype != np.uint8:
+            raise ValueError(
+                f"picture is {picture.dtype} {picture.shape}; expected uint8 {self.source.shape}"
+            )
         return nearest_valid(picture, self.source, self.after, self.opens)
 
 
@@ -81,8 +89,11 @@ def make_scene(seed: int, kind: str | None = None, size: int = 256, split: str =
             and reflections, slight changes of texture, busy ground. "train" has both.
 
     Raises:
-        ValueError: unknown kind or split, or a kind that the hard split does not have.
+        ValueError: unknown kind or split, a kind that the hard split does not have, or a size
+            that is no multiple of 16.
     """
+    if size < 16 or size % 16:
+        raise ValueError(f"size is {size}; expected a multiple of 16 pixels")
     if kind is not None and kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}; expected one of {KINDS}")
     if split not in SPLITS:
