@@ -126,7 +126,7 @@ def select_calls(dtype: torch.dtype) -> None:
         for mode in ("replace", "union", "intersect"):
             select_tokens(
                 scores, (6, 8), threshold=threshold, previous=flags[:, :48], mask=flags[:, ::2],
-                mode=mode, dilation=1, pad_to=64, **TRITON,
+                mode=mode, dilation=1, hysteresis=1, pad_to=64, **TRITON,
             )  # fmt: skip
 
 

@@ -50,7 +50,8 @@ def prepare(call, slots):
 
 def select(call, slots):
     grid = (len(slots), 3)
-    return call(torch.rand(1, 3 * len(slots)), grid, threshold=0.5, dilation=1, pad_to=64)
+    settings = {"threshold": 0.5, "dilation": 1, "hysteresis": 0.8, "pad_to": 64}
+    return call(torch.rand(1, 3 * len(slots)), grid, **settings)
 
 
 def judge(call, slots):

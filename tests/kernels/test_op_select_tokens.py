@@ -38,7 +38,8 @@ def two_means(scores):
     return cut, min(low, high) > 0 and 3 * near <= min(low, high)
 
 
-def exact(scores, grid, threshold=None, previous=None, dilation=0, mask=None, mode="intersect"):
+def exact(scores, grid, threshold=None, previous=None, dilation=0, hysteresis=0.0, mask=None,
+          mode="intersect"):  # fmt: skip
     """The active set as lists of bool."""
     rows, cols = grid
     result = []
@@ -50,9 +51,15 @@ def exact(scores, grid, threshold=None, previous=None, dilation=0, mask=None, mo
             if (s > cut or not separate or not math.isfinite(s))
             and (previous is None or previous[b, i].item())
         }
+        everyone = hysteresis == 0 or not separate
+        joining = {
+            divmod(i, cols)
+            for i, s in enumerate(image)
+            if everyone or s >= hysteresis * cut or not math.isfinite(s)
+        }
         active = [
             any(
-                (r + dr, c + dc) in judged
+                (r + dr, c + dc) in judged and ((r, c) in joining or (dr, dc) == (0, 0))
                 for dr, dc in itertools.product(range(-dilation, dilation + 1), repeat=2)
             )
             for r in range(rows)
@@ -118,7 +125,9 @@ def test_a_score_at_the_threshold_is_not_active(impl):
 @EACH_IMPL
 def test_more_tokens_than_a_block(impl):
     grid = (47, 53)
-    check(draw(grid, 1), grid, 128, impl, threshold=0.97, dilation=1)
+    for hysteresis in (0.0, 0.5):
+        settings = {"threshold": 0.97, "dilation": 1, "hysteresis": hysteresis}
+        check(draw(grid, 1), grid, 128, impl, **settings)
     active = check(two_groups(grid, 1), grid, impl=impl)
     assert 0.2 < active.float().mean() < 0.4
 
@@ -137,10 +146,65 @@ def test_dilation_beyond_the_grid(impl):
 
 
 @EACH_IMPL
+@pytest.mark.parametrize("hysteresis", [0.3, 0.5, 1.0])
+@pytest.mark.parametrize("dilation", [0, 1, 2])
+def test_hysteresis_lets_only_the_nearly_active_join(hysteresis, dilation, impl):
+    settings = {"dilation": dilation, "hysteresis": hysteresis, "impl": impl}
+    for grid in (GRID, (11, 13)):
+        active = check(draw(grid), grid, threshold=0.8, **settings)
+        assert (active >= (draw(grid) > 0.8)).all()  # no judged token is removed
+    check(draw(GRID), GRID, threshold=0.8, previous=draw(GRID, seed=1) < 0.5, **settings)
+    scores = two_groups(GRID)  # cut in each image at about 0.4
+    check(scores, GRID, **settings | {"hysteresis": 0.2 * hysteresis})
+    check(torch.stack((scores[0], 100 * scores[1])), GRID, **settings)
+
+
+@EACH_IMPL
+def test_who_joins_under_hysteresis(impl):
+    row = {"dilation": 1, "hysteresis": 0.5, "impl": impl}
+    at_the_least = torch.tensor([[0.25, 1.0, 0.24]])
+    assert check(at_the_least, (1, 3), threshold=0.5, **row).tolist() == [[True, True, False]]
+    unknown = torch.tensor([[1.0, math.nan, 0.0, -math.inf, 1.0]])
+    previous = torch.tensor([[True, False, False, False, True]])
+    found = check(unknown, (1, 5), threshold=0.5, previous=previous, **row)
+    assert found.tolist() == [[True, True, False, True, True]]
+    negative = torch.tensor([[-0.8, -0.2, -3.0]])  # the least that joins, -0.5, is above the cut
+    assert check(negative, (1, 3), threshold=-1.0, **row).tolist() == [[True, True, False]]
+    for threshold in (math.inf, -math.inf, 1e300):
+        check(unknown, (1, 5), threshold=threshold, previous=previous, **row)
+
+
+@EACH_IMPL
+def test_the_least_that_joins_is_rounded_to_fp32(impl):
+    numbers = torch.rand(100, 2, generator=seeded(0), dtype=torch.float64)
+    for threshold, hysteresis in numbers.tolist():
+        least = torch.tensor(threshold, dtype=torch.float32) * torch.tensor(hysteresis).float()
+        scores = torch.stack((least, torch.ones_like(least), least.nextafter(-least)))[None]
+        settings = {"threshold": threshold, "dilation": 1, "hysteresis": hysteresis, "impl": impl}
+        active, _, _ = select_tokens(scores, (1, 3), **settings)
+        assert active.tolist() == [[True, True, False]]
+
+
+@EACH_IMPL
+@pytest.mark.parametrize("hysteresis", [0.0, 1e-60])  # 1e-60 is 0 in fp32
+def test_without_hysteresis_every_neighbour_joins(hysteresis, impl):
+    scores = torch.tensor([[-5.0, 1.0, 0.0]])
+    settings = {"dilation": 1, "hysteresis": hysteresis, "impl": impl}
+    assert select_tokens(scores, (1, 3), threshold=0.5, **settings)[0].all()
+    same = torch.full((1, 3), 0.3)  # the cut does not hold: it is -inf
+    previous = torch.tensor([[False, True, False]])
+    assert select_tokens(same, (1, 3), previous=previous, **settings)[0].all()
+    settings["hysteresis"] = 0.5
+    assert check(same, (1, 3), previous=previous, **settings).all()
+
+
+@EACH_IMPL
+@pytest.mark.parametrize("hysteresis", [0.0, 0.6])
 @pytest.mark.parametrize("mode", ["replace", "union", "intersect"])
-def test_previous_and_mask(mode, impl):
+def test_previous_and_mask(mode, hysteresis, impl):
     previous, mask = draw(GRID, seed=1) < 0.7, draw(GRID, seed=2) < 0.5
     settings = {"threshold": 0.8, "dilation": 1, "mode": mode, "impl": impl}
+    settings["hysteresis"] = hysteresis
     check(draw(GRID), GRID, 16, previous=previous, mask=mask, **settings)
     check(draw(GRID), GRID, 16, mask=mask, **settings)
     check(draw(GRID), GRID, 16, previous=previous, **settings)
@@ -213,7 +277,9 @@ def test_strided_views(impl):
     previous = (draw(GRID, 1, seed=2) < 0.7).expand(2, -1)
     mask = (draw((6, 4), seed=3) < 0.5).unflatten(1, (6, 4)).mT.flatten(1)
     for scores in (wide[..., 1], wide.mT.flatten(0, 1)[::2], wide[..., 0].T.contiguous().T):
-        check(scores, GRID, impl=impl, threshold=0.6, previous=previous, mask=mask)
+        settings = {"threshold": 0.6, "previous": previous, "mask": mask, "impl": impl}
+        check(scores, GRID, **settings)
+        check(scores, GRID, dilation=1, hysteresis=0.5, **settings)
 
 
 def test_no_synchronisation_and_one_graph():
@@ -221,6 +287,7 @@ def test_no_synchronisation_and_one_graph():
     compiled = torch.compile(select_tokens, fullgraph=True, backend="eager")
     for threshold in (None, 0.5):
         settings = {"threshold": threshold, "previous": flags, "dilation": 1, "mask": flags}
+        settings["hysteresis"] = 0.5
         with NoSync():
             want = select_tokens(scores, GRID, pad_to=16, **settings)
         for a, b in zip(compiled(scores, GRID, pad_to=16, **settings), want, strict=True):
@@ -248,6 +315,13 @@ def test_errors_say_what_and_how():
          {"threshold": torch.tensor(0.5)}),
         (ValueError, "threshold must be a number, got nan", (scores, GRID),
          {"threshold": math.nan}),
+        (TypeError, "hysteresis must be a float, got Tensor", (scores, GRID),
+         {"hysteresis": torch.tensor(0.5)}),
+        (TypeError, "hysteresis must be a float, got bool", (scores, GRID), {"hysteresis": True}),
+        (TypeError, "hysteresis must be a float, got NoneType", (scores, GRID),
+         {"hysteresis": None}),
+        *((ValueError, rf"hysteresis must be in \[0, 1\], got {value}; .*0 turns it off",
+           (scores, GRID), {"hysteresis": value}) for value in (-0.1, 1.5, math.nan, math.inf)),
         (ValueError, "dilation must be at least 0, got -1", (scores, GRID), {"dilation": -1}),
         (TypeError, "dilation must be an int, got float", (scores, GRID), {"dilation": 1.0}),
         (ValueError, "pad_to must be at least 1, got 0", (scores, GRID), {"pad_to": 0}),

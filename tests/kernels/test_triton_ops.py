@@ -55,7 +55,7 @@ def op_arguments(name, device):
     if name == "select_tokens":
         flags = torch.zeros(2, 15, dtype=torch.bool, device=device)
         scores = torch.randn(2, 15, device=device)
-        return scores, flags, flags, 3, 5, None, 1, "union", 8
+        return scores, flags, flags, 3, 5, None, 1, 0.5, "union", 8
     if name.startswith("gathered_attention"):
         mask = torch.ones(2, 70, dtype=torch.bool, device=device)
         out = [rows(70)] if name.endswith("_out") else []
@@ -93,7 +93,12 @@ def results(impl, given, dtype, device):
     maps = [torch.randn(2, 48, 13, 17, generator=g).to(given).to(device, dtype) for _ in range(2)]
     scores = token_distance(maps[:1], maps[1:], (6, 9), impl=impl)
     noise = torch.rand(2, 54, generator=g).to(device)
-    selected = select_tokens(noise, (6, 9), threshold=0.8, dilation=1, pad_to=16, impl=impl)
+    settings = {"threshold": 0.8, "dilation": 1, "pad_to": 16, "impl": impl}
+    selected = [
+        result
+        for hysteresis in (0.0, 0.7)
+        for result in select_tokens(noise, (6, 9), hysteresis=hysteresis, **settings)
+    ]
     attended = gathered_attention(q, keys, values, impl=impl)
     part = gathered_attention(rows(150), keys, values, index=others, impl=impl)
     return (q, keys, values, scores, attended, part), selected

@@ -30,6 +30,7 @@ def select_tokens(
     threshold: float | None = None,
     previous: Tensor | None = None,
     dilation: int = 0,
+    hysteresis: float = 0.0,
     mask: Tensor | None = None,
     mode: Mode = "intersect",
     pad_to: int = 1,
@@ -40,6 +41,10 @@ def select_tokens(
     A token is judged active if its score exceeds the threshold, or is not finite, and it was
     active before (SpotEdit, arXiv 2512.22323, section on SpotSelector). The judged set grows by
     `dilation` tokens on every side; then the user's mask applies, which is never dilated.
+
+    With `hysteresis` a token joins by dilation only if its own score is at least that share of the
+    threshold, or is not finite: the lower threshold of an edge detector (Canny 1986). No judged
+    token is removed.
 
     Without a threshold every image gets its own: a two-means cut of its finite scores s, found by
     iteration from their mean (Ridler and Calvard 1978), 16 times, in fp32:
@@ -55,6 +60,9 @@ def select_tokens(
         threshold: tokens above it are judged active; None: the two-means cut.
         previous: bool ``[B, N]``, the active set before; None: every token is judged afresh.
         dilation: tokens on the grid, in the maximum norm: 1 reaches the eight neighbours.
+        hysteresis: in [0, 1], times the threshold, or times the image's two-means cut: the least
+            score that joins by dilation. 0 lets every token in reach join, as a cut that does not
+            hold does.
         mask: bool ``[B, N]``, what may change.
         mode: "replace": the mask alone; "union", "intersect": of the mask and the judged set.
             Without a mask all mean the judged set.
@@ -76,13 +84,14 @@ def select_tokens(
     if mode not in _MODES:
         raise ValueError(f"{_OP}: mode must be one of {_MODES}, got {mode!r}.")
     cut = _threshold(threshold)
+    hysteresis = _hysteresis(hysteresis)
     _check_whole("dilation", dilation, 0)
     _check_whole("pad_to", pad_to, 1)
     dilation = min(dilation, max(grid))
     rule = "none" if mask is None else mode
     compute = kernel if choose_impl(_OP, impl, scores) == "triton" else reference
     return compute.select_tokens(
-        scores, (grid[0], grid[1]), cut, previous, dilation, mask, rule, pad_to
+        scores, (grid[0], grid[1]), cut, previous, dilation, hysteresis, mask, rule, pad_to
     )
 
 
@@ -121,6 +130,20 @@ def _threshold(threshold: float | None) -> float | None:
     if math.isnan(threshold):
         raise ValueError(f"{_OP}: threshold must be a number, got nan; None chooses one.")
     return float(threshold)
+
+
+def _hysteresis(hysteresis: float) -> float:
+    if isinstance(hysteresis, bool) or not isinstance(hysteresis, Real):
+        raise TypeError(
+            f"{_OP}: hysteresis must be a float, got {type(hysteresis).__name__}; "
+            f"a tensor would have to be read from its device."
+        )
+    if not 0 <= hysteresis <= 1:
+        raise ValueError(
+            f"{_OP}: hysteresis must be in [0, 1], got {hysteresis}; it is a share of the "
+            f"threshold, and 0 turns it off."
+        )
+    return float(hysteresis)
 
 
 def _check_whole(name: str, value: int, least: int) -> None:

@@ -32,7 +32,8 @@ def schedules(target: str) -> list[Schedule]:
             "select_tokens active set",
             _mark,
             {
-                **{"p_scores": "*fp32", "p_cut": "*fp32", "threshold": "fp32"},
+                **dict.fromkeys(("p_scores", "p_cut"), "*fp32"),
+                **dict.fromkeys(("threshold", "hysteresis"), "fp32"),
                 **dict.fromkeys(("p_previous", "p_mask", "p_active"), "*i1"),
             },
             {"AUTO": True, "RULE": "intersect", "PREVIOUS": True, "BLOCK": MARK_BLOCK},

@@ -63,10 +63,10 @@ def _cut(p_scores, p_cut, n, scores_b, ITERATIONS: tl.constexpr, BLOCK: tl.const
     tl.store(p_cut + batch, tl.where(separate, cut, float("-inf")))
 
 
-@triton.jit(do_not_specialize=["threshold", "rows", "cols", "dilation"])
+@triton.jit(do_not_specialize=["threshold", "hysteresis", "rows", "cols", "dilation"])
 def _mark(
     p_scores, p_cut, p_previous, p_mask, p_active,
-    threshold, rows, cols, dilation, scores_b, previous_b, mask_b,
+    threshold, hysteresis, rows, cols, dilation, scores_b, previous_b, mask_b,
     AUTO: tl.constexpr, RULE: tl.constexpr, PREVIOUS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The active set [B, N]: each program reads the neighbours of its tokens."""
@@ -77,6 +77,10 @@ def _mark(
     active = tl.zeros([BLOCK], dtype=tl.int1)
     if RULE != "replace":
         cut = tl.load(p_cut + batch) if AUTO else threshold
+        b_own = tl.load(p_scores + batch * scores_b + token, mask=m_token, other=0.0)
+        share = tl.full([BLOCK], hysteresis, dtype=tl.float32)
+        least = tl.where(share > 0, share * cut, float("-inf"))  # 0 * -inf would be NaN
+        joins = (b_own >= least) | ~(tl.abs(b_own) < float("inf"))  # where a neighbour is judged
         row, col = token // cols, token % cols
         side = 2 * dilation + 1
         for i in range(0, side * side):
@@ -87,7 +91,7 @@ def _mark(
             judged = m_near & ((b_score > cut) | ~(tl.abs(b_score) < float("inf")))
             if PREVIOUS:
                 judged &= tl.load(p_previous + batch * previous_b + near, mask=m_near, other=0)
-            active |= judged
+            active |= judged & (joins | (near == token))
     if RULE != "none":
         allowed = tl.load(p_mask + batch * mask_b + token, mask=m_token, other=0)
         active = active & allowed if RULE == "intersect" else active | allowed
@@ -123,6 +127,7 @@ def _op(
     cols: int,
     threshold: float | None,
     dilation: int,
+    hysteresis: float,
     rule: str,
     pad_to: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,7 +146,8 @@ def _op(
             )  # fmt: skip
         wrap_triton(_mark)[(triton.cdiv(n, MARK_BLOCK), batch)](
             scores, cut, previous, mask, active,
-            0.0 if threshold is None else threshold, rows, cols, dilation, scores.stride(0),
+            0.0 if threshold is None else threshold, hysteresis, rows, cols, dilation,
+            scores.stride(0),
             0 if previous is None else previous.stride(0), 0 if mask is None else mask.stride(0),
             AUTO=automatic, RULE=rule, PREVIOUS=previous is not None,
             BLOCK=MARK_BLOCK, num_warps=MARK_WARPS,
@@ -158,6 +164,7 @@ def select_tokens(
     threshold: float | None,
     previous: Tensor | None,
     dilation: int,
+    hysteresis: float,
     mask: Tensor | None,
     rule: str,
     pad_to: int,
@@ -165,7 +172,7 @@ def select_tokens(
     """As the reference."""
     previous, mask = (None if x is None else _dense(x) for x in (previous, mask))
     return torch.ops.spotedit.select_tokens(
-        _dense(scores), previous, mask, *grid, threshold, dilation, rule, pad_to
+        _dense(scores), previous, mask, *grid, threshold, dilation, hysteresis, rule, pad_to
     )
 
 

@@ -17,6 +17,7 @@ def select_tokens(
     threshold: float | None,
     previous: Tensor | None,
     dilation: int,
+    hysteresis: float,
     mask: Tensor | None,
     rule: str,
     pad_to: int,
@@ -26,10 +27,13 @@ def select_tokens(
         active = mask.clone()
     else:
         cut = two_means_cut(scores) if threshold is None else threshold
-        active = (scores > cut) | ~scores.isfinite()
+        judged = (scores > cut) | ~scores.isfinite()
         if previous is not None:
-            active = active & previous
-        active = _dilate(active, grid, dilation)
+            judged = judged & previous
+        active = _dilate(judged, grid, dilation)
+        share = scores.new_full((), hysteresis)  # so that the product is rounded as the kernel's
+        least = torch.where(share > 0, share * cut, -math.inf)  # 0 * -inf would be NaN
+        active = judged | (active & ((scores >= least) | ~scores.isfinite()))
         if mask is not None:
             active = active | mask if rule == "union" else active & mask
     return active, *_compact(active, pad_to)
