@@ -22,7 +22,8 @@ RATIOS = {
 }
 SDPA_RATIOS = {717: 1.15, 922: 0.95}  # of "triton", by M
 SDPA_RATIO = 0.75  # everywhere else
-SHARES = dict.fromkeys(("qk_norm_rope", "kv_blend", "token_distance"), 0.85)  # of the copy's speed
+MEMORY_BOUND = ("qk_norm_rope", "kv_blend", "token_distance", "latent_distance")
+SHARES = dict.fromkeys(MEMORY_BOUND, 0.85)  # of the copy's speed
 INT8_BYTES = 0.52
 Peak = Mapping[str, float]  # TFLOP/s of "matmul", TB/s of "copy"
 

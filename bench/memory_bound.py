@@ -4,12 +4,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from spotedit_kernels import kv_blend, qk_norm_rope, select_tokens, token_distance
+from spotedit_kernels import (
+    kv_blend,
+    latent_distance,
+    qk_norm_rope,
+    select_tokens,
+    token_distance,
+)
 from spotedit_kernels.token_distance import normalise_features
 from torch import Tensor
 
 from .cases import EPS, Case, Convert, Inputs, Tensors, by_name
-from .shapes import Layer, Rows
+from .shapes import LATENT_CHANNELS, Layer, Rows
 
 
 def rope(layer: Layer, m: int | None, at: dict[str, Any], inputs: Inputs) -> Case:
@@ -105,6 +111,25 @@ def distance(layer: Layer, at: dict[str, Any], inputs: Inputs) -> Case:
         by_name(run, token_distance, inputs.implementations(*inputs.baselines), x, y),
         lambda result: result, expected, inputs.dtype,
         6.0 * elements, float(sum(a.nbytes for a in (*x, *y))), "copy",
+    )  # fmt: skip
+
+
+def latents(layer: Layer, at: dict[str, Any], inputs: Inputs) -> Case:
+    """A step's clean latents, predicted from its velocity, against those of the source."""
+    rows = [inputs.normal(1, layer.noise, LATENT_CHANNELS) for _ in range(3)]
+
+    def run(op: Callable[..., Tensor], rows: list[Tensor], impl: str) -> Tensors:
+        x, y, velocity = rows
+        return (op(x, y, velocity=velocity, sigma=0.3, impl=impl),)
+
+    def expected(convert: Convert) -> Tensors:
+        return run(latent_distance, [convert(x) for x in rows], "reference")
+
+    return Case(
+        "latent_distance", at | {"S": layer.noise, "C": LATENT_CHANNELS},
+        by_name(run, latent_distance, inputs.implementations(*inputs.baselines), rows),
+        lambda result: result, expected, inputs.dtype,
+        5.0 * rows[0].numel(), float(sum(x.nbytes for x in rows)), "copy",
     )  # fmt: skip
 
 

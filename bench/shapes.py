@@ -6,6 +6,7 @@ Layouts: queries ``[B, M, H, D]``, keys and values ``[B, S, H, D]``, feature map
 from dataclasses import dataclass
 
 Map = tuple[int, int, int]
+LATENT_CHANNELS = 64  # of a token: 16 channels of the latents, packed 2 x 2
 VAE_MAPS: tuple[Map, ...] = ((512, 128, 128), (512, 128, 128), (512, 256, 256))  # at 1024 px
 ODD_MAPS = ((5, 6, 10), (3, 6, 10), (37, 11, 23), (4, 2, 3))  # of a grid's size, larger, smaller
 
@@ -90,3 +91,6 @@ ODD_HEAD_DIMS = (2, 6, 40)
 ODD_ROW_COUNTS = (1, 17)
 ODD_PATCHES = (((3, 5), 2), ((1, 1), 2), ((13, 11), 1), ((2, 13), 3), ((5, 1), 2))  # (grid, patch)
 ODD_GRIDS = ((1, 1), (7, 1), (1, 300), (11, 13))
+ODD_LATENTS = (  # images, tokens, channels; a block of the kernel has 16 tokens and 64 channels
+    (1, 1, 1), (2, 1, 64), (1, 16, 64), (3, 17, 65), (2, 37, 5), (1, 7, 131), (2, 101, 1),
+)  # fmt: skip

@@ -50,6 +50,7 @@ def suite(
         add(memory_bound.rope, "qk_norm_rope", name, " full", at, None)
         add(memory_bound.blend, "kv_blend", name, "", at, m)
         add(memory_bound.distance, "token_distance", name, "", at)
+        add(memory_bound.latents, "latent_distance", name, "", at)
         if name == "odd":
             for what, shape in ODD_ROWS.items():
                 add(attention.attention, "gathered_attention", name, f" {what}", shape)

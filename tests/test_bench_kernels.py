@@ -25,6 +25,7 @@ OPS = {
     "gathered_attention",
     "gathered_attention int8",
     "kv_blend",
+    "latent_distance",
     "layer",
     "layer without attention",
     "qk_norm_rope",

@@ -6,6 +6,9 @@ Every message starts with the op and says what was expected, what came, and what
 
 from __future__ import annotations
 
+import math
+from numbers import Real
+
 import torch
 from torch import Tensor
 
@@ -71,6 +74,24 @@ def check_device(op: str, like: Tensor, **tensors: Tensor | None) -> None:
                 f"{op}: {name} must be on {device} like the other tensors, got {tensor.device}; "
                 f"move it with .to({str(device)!r})."
             )
+
+
+def check_number(op: str, name: str, value: float) -> None:
+    """TypeError unless `value` is a number, ValueError unless it is finite."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{op}: {name} must be a float or a tensor, got {type(value).__name__}.")
+    if not -math.inf < value < math.inf:
+        raise ValueError(f"{op}: {name} must be finite, got {value}; check the schedule's sigmas.")
+
+
+def check_scalar(op: str, name: str, value: float | Tensor, like: Tensor) -> None:
+    """Check that `value` is a finite number, or a floating 0-d tensor on the device of `like`."""
+    if isinstance(value, Tensor):
+        check_dtype(op, name, value, FLOATS, "convert it with .float()")
+        check_shape(op, name, value, (), "", "one number serves all rows; index the tensor")
+        check_device(op, like, **{name: value})
+    else:
+        check_number(op, name, value)
 
 
 def check_index(op: str, name: str, index: Tensor, batch: int, rows: int | None = None) -> None:

@@ -36,9 +36,17 @@ def schedules(target: str) -> list[Schedule]:
     """What `target`, one of `TARGETS`, runs at the shapes of the models known."""
     from .gathered_attention import aot as gathered_attention
     from .kv_blend import aot as kv_blend
+    from .latent_distance import aot as latent_distance
     from .qk_norm_rope import aot as qk_norm_rope
     from .select_tokens import aot as select_tokens
     from .token_distance import aot as token_distance
 
-    ops = (gathered_attention, kv_blend, qk_norm_rope, select_tokens, token_distance)
+    ops = (
+        gathered_attention,
+        kv_blend,
+        latent_distance,
+        qk_norm_rope,
+        select_tokens,
+        token_distance,
+    )
     return [schedule for op in ops for schedule in op.schedules(target)]

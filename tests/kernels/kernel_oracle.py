@@ -156,6 +156,21 @@ def norm_rope(x, weights, eps, cos, sin, interleaved):
     return result.to(device)
 
 
+def latent_distance(x, y, velocity=None, sigma=0.0):
+    """Mean squared error of each token's clean latents, channel by channel in fp64."""
+    device, batch = x.device, x.shape[0]
+    velocity = torch.zeros_like(x) if velocity is None else velocity
+    x, y, velocity = (latents.double().cpu().tolist() for latents in (x, y, velocity))
+    scores = []
+    for b in range(batch):
+        tokens = zip(x[b], y[b if len(y) > 1 else 0], velocity[b], strict=True)
+        scores.append([
+            sum((p - sigma * v - q) ** 2 for p, q, v in zip(*token, strict=True)) / len(token[0])
+            for token in tokens
+        ])  # fmt: skip
+    return torch.tensor(scores, dtype=torch.float64, device=device)
+
+
 def bilinear(image, height, width):
     """Resize a 2-d list of lists, align_corners=False, without antialiasing."""
     h, w = len(image), len(image[0])

@@ -1,6 +1,7 @@
 """The package as a whole: its names, its place, and what it imports."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,14 @@ import torch
 from spotedit_kernels.impl import HAS_TRITON, choose_impl
 
 PACKAGE = Path(spotedit_kernels.__file__).parent
-OPS = ["gathered_attention", "kv_blend", "qk_norm_rope", "select_tokens", "token_distance"]
+OPS = [
+    "gathered_attention",
+    "kv_blend",
+    "latent_distance",
+    "qk_norm_rope",
+    "select_tokens",
+    "token_distance",
+]
 
 
 def test_exact_names():
@@ -60,6 +68,15 @@ runpy.run_path({str(example)!r}, run_name="__main__")
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, check=True, timeout=120, capture_output=True, text=True)
     assert done.stdout.count("largest difference to the unpatched model") == 2
+
+
+def test_the_examples_of_the_readme_run():
+    readme = (PACKAGE.parent / "README.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", readme, re.M | re.S)
+    assert len(blocks) == len(OPS)
+    for block, op in zip(blocks, re.findall(r"^## (\w+_\w+)$", readme, re.M), strict=True):
+        assert f"{op}(" in block
+        exec(block, {})
 
 
 def test_choice_of_an_implementation():

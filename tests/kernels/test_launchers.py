@@ -20,6 +20,7 @@ from kernel_oracle import HALVES_AND_FP32, NEEDS_TRITON
 from spotedit_kernels import (
     gathered_attention,
     kv_blend,
+    latent_distance,
     qk_norm_rope,
     select_tokens,
     token_distance,
@@ -41,6 +42,7 @@ FLAGS = {  # compile-time arguments that select a kernel's branches
     "_mark": ("AUTO", "RULE", "PREVIOUS"),
     "_distance": ("UNIT_Y",),
     "_pool": ("PATCH",),
+    "_latent_distance": ("SIGMA",),
 }
 
 
@@ -140,7 +142,21 @@ def distance_calls(dtype: torch.dtype) -> None:
     token_distance(last, y, (3, 4), weights=[0, 2], **TRITON)
 
 
-LAUNCHES = [attention_calls, blend_calls, rope_calls, select_calls, distance_calls]
+def latent_calls(dtype: torch.dtype) -> None:
+    """Launch the latent distance with every kind of sigma, and one reference for a batch."""
+    x, velocity = torch.randn(2, 2, 70, 64, dtype=dtype).unbind()
+    y = torch.randn(1, 70, 64)
+    latent_distance(x, y, **TRITON)
+    for sigma in (0, 0.3, torch.tensor(0.3), torch.tensor(0.3, dtype=dtype)):
+        latent_distance(x, x, velocity=velocity, sigma=sigma, **TRITON)
+    views = (each[:, 5:42, 1::2] for each in (x, velocity))
+    latent_distance(next(views), y[:, :37, :32], velocity=next(views), sigma=1, **TRITON)
+    latent_distance(x[:1, :1, :1], y[:, :1, :1], **TRITON)
+
+
+LAUNCHES = [
+    attention_calls, blend_calls, rope_calls, select_calls, distance_calls, latent_calls,
+]  # fmt: skip
 
 
 def launch_everything(capability: int, dtype: str) -> tuple[list[Any], list[str]]:
@@ -203,7 +219,29 @@ def test_the_real_launcher_accepts_every_branch_inside_a_device_guard(capability
         },
         "_distance": {"", "UNIT_Y"},
         "_pool": {"2", "3"},
+        "_latent_distance": {"none", "number", "tensor"},
     }  # fmt: skip
+
+
+def variants_of_latent_distance(channels: int) -> int:
+    """Count the kernels compiled for many numbers of tokens and values of sigma."""
+    import stub_driver
+    from spotedit_kernels.latent_distance.kernel import _latent_distance
+
+    launches = stub_driver.install(90)
+    for n in (1, 2, 15, 16, 17, 64, 199, 4096):
+        joint = [torch.randn(1, 8 + 2 * n, channels) for _ in range(2)]
+        x, velocity = (latents[:, 8 : 8 + n] for latents in joint)
+        y = torch.randn(1, n, channels)
+        for sigma in (0.0, 0.3, 1.0):
+            latent_distance(x, y, velocity=velocity, sigma=sigma, **TRITON)
+    assert len(launches) == 24
+    return len(_latent_distance.device_caches[90][0])
+
+
+@pytest.mark.parametrize("channels", [64, 48, 5])
+def test_latent_distance_is_compiled_once_whatever_the_number_of_tokens(channels):
+    assert in_a_process(variants_of_latent_distance, channels) == 1
 
 
 def compiled(op: Callable[..., Any], graphs: list[Any]) -> Callable[..., Any]:
@@ -278,7 +316,7 @@ def test_attention_is_two_graphs_whatever_the_number_of_rows():
 
 def test_every_op_is_two_graphs_whatever_the_number_of_rows():
     found = in_a_process(graphs_of_every_op)
-    assert len(found) == 6
+    assert len(found) == 7
     for graphs, launches in found:
         assert graphs <= 2
         assert launches >= 6  # one at least for each number of rows

@@ -5,6 +5,7 @@ import torch
 from spotedit_kernels import (
     gathered_attention,
     kv_blend,
+    latent_distance,
     qk_norm_rope,
     select_tokens,
     token_distance,
@@ -59,10 +60,16 @@ def judge(call, slots):
     return call(maps[:1], maps[1:], (len(slots), 3))
 
 
+def compare(call, slots):
+    x, y, velocity = (torch.randn(1, len(slots), 5) for _ in range(3))
+    return call(x, y, velocity=velocity, sigma=0.3)
+
+
 CALLS = [
     (gathered_attention, attend),
     (gathered_attention, attend_in_place),
     (kv_blend, blend),
+    (latent_distance, compare),
     (qk_norm_rope, prepare),
     (select_tokens, select),
     (token_distance, judge),

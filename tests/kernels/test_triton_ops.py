@@ -12,6 +12,7 @@ from kernel_oracle import HALVES_AND_FP32, NEEDS_INTERPRETER, NEEDS_TRITON, asse
 from spotedit_kernels import (
     gathered_attention,
     kv_blend,
+    latent_distance,
     qk_norm_rope,
     select_tokens,
     token_distance,
@@ -56,6 +57,9 @@ def op_arguments(name, device):
         flags = torch.zeros(2, 15, dtype=torch.bool, device=device)
         scores = torch.randn(2, 15, device=device)
         return scores, flags, flags, 3, 5, None, 1, 0.5, "union", 8
+    if name == "latent_distance":
+        x, y, velocity = (torch.randn(b, 7, 5, device=device) for b in (2, 1, 2))
+        return x, y, velocity, torch.tensor(0.4, device=device), 0.0
     if name.startswith("gathered_attention"):
         mask = torch.ones(2, 70, dtype=torch.bool, device=device)
         out = [rows(70)] if name.endswith("_out") else []
@@ -67,6 +71,7 @@ OPS = [
     "gathered_attention",
     "gathered_attention_out",
     "kv_blend",
+    "latent_distance",
     "qk_norm_rope",
     "select_tokens",
     "token_distance",
@@ -92,6 +97,9 @@ def results(impl, given, dtype, device):
     kv_blend(keys, values, keys, values, k_ref, v_ref, others, t=0.3, impl=impl)
     maps = [torch.randn(2, 48, 13, 17, generator=g).to(given).to(device, dtype) for _ in range(2)]
     scores = token_distance(maps[:1], maps[1:], (6, 9), impl=impl)
+    latents = (torch.randn(2, 54, 48, generator=g).to(given).to(device, dtype) for _ in range(3))
+    x, y, velocity = latents
+    errors = latent_distance(x, y, velocity=velocity, sigma=0.3, impl=impl)
     noise = torch.rand(2, 54, generator=g).to(device)
     settings = {"threshold": 0.8, "dilation": 1, "pad_to": 16, "impl": impl}
     selected = [
@@ -101,7 +109,7 @@ def results(impl, given, dtype, device):
     ]
     attended = gathered_attention(q, keys, values, impl=impl)
     part = gathered_attention(rows(150), keys, values, index=others, impl=impl)
-    return (q, keys, values, scores, attended, part), selected
+    return (q, keys, values, scores, errors, attended, part), selected
 
 
 @NEEDS_INTERPRETER

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
 
 from torch import Tensor
 
@@ -13,7 +12,9 @@ from ..checks import (
     check_dtype,
     check_floats,
     check_index,
+    check_number,
     check_rank,
+    check_scalar,
     check_shape,
     check_tensors,
     compute_dtype,
@@ -49,7 +50,7 @@ def cosine_weight(t: float | Tensor) -> float | Tensor:
     if isinstance(t, Tensor):
         check_dtype("cosine_weight", "t", t, FLOATS, "convert it with .float()")
         return (t.to(compute_dtype(t.dtype)) * (math.pi / 2)).cos().square()
-    _check_number("cosine_weight", "t", t)
+    check_number("cosine_weight", "t", t)
     if not -_ROUND_OFF <= t <= 1 + _ROUND_OFF:
         raise ValueError(
             f"cosine_weight: t must be in [0, 1], got {t}; pass sigma (or 1 - sigma), "
@@ -139,17 +140,7 @@ def _weight(
             f"{'neither' if value is None else 'both'}; t computes cos^2(pi t / 2), weight gives w."
         )
     name = "weight" if t is None else "t"
+    check_scalar(_OP, name, value, like)
     if isinstance(value, Tensor):
-        check_dtype(_OP, name, value, FLOATS, "convert it with .float()")
-        check_shape(_OP, name, value, (), "", "one number serves all rows; index the tensor")
-        check_device(_OP, like, **{name: value})
         return value, t is not None
-    _check_number(_OP, name, value)
     return float(value if t is None else cosine_weight(value)), False
-
-
-def _check_number(op: str, name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{op}: {name} must be a float or a tensor, got {type(value).__name__}.")
-    if not -math.inf < value < math.inf:
-        raise ValueError(f"{op}: {name} must be finite, got {value}; check the schedule's sigmas.")
