@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from spotedit.models.spec import spec_for
 from spotedit.schedule import plan
-from spotedit.select import perceptual
+from spotedit.select import Prediction, perceptual
 from spotedit.tiny.scenes import Scene
 
 from . import edits, environment, metrics, rows
@@ -73,7 +73,7 @@ def follow(pipe: Any, scene: Scene, given: dict[str, Any]) -> Course:
         for reference in (trace.source, estimates[-1]):
             features = spec_for(pipe).features(pipe, reference, grid)
             judge = perceptual(reference, grid, features, "reference")
-            judged = torch.cat([judge(estimate) for estimate in estimates])
+            judged = torch.cat([judge(Prediction(estimate)) for estimate in estimates])
             distances.append(judged.reshape(-1, *grid).float().cpu().numpy())
     scores, to_end = distances
     return Course(scene, estimates, scores, to_end, metrics.changed_share(scene.mask, grid))

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image, ImageFilter
 
 EDITED_SHARE = 0.1  # of a token's pixels: from here on the edit truly touches the token
+VISIBLE = 10.0  # of 255: mean `difference` from which on a token's pixels visibly differ
+_BLUR = 2.0  # px, radius: compression noise is finer
 
 
 def changed_share(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
@@ -25,6 +28,19 @@ def auc(scores: np.ndarray, truth: np.ndarray) -> float:
         return float("nan")
     wins = _ranks(scores)[truth].sum() - positive * (positive + 1) / 2
     return float(wins / (positive * (truth.size - positive)))
+
+
+def difference(a: np.ndarray, b: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Mean absolute difference of the blurred pictures by token: [rows, cols], 0..255.
+
+    `a` and `b` are uint8 [H, W, 3], whose sides are multiples of the grid's.
+    """
+    blur = ImageFilter.GaussianBlur(_BLUR)
+    smooth, other = (
+        np.asarray(Image.fromarray(picture).filter(blur), dtype=np.float32) for picture in (a, b)
+    )
+    tokens = np.abs(smooth - other).reshape(grid[0], a.shape[0] // grid[0], grid[1], -1)
+    return np.asarray(tokens.mean(axis=(1, 3)))
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:

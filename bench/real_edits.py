@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image
 from spotedit_kernels import select_tokens
 from torch import Tensor
 
+from spotedit.config import SpotEditConfig
 from spotedit.images import load_image
 from spotedit.misalignment import Misalignment, detect
 from spotedit.models.spec import spec_for
-from spotedit.select import JUDGES
+from spotedit.select import JUDGES, Prediction
 
 from . import edits, environment, metrics, rows
 from .rows import Row
@@ -37,8 +38,7 @@ OTHERS = {
     "FLUX.1-Kontext": "flux_kontext_dev_basic",
     "FLUX.2-klein-9B-KV": "image_flux2_klein_9b_kv_image_edit",
 }
-BLUR = 2.0  # px, radius: compression noise is finer
-CHANGED = (10, 24)  # of 255: mean difference above which the pixels of a token count as changed
+CHANGED = (metrics.VISIBLE, 24)  # of 255: mean difference of the pixels of a changed token
 SHIFT = (8, -12)  # px down and right, of the shifted edits
 NOTES = (
     "Finished edits of published editors against their sources, at the size they are shipped in "
@@ -102,18 +102,20 @@ def judge(pipe: Any, edit: Image.Image, source: Image.Image) -> Judged:
         x0, y = _tokens(pipe, edit), _tokens(pipe, source)
         features = spec.features(pipe, y, grid)
         scores = {
-            name: make(y, grid, features, "reference")(x0).float() for name, make in JUDGES.items()
+            name: make(y, grid, features, "reference")(Prediction(x0))
+            for name, make in JUDGES.items()
         }
-        threshold = spec.thresholds["perceptual"]
+        chosen = SpotEditConfig().settings
         active, _, _ = select_tokens(
-            scores["perceptual"], grid, threshold=threshold, dilation=spec.dilation
-        )
+            scores[chosen.judge], grid, threshold=chosen.threshold,
+            dilation=chosen.dilation, hysteresis=chosen.hysteresis,
+        )  # fmt: skip
         latents = (spec.latents(tokens, grid)[0] for tokens in (x0, y))
         found = detect(*latents, pixels=side / 2)
     return Judged(
         {name: score.reshape(grid).numpy() for name, score in scores.items()},
         active.reshape(grid).numpy(),
-        _difference(edit, source, grid),
+        metrics.difference(np.asarray(edit), np.asarray(source), grid),
         found,
     )
 
@@ -122,14 +124,6 @@ def _tokens(pipe: Any, picture: Image.Image) -> Tensor:
     latents = pipe.vae.encode(pipe.image_processor.preprocess(picture)).latent_dist.mode()
     latents = (latents - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor
     return pipe._pack_latents(latents, *latents.shape)
-
-
-def _difference(a: Image.Image, b: Image.Image, grid: tuple[int, int]) -> np.ndarray:
-    """Mean absolute difference of the blurred pictures by token: [rows, cols], 0..255."""
-    blur = ImageFilter.GaussianBlur(BLUR)
-    smooth, other = (np.asarray(image.filter(blur), dtype=np.float32) for image in (a, b))
-    tokens = np.abs(smooth - other).reshape(grid[0], a.height // grid[0], grid[1], -1)
-    return tokens.mean(axis=(1, 3))
 
 
 def report(editor: str, judged: Judged) -> Iterator[Row]:

@@ -65,7 +65,7 @@ class Handle:
 
     def __init__(self, pipe: Any, config: SpotEditConfig) -> None:
         self._spec = spec_for(pipe)
-        temporal.resolve(config.temporal, self._spec.tea, type(pipe).__name__)
+        temporal.resolve(config.settings.temporal, self._spec.tea, type(pipe).__name__)
         guards.refuse(pipe, self._spec)
         self.config = config
         self.report: EditReport | None = None

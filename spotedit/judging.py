@@ -1,8 +1,7 @@
 """The tokens of a call's steps, as they are judged one after the other."""
 
 import functools
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 from spotedit_kernels.select_tokens import Mode
 from torch import Tensor
@@ -12,11 +11,12 @@ from .mask import UserMask
 from .misalignment import MUCH, Misalignment, detect
 from .models.spec import Grid, Spec
 from .select import (
-    JUDGES,
     NotFiniteError,
+    Prediction,
     Selection,
     SpotSelector,
     everything,
+    make_judge,
     unchanged,
 )
 
@@ -25,13 +25,15 @@ class Judging:
     """Keeps the selection of the next step up to date. Made once a call.
 
     Args:
-        threshold: resolved; "auto": the scores' own cut.
         y: [B, N, C], the source.
         mask, allowed: the user's mask, also as bool [B, N] on tokens, or None.
         pad_to: the number of active tokens is a multiple of it.
 
     Attributes:
         selection: of the last judgement, or None.
+        largest: largest number of active tokens in a judgement.
+        returned: (step, number of tokens) of the fresh judgements that found tokens changed which
+            had been reused.
         misalignment: how the whole frame moved, found at the first judgement; every token is
             active from there on. None: not found, or not looked for.
 
@@ -44,7 +46,6 @@ class Judging:
         pipe: Any,
         spec: Spec,
         config: SpotEditConfig,
-        threshold: float | Literal["auto"],
         y: Tensor,
         grid: Grid,
         mask: UserMask | None,
@@ -52,10 +53,11 @@ class Judging:
         pad_to: int,
     ) -> None:
         self.pipe, self.spec, self.config = pipe, spec, config
-        self.threshold, self.y, self.grid = threshold, y, grid
+        self.settings, self.y, self.grid = config.settings, y, grid
         self.mask, self.allowed, self.pad_to = mask, allowed, pad_to
-        self.every = spec.judge_every if config.judge_every is None else config.judge_every
         self.selection: Selection | None = None
+        self.largest = 0
+        self.returned: list[tuple[int, int]] = []
         self.misalignment: Misalignment | None = None
         self._selector = self._make_selector()
         self._judged = 0  # step of the last judgement
@@ -65,32 +67,35 @@ class Judging:
         """fp32 [B, N] of the last judgement."""
         return self._selector.scores
 
-    def after(self, step: int, full: bool, x0: Callable[[], Tensor]) -> None:
+    def after(self, step: int, full: bool, prediction: Prediction) -> None:
         """Bring the selection up to date after a step that was computed.
 
         Args:
             full: whether it was a full step, after which every token is judged afresh.
-            x0: gives its predicted clean tokens [B, N, C].
+            prediction: of the step's clean image.
 
         Raises:
-            ValueError: they are not finite.
+            ValueError: its velocity is not finite.
         """
         if self.misalignment is not None:
             return
-        if self.selection is not None and not full and step - self._judged < self.every:
-            self.selection = unchanged(self.selection)
+        last = self.selection
+        if last is not None and not full and step - self._judged < self.settings.judge_every:
+            self.selection = unchanged(last)
             return
-        first, clean = self.selection is None, x0()
         self._judged = step
         try:
-            self.selection = self._selector(clean, None if full else self.selection)
+            self.selection = self._selector(prediction, last, full)
         except NotFiniteError:
             raise ValueError(
                 f"step {step}: the latents are not finite; check the image and `latents`, or "
                 "use bfloat16 or float32 if the model overflows in float16"
             ) from None
-        if first:
-            self._check_frame(clean, self.selection)
+        self.largest = max(self.largest, self.selection.num_active)
+        if self.selection.num_returned:
+            self.returned.append((step, self.selection.num_returned))
+        if last is None:
+            self._check_frame(prediction.x0, self.selection)
 
     def _check_frame(self, x0: Tensor, selection: Selection) -> None:
         """Where the frame changes as a whole, every token is computed from here on."""
@@ -106,14 +111,14 @@ class Judging:
 
     def _make_selector(self) -> SpotSelector:
         spec, config, y, grid = self.spec, self.config, self.y, self.grid
-        judge = None
+        settings, judge = self.settings, None
         if self.mask is None or self.mask.mode != "replace":
             # the VAE decoder's first layers, copied when a judge first looks through them
             features = functools.cache(functools.partial(spec.features, self.pipe, y, grid))
-            judge = JUDGES[config.judge](y, grid, lambda x: features()(x), config.impl)
-        dilation = spec.dilation if config.dilation is None else config.dilation
+            judge = make_judge(settings.judge, y, grid, lambda x: features()(x), config.impl)
         mode: Mode = "intersect" if self.mask is None else self.mask.mode
-        threshold = None if self.threshold == "auto" else self.threshold
+        threshold = None if settings.threshold == "auto" else settings.threshold
         return SpotSelector(
-            judge, threshold, dilation, grid, self.allowed, mode, config.impl, self.pad_to
-        )
+            judge, threshold, settings.dilation, settings.hysteresis, grid,
+            self.allowed, mode, config.impl, self.pad_to,
+        )  # fmt: skip

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .draw import heat
 from .report import EditReport
+from .select import Prediction
 from .session import Session, with_sample
 
 
@@ -58,7 +59,7 @@ class PreviewSession(Session):
 
     def _select(self, output: Tensor, sample: Tensor) -> None:
         super()._select(output, sample)
-        self._draft = sample.float() - self.sigmas[self.index] * output.float()
+        self._draft = Prediction(sample, output, self.sigmas[self.index]).x0
 
     def scheduler_step(
         self,

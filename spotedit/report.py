@@ -108,6 +108,9 @@ class EditReport:
             tokens replaced by the source's.
         mask_note: what is odd about the user's mask, a sentence, or None.
         judged: whether tokens were judged; not in a dense call or where the mask alone decides.
+        largest: largest number of active tokens, of all images, that a judgement found.
+        returned: (step, number of tokens) of the resets at which tokens were judged to change that
+            had been reused until then.
     """
 
     def __init__(
@@ -126,13 +129,20 @@ class EditReport:
         temporal: Temporal | None = None,
         unedited: int = 0,
         mask_note: str | None = None,
+        largest: int = 0,
+        returned: Sequence[tuple[int, int]] = (),
+        moved: Tensor | None = None,
     ) -> None:
-        """`region` is bool [B, N] (True = regenerated) and `scores` fp32 [B, N], as last judged."""
+        """`region` is bool [B, N] (True = regenerated) and `scores` fp32 [B, N], as last judged.
+
+        `moved` is bool [B, N]: the regenerated tokens that ended away from the source.
+        """
         self.pipeline, self.grid, self.batch = pipeline, grid, batch
         self.cache_bytes, self.reason = cache_bytes, reason
         self.threshold, self.judge, self.misalignment = threshold, judge, misalignment
         self.temporal, self.unedited, self.mask_note = temporal, unedited, mask_note
         self.judged = scores is not None
+        self.largest, self.returned, self._moved = largest, list(returned), moved
         self._records, self._region, self._scores = list(records), region, scores
 
     @cached_property
@@ -175,12 +185,13 @@ class EditReport:
             replace(record, active=active[i])
             for record, active in zip(self._records, self._active, strict=True)
         ]
-        region, scores = (x if x is None else x[i : i + 1] for x in (self._region, self._scores))
+        tensors = (self._region, self._scores, self._moved)
+        region, scores, moved = (x if x is None else x[i : i + 1] for x in tensors)
         unedited = self.unedited > 0 and self.region is not None and not self.region[i].any()
         return EditReport(
             self.pipeline, self.grid, records, region, scores, 1,
             self.cache_bytes, self.reason, self.threshold, self.judge, temporal=self.temporal,
-            unedited=int(unedited), mask_note=self.mask_note,
+            unedited=int(unedited), mask_note=self.mask_note, moved=moved,
         )  # fmt: skip
 
     @cached_property
@@ -192,6 +203,19 @@ class EditReport:
     def scores(self) -> np.ndarray | None:
         """Scores of the last judgement: fp32, shaped as `region`, or None."""
         return self._on_grid(self._scores)
+
+    @cached_property
+    def moved(self) -> np.ndarray | None:
+        """Regenerated tokens that ended away from the source: bool, shaped as `region`, or None."""
+        return self._on_grid(self._moved)
+
+    @property
+    def doubts(self) -> list[str]:
+        """Signs that the edit was left undone or is not what was asked for; each says what to try.
+
+        An empty list is no proof that the edit is right.
+        """
+        return said.doubts(self)
 
     def _on_grid(self, tokens: Tensor | None) -> np.ndarray | None:
         if tokens is None or self.grid is None:
@@ -240,6 +264,7 @@ class EditReport:
             "temporal": self.temporal and type(self.temporal).__name__,
             "unedited": self.unedited,
             "mask_note": self.mask_note,
+            "doubts": self.doubts,
             "misalignment": self.misalignment and asdict(self.misalignment),
             "region": None if self.region is None else self.region.astype(int).tolist(),
         }

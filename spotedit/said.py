@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .report import EditReport
 
 logger = logging.getLogger("spotedit")
+_RETURNED = 0.5  # of the largest region: so many tokens that come back at a reset are a doubt
 
 
 def announce(report: "EditReport | None", dense_asked: bool) -> None:
@@ -25,7 +26,9 @@ def announce(report: "EditReport | None", dense_asked: bool) -> None:
     """
     if report is None:
         return
-    sentences = [_dense(report), _misaligned(report), _unedited(report), report.mask_note]
+    sentences = [
+        _dense(report), _misaligned(report), _unedited(report), _returned(report), report.mask_note
+    ]  # fmt: skip
     text = "; ".join(sentence for sentence in sentences if sentence)
     if text:
         level = logging.INFO if dense_asked else logging.WARNING
@@ -46,6 +49,8 @@ def summary(report: "EditReport") -> str:
         _share(report),
         _misaligned(report),
         _unedited(report, unedited),
+        _returned(report),
+        _unmoved(report),
         report.mask_note,
         f"cache {report.cache_bytes / 2**20:.1f} MiB",
     ]
@@ -128,6 +133,8 @@ def _unedited(report: "EditReport", numbers: Sequence[int] = ()) -> str | None:
     if not report.unedited or report.mask_note == KEEPS_ALL:
         return None
     what, advice = "no token was judged to change", "a lower threshold, other words or a mask"
+    if report.largest and report.batch == 1:
+        what = f"the region shrank from {_tokens(report.largest)} to none"
     if not report.judged:
         what, advice = "the mask lets no token change", "a larger mask"
     if report.batch == 1:
@@ -135,3 +142,38 @@ def _unedited(report: "EditReport", numbers: Sequence[int] = ()) -> str | None:
     which = f" (number {', '.join(map(str, numbers))})" if numbers else ""
     count = f"{report.unedited} of {report.batch} images{which}"
     return f"{what} in {count}: there the picture is the source; {advice} may help"
+
+
+def doubts(report: "EditReport") -> list[str]:
+    """Sentences about what may be wrong with the edit."""
+    unedited = [number for number, image in enumerate(report.images) if image.unedited]
+    found = _misaligned(report), _unedited(report, unedited), _returned(report), _unmoved(report)
+    return [sentence for sentence in found if sentence]
+
+
+def _returned(report: "EditReport") -> str | None:
+    """Say that a reset found many tokens changed which had been reused until then."""
+    step, count = max(report.returned, key=lambda found: found[1], default=(0, 0))
+    if count <= _RETURNED * report.largest:
+        return None
+    return (
+        f"step {step} found {_tokens(count)} changed that had been reused until then, of "
+        f"{report.largest} active ones at most; more resets (reset_every=4) or half the threshold "
+        "may help"
+    )
+
+
+def _tokens(count: int) -> str:
+    return f"{count} token" if count == 1 else f"{count} tokens"
+
+
+def _unmoved(report: "EditReport") -> str | None:
+    """Say that tokens were computed, and ended as the source all the same."""
+    if report.moved is None or report.region is None or report.moved.any():
+        return None
+    if not report.region.any():
+        return None
+    return (
+        "every token that was computed ended as the source: the model may not have followed the "
+        "instruction; other words, another seed or more guidance may help"
+    )

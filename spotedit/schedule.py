@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 PUBLISHED_RESETS = (0.26, 0.44, 0.62)  # / steps
+LATE_RESETS = (0.32, 0.61, 0.89)  # / steps: to the end, where the published ones stop
+VERIFY_SIGMA = 0.5  # a token that is first computed later than here makes less than half its way
 
 
 def _nearest(x: float) -> int:
@@ -49,3 +51,14 @@ def plan(
         resets = {_nearest(fraction * steps) for fraction in fractions}
     resets.discard(steps - 1)
     return ["full" if i < initial_steps or i in resets else "spot" for i in range(steps)]
+
+
+def with_verification(kinds: Sequence[str], sigmas: Sequence[float]) -> list[str]:
+    """Add a full step at the last step at which a token that was missed can still be edited.
+
+    Args:
+        kinds: of the steps, from `plan`.
+        sigmas: noise level at the start of every step, 1 (noise) to 0 (image).
+    """
+    useful = [i for i, sigma in enumerate(sigmas[:-1]) if sigma >= VERIFY_SIGMA]
+    return ["full" if useful and i == useful[-1] else kind for i, kind in enumerate(kinds)]

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from spotedit_kernels import latent_distance
 from spotedit_kernels.rows import gather_rows, scatter_rows
 from torch import Tensor
 
@@ -24,8 +25,8 @@ from .mask import UserMask, allowed_tokens
 from .models.spec import Grid, Spec, reference_number
 from .processor import Forward, SpotProcessor
 from .report import EditReport, Mark, StepProgress, StepRecord
-from .schedule import plan
-from .select import Selection
+from .schedule import plan, with_verification
+from .select import LATENT_CUTS, Prediction, Selection, judge_name
 from .temporal import begin, resolve
 
 NO_VELOCITY = 1e-6  # its square is not 0 in float32, and it moves no latent noticeably
@@ -89,8 +90,7 @@ class Session:
     ) -> None:
         self.pipe, self.spec, self.config = pipe, spec, config
         self.mask, self.arguments, self.on_step = mask, arguments, on_step
-        own = spec.thresholds[config.judge]
-        self.threshold = own if config.threshold is None else config.threshold
+        self.settings = config.settings
         self.begun = False
         self.reason: str | None = None  # why this call is dense
         self.mask_note: str | None = None  # what a mask that keeps or frees all tokens does
@@ -102,10 +102,11 @@ class Session:
         self.rows = self.sequence = 0  # of the last forward
         self.records: list[StepRecord] = []
         self.judging: Judging | None = None  # of a call that may reuse tokens
-        self.temporal = resolve(config.temporal, spec.tea, type(pipe).__name__)
+        self.temporal = resolve(self.settings.temporal, spec.tea, type(pipe).__name__)
         self.reuse = begin(self.temporal)  # of velocities
         self.skipping = False  # this step runs no forward
         self.unedited = 0  # number of images that end as the source
+        self.moved: Tensor | None = None  # bool [B, N], regenerated tokens that end away from it
         self._outputs: dict[int, Any] = {}  # last output by guidance branch, for its type
         self._start: Mark | None = None
 
@@ -248,10 +249,8 @@ class Session:
         if self.skipping:  # the velocity of before has its clean estimate: nothing new to judge
             return
         assert self.judging is not None
-        sigma = self.sigmas[self.index]
-        self.judging.after(
-            self.index, self.kind() == "full", lambda: sample.float() - sigma * output.float()
-        )
+        prediction = Prediction(sample, output, self.sigmas[self.index])
+        self.judging.after(self.index, self.kind() == "full", prediction)
         if self.judging.misalignment is not None and self.config.on_misaligned == "dense":
             self._go_dense()
 
@@ -259,6 +258,8 @@ class Session:
         """Token replacement: reused tokens are the source, exactly."""
         previous = result[0] if isinstance(result, tuple) else result.prev_sample
         self.unedited = self.spot.num_empty
+        distance = latent_distance(previous, self.y, impl=self.config.impl)
+        self.moved = self.spot.rows & (distance > LATENT_CUTS[0])
         final = torch.where(self.spot.rows[..., None], previous, self.y.to(previous.dtype))
         return with_sample(result, final)
 
@@ -292,7 +293,9 @@ class Session:
         self.noise = self.grid[0] * self.grid[1]
         config = self.config
         own = config.initial_steps, config.reset_steps, config.reset_every
-        kinds = plan(steps, *own, spec.reset_fractions)
+        kinds = plan(steps, *own, self.settings.reset_fractions)
+        if config.verify_last:
+            kinds = with_verification(kinds, self.sigmas[:steps])
         number, self.reason = reference_number(grids, config.reference, spec.followed)
         if not config.spatial:
             number, self.reason = None, "no token may be reused (spatial=False)"
@@ -307,7 +310,7 @@ class Session:
                 self.pipe, spec, self.arguments, self.mask, self.grid, self.batch, number
             )
             self.judging = Judging(
-                self.pipe, spec, config, self.threshold, self.y, self.grid,
+                self.pipe, spec, config, self.y, self.grid,
                 mask, None if allowed is None else allowed.to(hidden.device), PAD_TO if few else 1,
             )  # fmt: skip
             self.kinds = kinds
@@ -331,10 +334,13 @@ class Session:
             batch=self.batch,
             cache_bytes=self.forwards.nbytes if self.kinds else 0,
             reason=self.reason,
-            threshold=self.threshold,
-            judge=self.config.judge,
+            threshold=self.settings.threshold,
+            judge=judge_name(self.settings.judge),
             misalignment=judging.misalignment if judging else None,
             temporal=self.temporal,
             unedited=self.unedited,
             mask_note=self.mask_note,
+            largest=judging.largest if judging else 0,
+            returned=judging.returned if judging else (),
+            moved=self.moved,
         )

@@ -27,7 +27,6 @@ from bench import (
 )
 from spotedit import processor, quality
 from spotedit.patch import owner_of
-from spotedit.select import JUDGES
 from spotedit.session import Session
 
 GRID = (4, 5)
@@ -208,9 +207,10 @@ def test_the_unfused_baseline_equals_the_spot_path(monkeypatch, fusion):
         counts = itertools.cycle([30, 20, 20, 7])
         return lambda x0: (order < next(counts)).float()[None]
 
-    monkeypatch.setitem(JUDGES, "l2", judge)
     pipe = random_kontext()
-    spotedit.enable(pipe, judge="l2", threshold=0.5, fusion=fusion, initial_steps=2)
+    spotedit.enable(
+        pipe, preset="paper", judge=judge, threshold=0.5, fusion=fusion, initial_steps=2
+    )
     ours = pipe(**call_arguments())
     calls = []
     joint = unfused.joint

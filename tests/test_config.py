@@ -1,16 +1,21 @@
 import math
+from dataclasses import replace
 from typing import get_type_hints
 
 import pytest
 
 import spotedit
-from spotedit.config import Overrides, resolve
+from spotedit import cli
+from spotedit.config import PRESETS, THRESHOLDS, Overrides, Settings, resolve
 from spotedit.fusion import weights
+from spotedit.schedule import PUBLISHED_RESETS
+from spotedit.select import JUDGES
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
+        ("preset", "slow"),
         ("judge", "eyes"),
         ("threshold", -0.1),
         ("threshold", math.nan),
@@ -18,12 +23,16 @@ from spotedit.fusion import weights
         ("threshold", True),
         ("dilation", -1),
         ("dilation", 1.5),
+        ("hysteresis", -0.1),
+        ("hysteresis", 1.5),
+        ("hysteresis", True),
         ("initial_steps", 0),
         ("reset_every", 0),
         ("judge_every", 0),
         ("reset_steps", (3, -1)),
         ("reset_steps", 7),
         ("fusion", "linear"),
+        ("verify_last", 1),
         ("condition_cache", 1),
         ("match_size", None),
         ("on_misaligned", "stop"),
@@ -47,6 +56,37 @@ def test_overrides_apply_to_a_given_configuration():
         resolve(None, {"treshold": 0.1})
     with pytest.raises(TypeError, match="expected a SpotEditConfig"):
         resolve({"threshold": 0.1}, {})
+
+
+def test_a_preset_chooses_what_is_not_given():
+    default = spotedit.SpotEditConfig().settings
+    assert (default.judge, default.threshold, default.dilation) == ("calibrated", 1.0, 1)
+    paper = spotedit.SpotEditConfig("paper").settings
+    assert paper == Settings("perceptual", 0.2, 0, 0.0, 1, PUBLISHED_RESETS, None)
+    fast = spotedit.SpotEditConfig("fast", dilation=0, threshold=0.5).settings
+    assert fast == replace(default, dilation=0, threshold=0.5, temporal=spotedit.TaylorSeer())
+    tea = spotedit.TeaCache()
+    assert spotedit.SpotEditConfig("fast", temporal=tea).settings.temporal is tea
+
+
+@pytest.mark.parametrize("judge", JUDGES)
+def test_a_threshold_belongs_to_its_judge(judge):
+    assert spotedit.SpotEditConfig(judge=judge).settings.threshold == THRESHOLDS[judge]
+    assert spotedit.SpotEditConfig(judge=judge, threshold=0.7).settings.threshold == 0.7
+
+
+def test_a_judge_of_your_own_needs_a_threshold():
+    def own(y, grid, features, impl):
+        return lambda x0: (x0 - y).abs().amax(-1)
+
+    with pytest.raises(ValueError, match=r"threshold is None; expected a number or 'auto' beside"):
+        spotedit.SpotEditConfig(judge=own)
+    settings = spotedit.SpotEditConfig(judge=own, threshold=0.5).settings
+    assert (settings.judge, settings.threshold) == (own, 0.5)
+
+
+def test_the_command_line_knows_the_presets():
+    assert tuple(PRESETS) == cli._PRESETS
 
 
 def test_overrides_are_the_fields_of_the_configuration():

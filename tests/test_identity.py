@@ -10,7 +10,6 @@ from spotedit_kernels.impl import HAS_TRITON
 
 import spotedit
 from spotedit.fusion import weights
-from spotedit.select import JUDGES
 
 EVERYTHING = torch.ones(48, 64)
 HALF = torch.arange(64).expand(48, 64) < 32
@@ -109,7 +108,7 @@ def test_one_forward_with_unchanged_tokens_equals_the_full_one(pipe):
 
 
 @pytest.fixture
-def shrinking_judge(monkeypatch):
+def shrinking_judge():
     """Judges ever fewer tokens active, scattered; starts again at every sixth judgement."""
     order = torch.randperm(48, generator=torch.Generator().manual_seed(5))
 
@@ -117,7 +116,7 @@ def shrinking_judge(monkeypatch):
         counts = itertools.cycle([30, 29, 20, 20, 7])
         return lambda x0: (order < next(counts)).float().expand(len(x0), -1)
 
-    monkeypatch.setitem(JUDGES, "l2", judge)
+    return judge
 
 
 @pytest.mark.parametrize("fusion", ["cosine", lambda sigma: 1.0, lambda sigma: 0.3])
@@ -127,10 +126,10 @@ def test_a_whole_edit_equals_the_naive_one(pipe, shrinking_judge, fusion, extra)
     pipe.transformer.register_forward_pre_hook(lambda m, a, kw: calls.append(kw), with_kwargs=True)
     handle = spotedit.enable(
         pipe,
-        judge="l2",
+        preset="paper",
+        judge=shrinking_judge,
         threshold=0.5,
         fusion=fusion,
-        dilation=0,
         initial_steps=2,
         reset_steps=(7,),
     )

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import spotedit
 from spotedit.models import flux
-from spotedit.select import JUDGES
+from spotedit.schedule import VERIFY_SIGMA
 
 CORNER = torch.zeros(48, 64)
 CORNER[8:24, 16:40] = 1  # 2 x 3 tokens
@@ -87,18 +87,36 @@ def test_no_active_token_at_all(pipe):
     assert handle.report.mean_ratio == 0
 
 
-def test_a_reset_judges_every_token_afresh(pipe, monkeypatch):
+def test_a_reset_judges_every_token_afresh(pipe):
     def judge(y, grid, features, impl):
         counts = itertools.count(20, -1)  # one active token fewer each time, but for the rule
         return lambda x0: (torch.arange(48)[None] % next(counts) == 0).float()
 
-    monkeypatch.setitem(JUDGES, "l2", judge)
     handle = spotedit.enable(
-        pipe, judge="l2", threshold=0.5, dilation=0, initial_steps=1, reset_steps=(4,)
+        pipe, preset="paper", judge=judge, threshold=0.5, initial_steps=1, reset_steps=(4,)
     )
     pipe(**call_arguments())
     # multiples of 20; of 20 and 19; of 20, 19 and 18; then of 17; ...
     assert [s["active"] for s in handle.report.steps] == [48, 3, 1, 1, 48, 3, 1, 1]
+
+
+def test_a_last_check_finds_what_was_missed(pipe):
+    def judge(y, grid, features, impl):
+        judgements = itertools.count()
+        return lambda x0: torch.full((1, 48), float(next(judgements) > 0))  # missed at first
+
+    options = {"judge": judge, "threshold": 0.5, "judge_every": 9, "reset_steps": ()}
+    handle = spotedit.enable(pipe, **options)
+    pipe(**call_arguments())
+    assert handle.report.unedited == 1
+    handle = spotedit.enable(pipe, verify_last=True, **options)
+    pipe(**call_arguments())
+    checked = [step for step in handle.report.steps[1:] if step["kind"] == "full"]
+    assert len(checked) == 1
+    assert (
+        checked[0]["sigma"] >= VERIFY_SIGMA > handle.report.steps[checked[0]["index"] + 1]["sigma"]
+    )
+    assert handle.report.steps[-1]["active"] == 48
 
 
 def test_reference_features_are_computed_once_a_call(pipe, monkeypatch):
@@ -107,34 +125,34 @@ def test_reference_features_are_computed_once_a_call(pipe, monkeypatch):
     monkeypatch.setattr(
         flux.DecoderPrefix, "forward", lambda self, x: calls.append(1) or forward(self, x)
     )
-    spotedit.enable(pipe)
+    spotedit.enable(pipe, preset="paper", reset_steps=(3, 5))
     pipe(**call_arguments())
     # judged after steps 0, 1, 3, 5 and 6 (2 and 4 precede resets, 7 is the last), plus the source
     assert len(calls) == 6
 
 
-def test_judging_less_often(pipe, monkeypatch):
+def test_judging_less_often(pipe):
     judged = []
 
     def judge(y, grid, features, impl):
         return lambda x0: judged.append(1) or torch.ones(1, 48)
 
-    monkeypatch.setitem(JUDGES, "l2", judge)
-    handle = spotedit.enable(pipe, judge="l2", initial_steps=1, reset_steps=(6,), judge_every=3)
+    handle = spotedit.enable(
+        pipe, judge=judge, threshold=0.5, initial_steps=1, reset_steps=(6,), judge_every=3
+    )
     pipe(**call_arguments(num_inference_steps=10))
     # after steps 0 and 3, after the reset at 6; 9 is the last step
     assert len(judged) == 3
     assert {s["active"] for s in handle.report.steps} == {48}
 
 
-def test_a_threshold_of_each_judgements_own(pipe, monkeypatch):
+def test_a_threshold_of_each_judgements_own(pipe):
     scores = torch.linspace(0.0, 0.01, 48)[None]
 
     def judge(y, grid, features, impl):
         return lambda x0: scores + 0.1 * (torch.arange(48) % 9 == 4)
 
-    monkeypatch.setitem(JUDGES, "l2", judge)
-    handle = spotedit.enable(pipe, judge="l2", threshold="auto", dilation=0)
+    handle = spotedit.enable(pipe, judge=judge, threshold="auto", dilation=0)
     pipe(**call_arguments())
     assert {s["active"] for s in handle.report.steps if s["kind"] == "spot"} == {5}
     assert handle.report.threshold == "auto"

@@ -39,7 +39,7 @@ def test_in_either_order(name, how):
     """The judge chooses the tokens, by weights that it has to find."""
     family = FAMILIES[name]
     pipe = family.make(0)
-    once = {"judge_every": 9, "reset_steps": ()}
+    once = {"preset": "paper", "judge_every": 9, "reset_steps": ()}
     handle = spotedit.enable(pipe, **once)
     pipe(**family.arguments())
     options = once | {"threshold": between(handle.report.scores)}

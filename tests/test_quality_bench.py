@@ -20,6 +20,7 @@ from bench.quality import (
     statistics,
     texts,
     variants,
+    worst,
 )
 from bench.quality.measures import Truth
 from bench.quality.record import Setting, counted_work, edit
@@ -182,7 +183,7 @@ def test_a_picture_equal_to_the_truth_has_the_best_figures(tiny):
     assert found["edit_features"] == pytest.approx(0, abs=1e-6)
     assert found["to_truth"] == found["seam"] == 0
     assert found["recall"] == 1
-    assert found["active_bound"] < found["active_ringed"] == 1 < found["active_touched"]
+    assert found["active_needed"] <= found["active_ringed"] == 1 < found["active_touched"]
     outside = truth.figures(truth.scene.source, dense, ~truth.ringed)
     assert outside["edit_ssim"] < 0.99
     assert outside["edit_features"] > 0.05
@@ -335,24 +336,48 @@ def test_the_texts_are_made_of_the_rows(random_editor, tmp_path):
     common = ["--work", str(tmp_path / "work"), "--out", str(tmp_path), "--steps", "7"]
     command.main([*common, "--scenes", "2", "--variants", "default"])
     command.main([*common, "--scenes", "1", "--sweep", "condition"])
+    with pytest.raises(SystemExit, match="--split hard"):
+        command.write_texts(tmp_path, tmp_path)
+    worst = ["--worst", str(tmp_path / "worst.png")]
+    hard = ["--scenes", "2", "--split", "hard", "--variants", "default", "paper"]
+    command.main([*common, *hard, *worst])
     command.write_texts(tmp_path, tmp_path)
     text = readme.read_text()
-    assert text.startswith("before\n\n<!-- quality:begin -->\n| default settings |")
+    assert text.startswith("before\n\n<!-- quality:begin -->\n| scenes | settings |")
     assert text.endswith("<!-- quality:end -->\n\nafter\n")
     work = results.read("quality", tmp_path).row("work saved", "default")["value"]
-    (line,) = (line for line in text.splitlines() if line.startswith("| default | "))
-    assert line.endswith(f" {work:.2f} |")
+    (line,) = (line for line in text.splitlines() if line.startswith("| 2 easy | default | "))
+    assert line.endswith(f" {100 * work:.0f}% |")
     document = (tmp_path / "docs/quality.md").read_text()
     assert "--sweep condition" in document
     assert "**Without the condition cache.**" in document
     assert "| cache int8 |" in document
-    assert (tmp_path / "docs/quality.png").stat().st_size > 10_000
+    for picture in ("docs/quality.png", "worst.png"):
+        assert (tmp_path / picture).stat().st_size > 10_000
     with pytest.raises(ValueError, match="quality:begin"):
         texts.inserted("no markers", "block")
 
 
+def test_the_worst_scenes_are_those_with_the_lowest_recall():
+    found = {
+        ("3", "default"): {"recall": 0.5},
+        ("4", "default"): {"recall": None},
+        ("5", "default"): {"recall": 0.1},
+        ("6", "paper"): {"recall": 0.0},
+    }
+    assert worst.worst(found) == [(5, 0.1), (3, 0.5)]
+
+
+def test_an_edit_is_left_undone_if_less_than_half_of_it_is_made(tiny):
+    truth = tiny[2]
+    source, target = truth.floor, truth.scene.target
+    assert truth._undone(source, target) == 1
+    assert truth._undone(target, target) == 0
+    assert truth._undone(source, source) is None  # dense did not make it either
+
+
 def test_the_readme_says_what_the_rows_say():
     readme = (command.ROOT / "README.md").read_text(encoding="utf-8")
-    main = results.read("quality", RESULTS)
-    assert main is not None
-    assert texts.inserted(readme, texts.readme(main)) == readme
+    runs = texts.runs(RESULTS)
+    block = texts.readme(runs["quality"], runs["quality-hard"])
+    assert texts.inserted(readme, block) == readme

@@ -165,6 +165,27 @@ def test_summary_and_to_dict_have_the_note_about_the_mask():
     assert report().to_dict()["mask_note"] is None
 
 
+def test_doubts_say_what_to_try():
+    assert report().doubts == []
+    none = torch.zeros(1, TOKENS, dtype=torch.bool)
+    vanished = report(unedited=1, region=none, largest=7)
+    assert vanished.doubts == [
+        "the region shrank from 7 tokens to none: the picture is the source; a lower threshold, "
+        "other words or a mask may help"
+    ]
+    assert "shrank from 1 token to" in report(unedited=1, region=none, largest=1).summary()
+    returned = report(largest=6, returned=[(1, 2), (2, 4)])
+    assert returned.doubts[0].startswith("step 2 found 4 tokens changed that had been reused")
+    assert report(largest=6, returned=[(1, 2)]).doubts == []
+    moved = none.clone()
+    assert "ended as the source" in report(moved=moved).doubts[0]
+    moved[0, 5] = True
+    assert report(moved=moved).doubts == []
+    for one in (vanished, returned):
+        assert one.doubts[0] in one.summary()
+        assert one.to_dict()["doubts"] == one.doubts
+
+
 def test_to_dict_survives_json():
     for one in (report(), dense()):
         assert json.loads(json.dumps(one.to_dict())) == one.to_dict()

@@ -12,7 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import spotedit
 from spotedit.cli import main
 from spotedit.misalignment import Misalignment
-from spotedit.select import JUDGES
 
 GRID = (6, 8)  # tokens of the random pipeline's call
 SQUARE = {"height": 48, "width": 48, "max_area": 48 * 48}
@@ -89,7 +88,7 @@ def test_an_edit_as_expected_logs_nothing(call):
         assert report.unedited == 0
 
 
-def test_the_last_judgement_decides_whether_a_picture_is_edited(call, monkeypatch):
+def test_the_last_judgement_decides_whether_a_picture_is_edited(call):
     def judge(counts):
         """Scores 1 in the judgements of `counts`, in the order of the call, and 0 in others."""
         numbers = iter(range(100))
@@ -97,16 +96,17 @@ def test_the_last_judgement_decides_whether_a_picture_is_edited(call, monkeypatc
         def scores(x0):
             return torch.full(x0.shape[:2], float(next(numbers) in counts))
 
-        monkeypatch.setitem(JUDGES, "l2", lambda *args: scores)
-        return call(threshold=0.5, judge_every=1)[0]
+        judge = {"judge": lambda *args: scores, "threshold": 0.5, "judge_every": 1}
+        return call(**judge, initial_steps=1, reset_steps=(3, 5))[0]
 
     vanished = judge(counts=range(1))
     assert 0 < vanished.mean_ratio < 1
     assert vanished.unedited == 1
-    assert UNEDITED in vanished.summary()
+    assert "the region shrank from 48 tokens to none: the picture is the" in vanished.summary()
     returned = judge(counts=range(3, 100))
     assert 0 < returned.mean_ratio < 1
     assert returned.unedited == 0
+    assert returned.doubts[0].startswith("step 5 found 48 tokens changed that had been reused")
 
 
 def test_a_call_that_does_not_reach_its_end_is_not_called_unedited(call, pipe, caplog):

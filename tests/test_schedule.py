@@ -1,6 +1,6 @@
 import pytest
 
-from spotedit.schedule import plan
+from spotedit.schedule import plan, with_verification
 
 
 def full_steps(kinds: list[str]) -> list[int]:
@@ -42,3 +42,11 @@ def test_no_room_for_a_spot_step():
 def test_a_model_may_have_resets_of_its_own():
     assert full_steps(plan(28, fractions=(0.5, 0.9))) == [0, 1, 14, 25]
     assert full_steps(plan(28, reset_every=8, fractions=(0.5,))) == [0, 1, 9, 17, 25]
+
+
+def test_the_last_check_is_as_late_as_an_edit_can_still_be_made():
+    sigmas = [1.0, 0.9, 0.7, 0.5, 0.3, 0.1]
+    kinds = ["full", "spot", "spot", "spot", "spot", "spot"]
+    assert full_steps(with_verification(kinds, sigmas)) == [0, 3]
+    assert full_steps(with_verification(kinds[:3], sigmas[:3])) == [0, 1]  # not the last step
+    assert full_steps(with_verification(kinds, [sigma / 4 for sigma in sigmas])) == [0]

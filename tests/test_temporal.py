@@ -198,11 +198,11 @@ def test_tokens_dropped_while_steps_are_left_out_are_blended_later(pipe, monkeyp
     def judge(y, grid, features, impl):
         return lambda x0: (torch.arange(48)[None] / 48 > next(shrinking)).float()
 
-    monkeypatch.setitem(spotedit.select.JUDGES, "l2", judge)
     method = TaylorSeer(interval=3, warm_up=2)
     handle = spotedit.enable(
-        pipe, judge="l2", threshold=0.5, initial_steps=1, reset_steps=(), temporal=method
-    )
+        pipe, preset="paper", judge=judge, threshold=0.5, initial_steps=1, reset_steps=(),
+        temporal=method,
+    )  # fmt: skip
     pipe(**call_arguments(num_inference_steps=6))
     kinds = [step["kind"] for step in handle.report.steps]
     assert kinds == ["full", "spot", "skip", "skip", "spot", "skip"]

@@ -10,19 +10,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from spotedit import quality
-from spotedit.models.spec import spec_for
+from spotedit import SpotEditConfig, quality
 
 from .. import environment, rows
 from ..tiny_qwen import edits as qwen
-from . import calibrate, results, texts
+from . import calibrate, texts
 from .collect import Job, code, collect
-from .record import EDITORS, Setting
+from .record import EDITORS, SCENES, Setting
 from .report import KIND_DB, remarks, summarise
-from .variants import DEFAULT, MAIN, SWEEPS, methods
+from .variants import DEFAULT, HARD, MAIN, SWEEPS, methods
 
 ROOT = Path(__file__).parents[2]
 TARGETS = {"kontext": KIND_DB, "qwen": qwen.EDIT_DB}
+SPLITS = ("easy", "hard")
 NOTES = (
     "Held-out photographs and seeds, edited objects of 2 to 60% of the picture; every method "
     "starts from the same noise. Dense edits: medians with [20th, 80th percentile] where a kind is "
@@ -39,7 +39,16 @@ NOTES = (
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.quality", description=__doc__)
-    parser.add_argument("--editor", choices=EDITORS, default="kontext", help="default: kontext")
+    parser.add_argument(
+        "--editor", choices=EDITORS, default="kontext",
+        help="kontext and qwen edit photographs, world drawn pictures; default: kontext",
+    )  # fmt: skip
+    parser.add_argument(
+        "--split",
+        choices=SPLITS,
+        default="easy",
+        help="hard: near colours, tiny objects, slight changes; default: easy",
+    )
     parser.add_argument(
         "--sweep",
         nargs="*",
@@ -51,9 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--variants",
         nargs="+",
-        choices=MAIN,
+        choices=MAIN | HARD,
         metavar="V",
-        help=f"of the main run: {', '.join(MAIN)} (default: all)",
+        help=f"of the main run: {', '.join(MAIN)} (default: all); hard: {', '.join(HARD)}",
     )
     parser.add_argument("--scenes", type=int, help="default: 256, of sweeps 48")
     parser.add_argument("--first-seed", type=int, default=0)
@@ -63,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
     parser.add_argument("--work", type=Path, default=Path("build/quality"), help="finished edits")
     parser.add_argument("--out", type=Path, default=rows.RESULTS, help="folder for the rows")
+    parser.add_argument(
+        "--worst", type=Path, metavar="PNG", help="draw the ten scenes of the lowest recall"
+    )
     parser.add_argument(
         "--readme",
         action="store_true",
@@ -82,27 +94,38 @@ def main(argv: Sequence[str] | None = None) -> None:
         "command": shlex.join(words),
     }  # fmt: skip
     setting = Setting(args.editor, args.steps, args.device, args.dtype)
-    own = spec_for(setting.load())
+    own = SpotEditConfig().settings
     machine["default"] = (
-        f"threshold {own.thresholds['perceptual']:g}, dilation {own.dilation}, judged every "
-        f"{own.judge_every} steps, resets at {', '.join(f'{f:.0%}' for f in own.reset_fractions)}"
+        f"{own.judge} judge, threshold {own.threshold:g}, dilation {own.dilation}, hysteresis "
+        f"{own.hysteresis:g}, judged every {own.judge_every} steps, resets at "
+        f"{', '.join(f'{place:.0%}' for place in own.reset_fractions)}"
     )
-    suffix = "" if args.editor == "kontext" else f"-{args.editor}"
+    hard = args.split == "hard"
+    suffix = "-hard" * hard + ("" if args.editor == "kontext" else f"-{args.editor}")
     if args.sweep is None:
-        runs = {f"quality{suffix}": tuple(args.variants or MAIN)}
+        runs = {f"quality{suffix}": tuple(args.variants or (HARD if hard else MAIN))}
     else:
         runs = {f"quality-{s}{suffix}": (DEFAULT, *SWEEPS[s]) for s in args.sweep or SWEEPS}
     scenes = args.scenes or (256 if args.sweep is None else 48)
-    names = (code(machine["weights"]), args.editor, args.device, args.dtype, str(args.steps))
+    names = (
+        code(machine["weights"]), args.editor, args.split, args.device, args.dtype, str(args.steps)
+    )  # fmt: skip
     folder = args.work / "-".join(names)
     seeds = range(args.first_seed, args.first_seed + scenes)
     for name, variants in runs.items():
         chosen = methods(variants)
         setting = calibrate.calibrated(setting, chosen.values())
-        records = collect(Job(setting, chosen, seeds, folder), args.workers)
+        job = Job(setting, chosen, seeds, folder, SCENES[args.editor][args.split])
+        records = collect(job, args.workers)
         notes = [*NOTES, *remarks(records, setting, variants)]
-        found = summarise(records, variants, TARGETS[args.editor])
+        found = summarise(
+            records, variants, {} if hard else TARGETS.get(args.editor, {}), args.split
+        )
         print(rows.save(name, found, machine | {"scenes": str(scenes)}, notes, args.out))
+        if args.worst is not None:
+            from .worst import draw  # the rows need no matplotlib
+
+            draw(job, records, args.worst)
 
 
 def write_texts(folder: Path, root: Path) -> None:
@@ -113,15 +136,17 @@ def write_texts(folder: Path, root: Path) -> None:
     """
     from .draw import draw  # the rows need no matplotlib
 
-    main = results.read("quality", folder)
-    if main is None:
-        raise SystemExit(f"{folder / 'quality.json'} is not there; run python -m bench.quality")
-    sweeps = [found for s in SWEEPS if (found := results.read(f"quality-{s}", folder)) is not None]
+    runs = texts.runs(folder)
+    for name in ("quality", "quality-hard"):
+        if name not in runs:
+            split = " --split hard" if name.endswith("hard") else ""
+            raise SystemExit(f"{name}.json is not in {folder}; run python -m bench.quality{split}")
+    sweeps = [runs[name] for sweep in SWEEPS if (name := f"quality-{sweep}") in runs]
     readme = root / "README.md"
-    text = texts.inserted(readme.read_text(encoding="utf-8"), texts.readme(main))
-    readme.write_text(text, encoding="utf-8")
-    (root / "docs/quality.md").write_text(texts.document(main, sweeps), encoding="utf-8")
-    draw(main, sweeps, root / "docs/quality.png")
+    block = texts.readme(runs["quality"], runs["quality-hard"])
+    readme.write_text(texts.inserted(readme.read_text(encoding="utf-8"), block), encoding="utf-8")
+    (root / "docs/quality.md").write_text(texts.document(runs), encoding="utf-8")
+    draw(runs["quality"], sweeps, root / "docs/quality.png")
 
 
 if __name__ == "__main__":

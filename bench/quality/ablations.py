@@ -14,7 +14,7 @@ from torch import Tensor
 from spotedit import forwards
 from spotedit.cache import LayerCache, Place
 from spotedit.forwards import Branch, Forwards
-from spotedit.select import JUDGES, Grid, Judge
+from spotedit.select import JUDGES, Grid, Judge, Prediction
 from spotedit.session import NO_VELOCITY, Session
 
 SHIFT = 2  # tokens
@@ -68,8 +68,13 @@ def shifted() -> Iterator[None]:
 
     def moved(make: Callable[..., Judge]) -> Callable[..., Judge]:
         def judge(y: Tensor, grid: Grid, *more: Any) -> Judge:
-            score = make(y, grid, *more)
-            return lambda x0: score(x0).unflatten(1, grid).roll(SHIFT, dims=2).flatten(1)
+            stock = make(y, grid, *more)
+
+            def score(prediction: Prediction, fresh: bool = True) -> Tensor:
+                scores = stock(prediction, fresh)
+                return scores.unflatten(1, grid).roll(SHIFT, dims=2).flatten(1)
+
+            return score
 
         return judge
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from spotedit import quality
 from spotedit.evaluation.networks import Networks
 from spotedit.models.spec import spec_for
-from spotedit.select import perceptual
+from spotedit.select import Prediction, perceptual
 from spotedit.tiny.scenes import Scene
 
 from .. import edits, metrics
@@ -38,7 +38,9 @@ MEASURES = {
     "still_db": Measure("outside the true edit, against the source", "dB", True),
     "above_floor": Measure("background, above the floor", "dB", True),
     "seam_excess": Measure("seam error, above dense's", "/255", False),
+    "undone": Measure("edits left undone", "share", False),
     "recall": Measure("recall", "share", True),
+    "recall_dense": Measure("recall of what dense changes", "share", True),
     "precision": Measure("precision", "share", True),
 }
 NETWORKS = {"edit_lpips": "lpips", "edit_dists": "dists"}
@@ -51,6 +53,7 @@ class Truth:
         scene: source, target, and the pixels that the true edit changes.
         seed: of the scene, and of the noise that its edits start from.
         touched, edited: tokens of which it changes a pixel, or `metrics.EDITED_SHARE` of them.
+        floor: the source through the VAE and back.
         ringed: the touched tokens and a ring of one around them.
     """
 
@@ -92,6 +95,7 @@ class Truth:
             found[name] = self._network(network, picture)
         if dense is not None:
             found["same_db"] = quality.psnr(picture, dense, where)
+            found["undone"] = self._undone(picture, dense)
         if region is not None:
             found |= self._of_region(picture, dense, region)
         return {name: _finite(value) for name, value in found.items()}
@@ -110,11 +114,14 @@ class Truth:
             "precision": hit / active if active else math.nan,
             "active_touched": active / max(1, touched),
             "active_ringed": active / max(1, ringed),
-            # twice the touched tokens and the ring
-            "active_bound": active / max(1, touched + ringed),
         }
         figures["above_floor"] = figures["background_db"] - figures["floor_db"]
         if dense is not None:
+            changed = self._changed(dense)
+            if changed.any():
+                figures["recall_dense"] = int((region & changed).sum()) / int(changed.sum())
+            needed = quality.grown(self.touched | changed, 1)
+            figures["active_needed"] = active / max(1, int(needed.sum()))
             ring = quality.seam(region, self.size)
             figures["seam"], figures["seam_dense"] = (
                 _absolute(p, self.scene.target, ring) for p in (picture, dense)
@@ -122,12 +129,26 @@ class Truth:
             figures["seam_excess"] = figures["seam"] - figures["seam_dense"]
         return figures
 
+    def _undone(self, picture: np.ndarray, dense: np.ndarray) -> float | None:
+        """1 if the picture makes less than half of the edit that dense makes, else 0.
+
+        None where dense itself makes less than half of it.
+        """
+        where, scene = self.scene.mask, self.scene
+        true = _absolute(scene.target, scene.source, where)
+        made, of_dense = (_absolute(shown, self.floor, where) for shown in (picture, dense))
+        return None if not of_dense >= true / 2 else float(made < of_dense / 2)
+
+    def _changed(self, dense: np.ndarray) -> np.ndarray:
+        """Tokens that the dense edit visibly changes: bool [rows, cols]."""
+        return metrics.difference(dense, self.floor, self.grid) > metrics.VISIBLE
+
     def _features(self, picture: np.ndarray) -> float:
         """Mean distance of the decoder's first layers over the edited tokens."""
         if not self.edited.any():
             return math.nan
         with torch.no_grad():
-            distances = self._distance(edits.encode(self.pipe, picture))[0]
+            distances = self._distance(Prediction(edits.encode(self.pipe, picture)))[0]
         return float(distances.cpu().numpy().reshape(self.grid)[self.edited].mean())
 
     def _network(self, name: str, picture: np.ndarray) -> float | None:

@@ -1,8 +1,9 @@
 """One edit of one scene by one variant, and its record."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -13,24 +14,33 @@ from torch import nn
 
 import spotedit
 from spotedit import quality
-from spotedit.models.spec import spec_for
 from spotedit.tiny.scenes import Scene
+from spotedit.tiny.world import make_scene
 
 from .. import edits
+from ..hard_scenes import hard_scene
 from ..timing import call_seconds
+from ..tiny_editor import edits as world
 from ..tiny_qwen import edits as qwen
 from .ablations import ABLATIONS
 from .measures import Figures, Truth
 from .rivals import applied
 from .variants import Variant
 
-EDITORS: Mapping[str, ModuleType] = {"kontext": edits, "qwen": qwen}
+EDITORS: Mapping[str, ModuleType] = {"kontext": edits, "qwen": qwen, "world": world}
+_PHOTOGRAPHS = {"easy": edits.varied, "hard": hard_scene}
+SCENES: Mapping[str, Mapping[str, Callable[[int], Any]]] = {  # editor -> split -> of a seed
+    "kontext": _PHOTOGRAPHS,
+    "qwen": _PHOTOGRAPHS,
+    "world": {split: partial(make_scene, split=split) for split in ("easy", "hard")},
+}
 _FLOW = {
     "prediction_type": "flow_prediction",
     "use_flow_sigmas": True,
     "use_dynamic_shifting": False,
 }
 SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "shift 3": ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0, "use_dynamic_shifting": False}),
     "Heun": ("FlowMatchHeunDiscreteScheduler", {}),
     "LCM": ("FlowMatchLCMScheduler", {}),
     "UniPC": ("UniPCMultistepScheduler", _FLOW),
@@ -68,14 +78,14 @@ class Setting:
         steps = self.steps if loop.steps is None else loop.steps
         return EDITORS[self.editor].arguments(scene, seed, steps=steps, **guided)
 
-    def config(self, pipe: Any, variant: Variant, steps: int) -> dict[str, Any]:
+    def config(self, variant: Variant, steps: int) -> dict[str, Any]:
         """Of `spotedit.enable`."""
         config = dict(variant.config or {})
-        judge = config.get("judge", "perceptual")
+        own = spotedit.SpotEditConfig(**config).settings
         if variant.multiple is not None:
-            config["threshold"] = variant.multiple * spec_for(pipe).thresholds[judge]
+            config["threshold"] = variant.multiple * own.threshold
         if variant.equal_r:
-            config["threshold"] = self.thresholds[judge]
+            config["threshold"] = self.thresholds[own.judge]
         if variant.resets is not None:
             config["reset_steps"] = [int(fraction * steps + 0.5) for fraction in variant.resets]
         return config
@@ -104,9 +114,7 @@ def edit(
         if variant.rival is not None:
             undo.enter_context(applied(pipe, variant.rival, steps, setting.ratios))
         elif variant.config is not None:
-            handle = undo.enter_context(
-                spotedit.enable(pipe, **setting.config(pipe, variant, steps))
-            )
+            handle = undo.enter_context(spotedit.enable(pipe, **setting.config(variant, steps)))
             if variant.mask is not None:
                 handle.set_mask(scene.mask, mode=variant.mask)
         work = undo.enter_context(counted_work(pipe.transformer))

@@ -1,22 +1,31 @@
 """From committed rows to the README's table and docs/quality.md."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from . import paper
-from .gate import VARIANTS as BAD
 from .measures import MEASURES
 from .report import DIFFERENCE, FAILED, RATIO, WORK
-from .results import Results, cell, table
-from .variants import DEFAULT, MAIN, SWEEPS
+from .results import Results, cell, read, table
+from .variants import DEFAULT, HARD, MAIN, SWEEPS
 
+_HEAD = 2  # lines of a table without content
+TRANSFER = {
+    "quality-qwen": "Easy scenes, the Qwen editor",
+    "quality-hard-qwen": "Hard scenes, the Qwen editor",
+    "quality-world": "Easy scenes, the drawn world's editor",
+    "quality-hard-world": "Hard scenes, the drawn world's editor",
+}
 BEGIN, END = "<!-- quality:begin -->", "<!-- quality:end -->"
 COLUMNS = {  # title -> (row, digits, with its interval)
     "edited region, difference to dense, dB": (MEASURES["edit_db"].name + DIFFERENCE, 2, True),
     "edited region against dense, dB": (MEASURES["same_db"].name, 1, False),
     "outside the edit, difference to dense, dB": (MEASURES["still_db"].name + DIFFERENCE, 2, False),
     "seam, above dense's, /255": (MEASURES["seam_excess"].name, 2, True),
+    "left undone": (MEASURES["undone"].name, 3, False),
     "recall": (MEASURES["recall"].name, 3, False),
+    "recall, 5th percentile": (MEASURES["recall"].name + ", 5th percentile", 2, False),
     "r": (RATIO, 2, False),
     "work saved": (WORK, 2, False),
 }
@@ -70,26 +79,28 @@ def origin(results: Results) -> str:
     )
 
 
-def readme(results: Results) -> str:
+def readme(main: Results, hard: Results) -> str:
     """The block between the markers, which are part of it."""
-    rivals = [name for name in MAIN if name not in BAD]
-    lines = [
-        BEGIN,
-        *targets(results),
-        "",
-        *methods_table(results, rivals),
-        *_spaced(failures(results)),
-        "",
-        "Edits that are known to be bad:",
-        "",
-        *verdicts(results),
-        "",
-        "Means over held-out scenes with bootstrap 95% intervals, paired with dense",
-        "([rows](bench/results/quality.md), [all variants, and the paper's ablations]"
-        "(docs/quality.md)).",
-        END,
-    ]
-    return "\n".join(lines)
+    columns = {
+        "edits left undone": (MEASURES["undone"].name, 1, 100),
+        "changed tokens found": (MEASURES["recall"].name, 1, 100),
+        "edited region, dB to dense": (MEASURES["edit_db"].name + DIFFERENCE, 2, 1),
+        "tokens computed in a spot step": (RATIO, 0, 100),
+        "work saved": (WORK, 0, 100),
+    }
+    lines = []
+    for scenes, results, method in (
+        ("easy", main, DEFAULT), ("hard", hard, DEFAULT), ("hard", hard, "paper")
+    ):  # fmt: skip
+        settings = "the paper's" if method == "paper" else method
+        line = [f"{results.environment['scenes']} {scenes}", settings]
+        for name, digits, factor in columns.values():
+            row = results.row(name, method)
+            assert row is not None, f"{results.name} has no {name!r} of {method}"
+            value = f"{factor * row['value']:{'+' if factor == 1 else ''}.{digits}f}"
+            line.append(value + "%" * (factor == 100))
+        lines.append(line)
+    return "\n".join([BEGIN, *table(["scenes", "settings", *columns], lines), END])
 
 
 def inserted(text: str, block: str) -> str:
@@ -104,36 +115,69 @@ def inserted(text: str, block: str) -> str:
     return text[:start] + block + text[end + len(END) :]
 
 
-def document(main: Results, sweeps: Sequence[Results]) -> str:
-    """docs/quality.md."""
+def document(runs: Mapping[str, Results]) -> str:
+    """docs/quality.md, of the runs by name."""
+    main, hard = runs["quality"], runs["quality-hard"]
     lines = [
         "# Quality on scenes with a known truth",
         "",
-        "Made by `python -m bench.quality --readme` from the rows of `bench/results`. What the",
-        "figures mean stands in [quality.md](../bench/results/quality.md). Intervals are of 95%.",
+        "Three small editors of real architectures edit scenes whose right answer is known: two",
+        "edit shapes on photographs (`kontext`, which ships with the package, and `qwen`), one",
+        "edits drawn pictures (`world`, still in training). Every method starts from the same",
+        "noise as the stock pipeline, called dense here, and differences are paired by scene.",
+        "Intervals are of 95%. [bench/results/quality.md](../bench/results/quality.md) defines",
+        "the figures. `python -m bench.quality --readme` writes this page from the rows.",
+        "",
+        "- **Easy scenes** have objects of 2 to 60% of the picture, in colours far from theirs.",
+        "- **Hard scenes** have what misleads a judge: an object in the colour of what it covers,",
+        "  an object of one or two tokens, a change of the shade or texture alone.",
+        "- **Left undone**: of the edits that dense makes, those of which less than half is made.",
+        "- **Recall**: share of the truly changed tokens that are computed in the last spot step.",
+        "- **r**: share of the tokens that a spot step computes.",
         "",
         "![edited region and seam against work](quality.png)",
         "",
-        "## Default settings, rivals, and edits that are known to be bad",
+        "## Easy scenes: the default, rivals, and edits that are known to be bad",
         "",
-        _linked(main),
-        "",
-        *targets(main),
-        "",
-        *methods_table(main, MAIN),
-        *_spaced(failures(main)),
+        *_section(main, MAIN),
         "",
         *verdicts(main),
         "",
-        "## The paper's ablations",
+        "## Hard scenes",
         "",
-        *paper.sentences({results.name: results for results in (main, *sweeps)}),
+        *_section(hard, HARD),
+        "",
+        "The ten scenes in which the default finds the smallest share of the changed tokens:",
+        "source, dense, spot, and spot with the region outlined.",
+        "",
+        "![the ten worst scenes](quality-worst.png)",
     ]
-    for results in sweeps:
-        sweep = results.name.removeprefix("quality-")
-        lines += ["", f"## {sweep.capitalize()}", "", _linked(results), ""]
-        lines += [*methods_table(results, (DEFAULT, *SWEEPS[sweep])), *_spaced(failures(results))]
+    for name, title in TRANSFER.items():
+        if name in runs:
+            lines += ["", f"## {title}", "", *_section(runs[name], (*MAIN, *HARD))]
+    lines += ["", "## The paper's ablations", "", *paper.sentences(runs)]
+    for sweep in SWEEPS:
+        for name in (f"quality-{sweep}", f"quality-{sweep}-qwen"):
+            if name in runs:
+                title = sweep.capitalize() + ", the Qwen editor" * name.endswith("-qwen")
+                lines += ["", f"## {title}", "", *_section(runs[name], (DEFAULT, *SWEEPS[sweep]))]
     return "\n".join(lines) + "\n"
+
+
+def runs(folder: Path) -> dict[str, Results]:
+    """All runs whose rows are in a folder, by name."""
+    names = ["quality", "quality-hard", *TRANSFER]
+    names += [f"quality-{sweep}{editor}" for sweep in SWEEPS for editor in ("", "-qwen")]
+    found = {name: read(name, folder) for name in names}
+    return {name: results for name, results in found.items() if results is not None}
+
+
+def _section(results: Results, methods: Iterable[str]) -> list[str]:
+    """Origin, targets and table of a run."""
+    goals = targets(results)
+    goals = [*goals, ""] if len(goals) > _HEAD else []
+    shown = [*methods_table(results, dict.fromkeys(methods)), *_spaced(failures(results))]
+    return [_linked(results), "", *goals, *shown]
 
 
 def _linked(results: Results) -> str:

@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, field, replace
 from math import cos, pi
 from typing import Any
 
-from spotedit.schedule import PUBLISHED_RESETS
+from spotedit.schedule import LATE_RESETS, PUBLISHED_RESETS
 
 DEFAULT = "default"  # in the sweeps it also stands for the value that is the default
-_FEW = 80  # scenes, where more would tell no more
+_FEW = 48  # scenes, where more would tell no more
+_RESET_SIGMAS = (0.78, 0.52, 0.17)  # of the default's resets, in 28 steps of the tiny editor
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,11 @@ def anchored(sigma: float) -> float:
     return cos(pi * sigma / 2) ** 2
 
 
+def _unshifted(sigma: float, shift: float) -> float:
+    """The sigma that a schedule with `shift` moves to `sigma`."""
+    return sigma / (shift - (shift - 1) * sigma)
+
+
 _DEFAULT = Variant()
 _BAD = {
     "naive": Variant(ablation="naive", scenes=_FEW),
@@ -110,6 +116,8 @@ _RIVALS = {
     "TextKVCache": _rival("TextKVCache", scenes=4),
 }
 MAIN = {DEFAULT: _DEFAULT, **_BAD, **_RIVALS}
+PRESETS = {"fast": _spot(preset="fast"), "paper": _spot(preset="paper")}
+HARD = {DEFAULT: _DEFAULT, "l2": _spot(judge="l2"), **PRESETS}  # of the hard split
 SWEEPS: dict[str, dict[str, Variant]] = {
     "fusion": {
         "anchored": _spot(fusion=anchored),
@@ -120,6 +128,7 @@ SWEEPS: dict[str, dict[str, Variant]] = {
     },
     "resets": {
         "resets published": Variant(resets=PUBLISHED_RESETS),
+        "last quarter full": Variant(resets=(*LATE_RESETS[:2], *(i / 28 for i in range(21, 28)))),
         **{f"resets every {n}": _spot(reset_every=n) for n in (4, 16)},
         "resets none": _spot(reset_steps=()),
     },
@@ -129,18 +138,30 @@ SWEEPS: dict[str, dict[str, Variant]] = {
         "threshold x16": Variant(multiple=16.0),
     },
     "judges": {
-        "cosine": _spot(judge="cosine"),
-        "l2": _spot(judge="l2"),
         "auto": _spot(threshold="auto"),
-        "cosine, equal r": Variant({"judge": "cosine"}, equal_r=True),
-        "l2, equal r": Variant({"judge": "l2"}, equal_r=True),
+        **{judge: _spot(judge=judge) for judge in ("perceptual", "cosine", "l2")},
+        **{
+            f"{judge}, equal r": Variant({"judge": judge}, equal_r=True)
+            for judge in ("perceptual", "cosine", "l2")
+        },
     },
-    "dilation": {f"dilation {n}": _spot(dilation=n) for n in (0, 2, 3)},
+    "presets": PRESETS,
+    "dilation": {
+        **{f"dilation {n}": _spot(dilation=n) for n in (0, 2, 3)},
+        **{f"hysteresis {share:g}": _spot(hysteresis=share) for share in (0.0, 0.25, 0.5)},
+    },
     "initial": {f"initial steps {n}": _spot(initial_steps=n) for n in (1, 3, 4)},
-    "steps": {f"T={n}": Variant(loop=Loop(steps=n)) for n in (4, 6, 8, 12, 20, 50)},
+    "steps": {f"T={n}": Variant(loop=Loop(steps=n)) for n in (4, 8, 16, 50)},
     "schedulers": {
         name: Variant(loop=Loop(scheduler=name))
         for name in ("Heun", "LCM", "UniPC", "DPM-Solver++", "DEIS")
+    },
+    "shift": {
+        "shift 3": Variant(loop=Loop(scheduler="shift 3")),
+        "shift 3, resets equal in sigma": Variant(
+            loop=Loop(scheduler="shift 3"),
+            resets=tuple(1 - _unshifted(sigma, 3.0) for sigma in _RESET_SIGMAS),
+        ),
     },
     "guidance": {f"guidance {g}": Variant(loop=Loop(guidance=g)) for g in (1.5, 2.0)},
     "condition": {
@@ -151,7 +172,7 @@ SWEEPS: dict[str, dict[str, Variant]] = {
     "masks": {f"mask {mode}": Variant(mask=mode) for mode in ("replace", "intersect", "union")},
     "judging": {f"judge every {n}": _spot(judge_every=n) for n in (1, 2, 8)},
 }  # fmt: skip
-VARIANTS = {**MAIN, **{name: v for sweep in SWEEPS.values() for name, v in sweep.items()}}
+VARIANTS = {**MAIN, **HARD, **{name: v for sweep in SWEEPS.values() for name, v in sweep.items()}}
 
 
 def methods(names: tuple[str, ...]) -> dict[str, Variant]:

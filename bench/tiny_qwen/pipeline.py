@@ -1,7 +1,6 @@
 """The tiny Qwen editor as a pipeline."""
 
 import functools
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,23 +17,8 @@ from PIL.Image import Image
 from transformers import PreTrainedTokenizerFast
 
 from spotedit import tiny
-from spotedit.models.qwen import EDIT
-from spotedit.models.spec import register
 
 WEIGHTS = Path(__file__).parent / "weights"
-
-
-# on 6 scenes of other seeds (2000-2005) Qwen's 0.2 without dilation lost 0.28 dB of the
-# edited region against dense, and these 0.06
-register(
-    replace(
-        EDIT,
-        pipelines=("TinyQwenPipeline",),
-        thresholds={**EDIT.thresholds, "perceptual": 0.1},
-        dilation=1,
-        judge_every=4,
-    )
-)
 
 
 class TinyQwenPipeline(QwenImageEditPipeline):

@@ -17,6 +17,7 @@ from ..images import ImageError, OutputError
 from .errors import BadInput, Failure, Unedited
 
 MODELS = "tiny (comes with the package), black-forest-labs/FLUX.1-Kontext-dev, or a folder"
+_PRESETS = ("default", "fast", "paper")  # of spotedit.config.PRESETS, whose import is slow
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
@@ -146,8 +147,15 @@ def _add_picture(command: argparse.ArgumentParser) -> None:
 def _add_call(parser: argparse.ArgumentParser) -> None:
     """How a pipeline is loaded and called."""
     parser.add_argument(
-        "--threshold", type=_threshold, metavar="S", help="scores up to it are reused; or auto"
+        "--preset",
+        choices=_PRESETS,
+        default="default",
+        help="default: safe; fast: leaves most forwards out too; paper: the publication's settings",
     )
+    parser.add_argument(
+        "--threshold", type=_threshold, metavar="S",
+        help="scores up to it are reused: below 1 finds smaller changes (default: 1); or auto",
+    )  # fmt: skip
     parser.add_argument("--steps", type=_at_least(1), metavar="T", help="default: the pipeline's")
     parser.add_argument("--guidance", type=float, metavar="G", help="default: the pipeline's")
     parser.add_argument("--true-cfg", type=float, metavar="G", help="default: the pipeline's")

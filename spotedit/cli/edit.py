@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     image = load_image(args.image)
     mask = None if args.mask is None else _mask(args.mask, image, args.image)
     with explained(device), fitting_threads(args.model, device):
-        config = spotedit.SpotEditConfig(threshold=args.threshold)
+        config = spotedit.SpotEditConfig(args.preset, threshold=args.threshold)
         pipe = load(args.model, args.dtype, device, args.offload)
         if args.model == "tiny":
             image = native(pipe, image)

@@ -77,7 +77,7 @@ def _edit(
     args: argparse.Namespace, data: DataSet, share: Sequence[Item], device: Any, process: int
 ) -> None:
     """In a function of its own: the pipeline's memory is free when the networks are loaded."""
-    config = spotedit.SpotEditConfig(threshold=args.threshold)
+    config = spotedit.SpotEditConfig(args.preset, threshold=args.threshold)
     pipe = load(args.model, args.dtype, device, args.offload)
     pipe.set_progress_bar_config(disable=True)
     given = call_given(args)

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
         pipe = load(args.model, args.dtype, device, args.offload)
         source = native(pipe, image) if args.model == "tiny" else image
         loop_settings(pipe, call_given(args))  # raises for an option that the pipeline lacks
-        with spotedit.enable(pipe, threshold=args.threshold) as handle:
+        with spotedit.enable(pipe, preset=args.preset, threshold=args.threshold) as handle:
             preview = handle.preview(
                 **call_options(args, source),
                 generator=torch.Generator().manual_seed(args.seed),

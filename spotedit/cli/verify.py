@@ -44,12 +44,13 @@ def run(args: argparse.Namespace) -> None:
     pairs = [(load_image(p), i) for p, i in zip(args.pairs[::2], args.pairs[1::2], strict=True)]
     device = choose_device(args.device, args.offload)
     with explained(device), fitting_threads(args.model, device):
-        config = spotedit.SpotEditConfig(threshold=args.threshold)
+        config = spotedit.SpotEditConfig(args.preset, threshold=args.threshold)
         pipe = load(args.model, args.dtype, device, args.offload)
         pipe.set_progress_bar_config(disable=True)
         given = call_given(args)
         settings = loop_settings(pipe, given) | {
-            "seed": args.seed, "threshold": args.threshold, "offload": args.offload
+            "seed": args.seed, "preset": args.preset, "threshold": args.threshold,
+            "offload": args.offload,
         }  # fmt: skip
         figures = []
         for image, instruction in tqdm(pairs, desc="5 edits a picture", unit="picture"):

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..schedule import PUBLISHED_RESETS
 from ..temporal import TeaCache
 
 Grid = tuple[int, int]
@@ -85,10 +84,6 @@ class Spec:
             for where much changes; None: it is not.
         heads: transformer -> (heads, head dim).
         followed: which condition image gives the output its size, 0 or -1 (the last).
-        thresholds: judge -> default threshold.
-        dilation: default dilation in tokens.
-        judge_every: default number of spot steps from one judgement to the next.
-        reset_fractions: where the default resets lie, / steps.
         interleaved: rotary pairs are (2i, 2i+1), not (i, i + D/2).
     """
 
@@ -112,12 +107,6 @@ class Spec:
     latents: Callable[[Tensor, Grid], Tensor] | None = None
     heads: Callable[[Any], tuple[int, int]] = heads
     followed: int = 0
-    thresholds: Mapping[str, float] = field(
-        default_factory=lambda: {"perceptual": 0.2, "cosine": 0.05, "l2": 0.1}
-    )
-    dilation: int = 0
-    judge_every: int = 1
-    reset_fractions: tuple[float, ...] = PUBLISHED_RESETS
     interleaved: bool = True
 
 
