@@ -1,17 +1,16 @@
 """The judge against the pixels, on results of published editors where they are installed."""
 
-from importlib.util import find_spec
-
 import numpy as np
 import pytest
 
 from bench import edits, metrics, real_edits
 from bench.real_edits import ALIGNED, CHANGED, OTHERS
 
+_QWEN = [name for name in ALIGNED if name.startswith("Qwen-Image-Edit")]
 needs_pictures = pytest.mark.skipif(
-    find_spec(real_edits.PACKAGE) is None, reason="the extra `real-edits` is not installed"
+    not real_edits.installed("image"), reason="the extra `real-edits` is not installed"
 )
-aligned = pytest.mark.parametrize("template", ALIGNED.values(), ids=ALIGNED.keys())
+aligned = pytest.mark.parametrize("pair", [ALIGNED[name] for name in _QWEN], ids=_QWEN)
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +40,8 @@ def test_a_shift_is_a_shift():
 
 @needs_pictures
 @aligned
-def test_the_score_finds_what_the_editor_changed(pipe, template):
-    judged = real_edits.judge(pipe, *real_edits.load_pair(template))
+def test_the_score_finds_what_the_editor_changed(pipe, pair):
+    judged = real_edits.judge(pipe, *real_edits.load_pair(*pair))
     changed = judged.difference > CHANGED[0]
     assert 0.02 < changed.mean() < 0.4
     assert metrics.auc(judged.scores["perceptual"], changed) > 0.98
@@ -54,24 +53,24 @@ def test_the_score_finds_what_the_editor_changed(pipe, template):
 
 @needs_pictures
 @aligned
-def test_a_shift_of_the_frame_leaves_less_to_reuse(pipe, template):
-    pair = real_edits.load_pair(template)
+def test_a_shift_of_the_frame_leaves_less_to_reuse(pipe, pair):
+    loaded = real_edits.load_pair(*pair)
     there, moved = (
-        real_edits.judge(pipe, *pictures) for pictures in (pair, real_edits.shifted(*pair))
+        real_edits.judge(pipe, *pictures) for pictures in (loaded, real_edits.shifted(*loaded))
     )
     assert moved.active.mean() > 1.5 * there.active.mean()
     # it is named only where it explains most of what differs, beside a small edit
     found = moved.misalignment
-    assert (found is not None) == (template == ALIGNED["Qwen-Image-Edit-2509"])
+    assert (found is not None) == (pair == ALIGNED["Qwen-Image-Edit-2509"])
     if found is not None:
         assert found.kind == "shift"
         assert found.shift == pytest.approx(real_edits.SHIFT, abs=1)
 
 
 @needs_pictures
-@pytest.mark.parametrize("template", OTHERS.values(), ids=OTHERS.keys())
-def test_of_another_motif_only_the_backdrop_is_reused(pipe, template):
-    judged = real_edits.judge(pipe, *real_edits.load_pair(template))
+@pytest.mark.parametrize("pair", OTHERS.values(), ids=OTHERS.keys())
+def test_of_another_motif_only_the_backdrop_is_reused(pipe, pair):
+    judged = real_edits.judge(pipe, *real_edits.load_pair(*pair))
     assert judged.active.mean() > 0.5
     assert judged.active[judged.difference > CHANGED[0]].mean() > 0.97
     assert judged.misalignment is None  # no shift or zoom turns one into the other
