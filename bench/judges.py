@@ -114,7 +114,11 @@ def kept(path: Path) -> list[Course]:
     for name, tensor in sorted(load_file(path).items()):
         number, what = name.split()
         edited.setdefault(number, {})[what] = tensor
-    return [Course(each, each.pop("changed").numpy()) for each in edited.values()]
+    courses = []
+    for tensors in edited.values():
+        changed = tensors.pop("changed").numpy()
+        courses.append(Course(tensors, changed))
+    return courses
 
 
 def _kinds(steps: int) -> list[str]:
@@ -181,10 +185,11 @@ def report(found: Mapping[Place, Sequence[Course]], steps: int) -> Iterator[Row]
             threshold = at_size(courses, judge, ratio)
             for name, cut in (("own threshold", THRESHOLDS[judge]), ("equal size", threshold)):
                 yield from _found(select(courses, judge, cut), name, at, cut)
+    editors = list(dict.fromkeys(editor for editor, _ in found))
     for judge in JUDGES:
-        for editor in EDITORS:
+        for editor in editors:
             threshold = at_recall(_both(found, editor), judge)
-            for other in EDITORS:
+            for other in editors:
                 at = {"judge": judge, "editor": other, "threshold of": editor}
                 name = "own scenes" if other == editor else "transfer"
                 yield from _found(

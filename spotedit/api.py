@@ -242,7 +242,7 @@ def enable(
     Args:
         pipe: a diffusers pipeline; see `supported_pipelines()`.
         config: defaults to `SpotEditConfig()`.
-        **overrides: fields of `SpotEditConfig`, such as `threshold=0.15`.
+        **overrides: fields of `SpotEditConfig`, such as `preset="fast"` or `threshold=0.5`.
 
     Raises:
         ValueError: the pipeline is not supported, something else decides what its transformer

@@ -49,8 +49,9 @@ def _require(ok: bool, field: str, value: object, expected: str) -> None:
 
 def _is_number(value: object, high: float) -> bool:
     """Tell whether it is a finite number from 0 to `high`."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and 0 <= value <= high
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return math.isfinite(value) and 0 <= value <= high
 
 
 def _is_int(value: object, low: int) -> bool:
