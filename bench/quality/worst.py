@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+import spotedit
 from spotedit.draw import tint
 from spotedit.images import atomic_write
 
@@ -14,8 +15,8 @@ from .collect import Job, Records
 from .variants import DEFAULT
 
 MOST = 10
-_ACROSS, _INCHES = 5, 1.15
-_TITLES = ("source", "dense", "spot", "region")
+_ACROSS = 2  # scenes in a line
+_PICTURES, _INCHES = 4, 1.15
 
 
 def worst(records: Records) -> list[tuple[int, float]]:
@@ -31,29 +32,26 @@ def worst(records: Records) -> list[tuple[int, float]]:
 def draw(job: Job, records: Records, path: Path) -> None:
     """Edit these scenes again and write a PNG: source, dense, spot, region; replaces a file."""
     scenes = worst(records)
-    down = -(-len(scenes) // (_ACROSS // 2))
-    across = _ACROSS // 2
-    size = across * (len(_TITLES) * _INCHES + 0.2), down * (_INCHES + 0.28) + 0.2
+    down = -(-len(scenes) // _ACROSS)
+    size = _ACROSS * _PICTURES * _INCHES, down * (_INCHES + 0.25)
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(down, across * len(_TITLES), squeeze=False)
+    axes = figure.subplots(down, _ACROSS * _PICTURES, squeeze=False)
     for cell in axes.ravel():
         cell.set_axis_off()
     pipe = job.setting.load()
     for place, (seed, recall) in enumerate(scenes):
-        line, first = axes[place // across], place % across * len(_TITLES)
-        pictures = _pictures(job, pipe, records, seed)
-        for cell, title, picture in zip(line[first:], _TITLES, pictures, strict=False):
+        line, first = axes[place // _ACROSS], place % _ACROSS * _PICTURES
+        for cell, picture in zip(line[first:], _pictures(job, pipe, records, seed), strict=False):
             cell.imshow(picture)
-            cell.set_title(title if place < across else "", fontsize=7)
-        instruction = job.scenes(seed).instruction
-        line[first].set_title(f"{instruction}: {recall:.0%}", fontsize=7, loc="left")
+        line[first].set_title(" ", fontsize=7)  # keeps room for the instruction
+        words = f"{job.scenes(seed).instruction}: {recall:.0%}"
+        text = line[first].text(0, 1.06, words, fontsize=7, transform=line[first].transAxes)
+        text.set_in_layout(False)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=110)
 
 
 def _pictures(job: Job, pipe: Any, records: Records, seed: int) -> tuple[Image.Image, ...]:
-    import spotedit
-
     scene, variant = job.scenes(seed), job.variants[DEFAULT]
     dense = Image.open(job.folder / "dense" / f"{variant.loop.dense}-{seed}.png")
     given = job.setting.arguments(scene, seed, variant)
