@@ -20,9 +20,9 @@ from tqdm import tqdm
 from spotedit import quality
 from spotedit.config import THRESHOLDS, SpotEditConfig
 from spotedit.images import atomic_write
+from spotedit.judges import JUDGES
 from spotedit.models.spec import spec_for
 from spotedit.schedule import plan
-from spotedit.select import JUDGES
 
 from . import edits, environment, metrics, rows
 from .quality.record import EDITORS, SCENES, Setting

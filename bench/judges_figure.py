@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from spotedit.config import THRESHOLDS
 from spotedit.images import atomic_write
-from spotedit.select import JUDGES
+from spotedit.judges import JUDGES
 
 from .judges import MULTIPLES, select
 

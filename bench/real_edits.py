@@ -21,9 +21,9 @@ from torch import Tensor
 
 from spotedit.config import THRESHOLDS, SpotEditConfig
 from spotedit.images import load_image
+from spotedit.judges import JUDGES, Prediction
 from spotedit.misalignment import Misalignment, detect
 from spotedit.models.spec import spec_for
-from spotedit.select import JUDGES, Prediction
 
 from . import edits, environment, metrics, rows
 from .rows import Row

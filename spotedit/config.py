@@ -8,8 +8,8 @@ from typing import Literal, TypedDict, get_args
 from spotedit_kernels.impl import Impl
 
 from .fusion import FUSIONS, Fusion
+from .judges import JUDGES, CustomJudge, JudgeName
 from .schedule import LATE_RESETS, PUBLISHED_RESETS
-from .select import JUDGES, CustomJudge, JudgeName
 from .temporal import TaylorSeer, TeaCache, Temporal
 
 IMPLEMENTATIONS = get_args(Impl)

@@ -7,18 +7,11 @@ from spotedit_kernels.select_tokens import Mode
 from torch import Tensor
 
 from .config import SpotEditConfig
+from .judges import Prediction, make_judge
 from .mask import UserMask
 from .misalignment import MUCH, Misalignment, detect
 from .models.spec import Grid, Spec
-from .select import (
-    NotFiniteError,
-    Prediction,
-    Selection,
-    SpotSelector,
-    everything,
-    make_judge,
-    unchanged,
-)
+from .select import NotFiniteError, Selection, SpotSelector, everything, unchanged
 
 
 class Judging:

@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from .draw import heat
+from .judges import Prediction
 from .report import EditReport
-from .select import Prediction
 from .session import Session, with_sample
 
 

@@ -20,13 +20,14 @@ from torch import Tensor
 from .config import SpotEditConfig
 from .forwards import Forwards
 from .fusion import weights
+from .judges import LATENT_CUTS, Prediction, judge_name
 from .judging import Judging
 from .mask import UserMask, allowed_tokens
 from .models.spec import Grid, Spec, reference_number
 from .processor import Forward, SpotProcessor
 from .report import EditReport, Mark, StepProgress, StepRecord
 from .schedule import plan, with_verification
-from .select import LATENT_CUTS, Prediction, Selection, judge_name
+from .select import Selection
 from .temporal import begin, resolve
 
 NO_VELOCITY = 1e-6  # its square is not 0 in float32, and it moves no latent noticeably

@@ -7,7 +7,7 @@ import torch
 from bench import judges, recovery
 from bench.judges import Course
 from spotedit.config import THRESHOLDS
-from spotedit.select import JUDGES
+from spotedit.judges import JUDGES
 
 STEPS, GRID = 8, (4, 5)
 

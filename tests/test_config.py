@@ -8,8 +8,8 @@ import spotedit
 from spotedit import cli
 from spotedit.config import PRESETS, THRESHOLDS, Overrides, Settings, resolve
 from spotedit.fusion import weights
+from spotedit.judges import JUDGES
 from spotedit.schedule import PUBLISHED_RESETS
-from spotedit.select import JUDGES
 
 
 @pytest.mark.parametrize(

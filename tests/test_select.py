@@ -3,20 +3,19 @@ import math
 import pytest
 import torch
 
-from spotedit.select import (
+from spotedit.judges import (
     CUT_MULTIPLE,
     LATENT_CUTS,
     PERCEPTUAL_CUTS,
     Calibrated,
-    NotFiniteError,
     Prediction,
-    SpotSelector,
     cosine,
     l2,
     make_judge,
     perceptual,
     relative,
 )
+from spotedit.select import NotFiniteError, SpotSelector
 
 GRID = (3, 5)
 CHANNELS = 4

@@ -14,7 +14,7 @@ from torch import Tensor
 from spotedit import forwards
 from spotedit.cache import LayerCache, Place
 from spotedit.forwards import Branch, Forwards
-from spotedit.select import JUDGES, Grid, Judge, Prediction
+from spotedit.judges import JUDGES, Grid, Judge, Prediction
 from spotedit.session import NO_VELOCITY, Session
 
 SHIFT = 2  # tokens

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from spotedit.config import SpotEditConfig
+from spotedit.judges import JUDGES, JudgeName
 from spotedit.models.spec import spec_for
 from spotedit.schedule import plan
-from spotedit.select import JUDGES, JudgeName
 
 from .. import edits
 from .record import Setting

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from spotedit import quality
 from spotedit.evaluation.networks import Networks
+from spotedit.judges import Prediction, perceptual
 from spotedit.models.spec import spec_for
-from spotedit.select import Prediction, perceptual
 from spotedit.tiny.scenes import Scene
 
 from .. import edits, metrics

@@ -9,8 +9,8 @@ from spotedit_kernels import select_tokens
 from torch import Tensor
 
 from spotedit.config import Settings
+from spotedit.judges import JudgeName, Prediction, make_judge
 from spotedit.models.spec import spec_for
-from spotedit.select import JudgeName, Prediction, make_judge
 
 from ..edits import Trace
 
