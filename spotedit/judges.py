@@ -24,6 +24,7 @@ CustomJudge = Callable[[Tensor, Grid, Features, Impl], Callable[[Tensor], Tensor
 CUT_MULTIPLE = 20.0  # cut of a calibrated distance / the lower quartile of its scores
 LATENT_CUTS = (0.03, 0.1)  # lowest and highest cut of the latent distance
 PERCEPTUAL_CUTS = (0.06, 0.3)  # the same of the perceptual distance
+STILL = 0.05  # of the latent cut: below it a token is taken as unchanged
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,9 @@ class Calibrated:
     lower quartile of the distances in this picture at this step, which most unchanged tokens are
     below, and stays between two bounds. The latent distance is measured at every judgement. The
     perceptual one needs the decoder's first layers, so it is measured where all tokens are judged
-    afresh and kept until the next time.
+    afresh and kept until the next time. These layers normalise over the whole picture, so an edit
+    changes the features of a flat ground far from it: where the latents have hardly moved, below
+    `STILL` of their cut, the perceptual distance does not count.
     """
 
     def __init__(self, y: Tensor, grid: Grid, features: Features, impl: Impl) -> None:
@@ -105,7 +108,7 @@ class Calibrated:
         latent = relative(self._latent(prediction, fresh), LATENT_CUTS)
         if fresh or self._kept is None:
             self._kept = relative(self._perceptual(prediction, fresh), PERCEPTUAL_CUTS)
-        return torch.maximum(latent, self._kept)
+        return torch.where(latent < STILL, latent, torch.maximum(latent, self._kept))
 
 
 def relative(distances: Tensor, cuts: tuple[float, float]) -> Tensor:

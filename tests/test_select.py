@@ -189,7 +189,24 @@ def test_a_token_is_reused_only_if_both_distances_call_it_unchanged():
     both = Calibrated(y, GRID, directions, "reference")(changed)
     assert latent[0, 3] > 1 > seen[0, 3]
     assert seen[1, 5] > 1 > latent[1, 5]
-    assert torch.equal(both, torch.maximum(latent, seen))
+    assert both[0, 3] == latent[0, 3]
+    assert both[1, 5] == seen[1, 5]
+    assert both.gt(1).sum() == 2  # not the neighbours, into which the features are resized
+
+
+def test_features_that_changed_from_afar_do_not_count():
+    """As where the decoder normalises over a picture with a flat ground."""
+    y = source()
+    changed = y.clone()
+    changed[0, 3] = y[0, 3].roll(1)
+
+    def elsewhere(x):
+        return [features(x - x.mean(dim=1, keepdim=True) + 9 * (x - y).abs().mean())[0]]
+
+    prediction = Prediction(changed)
+    assert perceptual(y, GRID, elsewhere, "reference")(prediction).min() > PERCEPTUAL_CUTS[0]
+    scores = Calibrated(y, GRID, elsewhere, "reference")(prediction)
+    assert scores.gt(1).nonzero().tolist() == [[0, 3]]
 
 
 def test_decoder_features_are_only_computed_where_all_tokens_are_judged():
@@ -204,10 +221,11 @@ def test_decoder_features_are_only_computed_where_all_tokens_are_judged():
     changed = y.clone()
     changed[0, 3] = y[0, 3].roll(1)
     first = judge(Prediction(changed), True)
-    back = judge(Prediction(y.clone()), False)
+    back = judge(Prediction(y + 0.1), False)
     assert len(calls) == 2  # of the source and of the first prediction
     assert first[0, 3] > 1
     assert back[0, 3] > 1  # the perceptual distance still counts
+    assert judge(Prediction(y.clone()), False)[0, 3] == 0  # but not where nothing is left
     assert judge(Prediction(y.clone()), True)[0, 3] == 0
     assert len(calls) == 3
 
