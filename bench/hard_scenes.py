@@ -105,7 +105,7 @@ def _item(rng: np.random.Generator, size: int, radii: tuple[float, float] | None
 
 
 def _distance_to_covered(photo: np.ndarray, item: Item) -> float:
-    """Of the object's colour and the mean of what it covers."""
+    """Return the distance of the object's colour from the mean of what it covers."""
     y, x = np.mgrid[: photo.shape[0], : photo.shape[1]] + 0.5
     inside = np.hypot(y - item.centre[0], x - item.centre[1]) < item.radius
     return _distance(COLOURS[item.colour], photo[inside].mean(axis=0))

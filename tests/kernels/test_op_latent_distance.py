@@ -35,7 +35,7 @@ def draw(batch=2, tokens=35, channels=7, dtype=torch.float32, seed=0):
 
 
 def eager(x, y, velocity=None, sigma=0.0):
-    """The same composition in the latents' own dtype."""
+    """Compute the same in the latents' own dtype."""
     clean = x if velocity is None else x - sigma * velocity
     return (clean - y).square().mean(-1)
 
