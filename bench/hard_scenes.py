@@ -54,7 +54,7 @@ def hard_scene(seed: int, size: int = 128) -> HardScene:
 def _near_colour(
     rng: np.random.Generator, photo: np.ndarray, kind: str
 ) -> tuple[Item | None, Item | None, str]:
-    """The object before and after, and the instruction; it has the colour of what it covers."""
+    """Return an object in the colour of what it covers, before and after, and the instruction."""
     size = photo.shape[0]
     radii = None if kind == "add" else _RADII["near colour"]
     colour = _choice(rng, tuple(COLOURS))
@@ -74,7 +74,7 @@ def _near_colour(
 def _slight(
     rng: np.random.Generator, size: int, case: str, kind: str
 ) -> tuple[Item, Item | None, str]:
-    """A small object, or one that hardly changes."""
+    """Return a small object, or one that hardly changes, before and after, and the instruction."""
     item = _item(rng, size, _RADII[case])
     if kind == "remove":
         return item, None, f"remove the {item.name}"
@@ -92,7 +92,7 @@ def _slight(
 
 
 def _item(rng: np.random.Generator, size: int, radii: tuple[float, float] | None) -> Item:
-    """A plain object anywhere in the picture; without `radii` at a named place, of a named size."""
+    """Draw a plain object anywhere; without `radii` at a named place and of a named size."""
     shape, colour = _choice(rng, SHAPES), _choice(rng, tuple(COLOURS))
     if radii is None:
         y, x = PLACES[_choice(rng, tuple(PLACES))]
@@ -112,7 +112,7 @@ def _distance_to_covered(photo: np.ndarray, item: Item) -> float:
 
 
 def _distance(a: Sequence[float], b: Sequence[float] | np.ndarray) -> float:
-    """Euclidean, in 8-bit RGB."""
+    """Return the Euclidean distance of two colours in 8-bit RGB."""
     return float(np.linalg.norm(np.subtract(a, b)))
 
 

@@ -60,6 +60,7 @@ class Course:
 
     @property
     def needed(self) -> int:
+        """Number of the changed tokens and of a ring of one around them."""
         return int(quality.grown(self.changed, 1).sum())
 
 
@@ -140,7 +141,7 @@ def select(courses: Sequence[Course], judge: str, threshold: float) -> Selection
 
 
 def separation(courses: Sequence[Course], judge: str, steps: int) -> Iterator[Row]:
-    """AUC after the initial steps and after the last reset."""
+    """Make rows of the AUC after the initial steps and after the last reset."""
     kinds = _kinds(steps)
     last = len(kinds) - 1 - kinds[::-1].index("full")
     for name, step in (("first judgement", kinds.index("spot") - 1), ("last reset", last)):
@@ -154,7 +155,7 @@ def separation(courses: Sequence[Course], judge: str, steps: int) -> Iterator[Ro
 
 
 def at_recall(courses: Sequence[Course], judge: str) -> float:
-    """The highest threshold, of `MULTIPLES`, at which the mean recall reaches `RECALL`."""
+    """Return the highest threshold, of `MULTIPLES`, at which the mean recall reaches `RECALL`."""
     for multiple in reversed(MULTIPLES):
         threshold = multiple * THRESHOLDS[judge]
         if select(courses, judge, threshold).recalls.mean() >= RECALL:
@@ -163,7 +164,7 @@ def at_recall(courses: Sequence[Course], judge: str) -> float:
 
 
 def at_size(courses: Sequence[Course], judge: str, ratio: float) -> float:
-    """The threshold at which spot steps compute `ratio` of the tokens."""
+    """Return the threshold at which spot steps compute `ratio` of the tokens."""
     low, high = (math.log(THRESHOLDS[judge] * factor) for factor in (1e-3, 1e3))
     for _ in range(16):
         middle = (low + high) / 2
@@ -175,7 +176,7 @@ def at_size(courses: Sequence[Course], judge: str, ratio: float) -> float:
 
 
 def report(found: Mapping[Place, Sequence[Course]], steps: int) -> Iterator[Row]:
-    """Rows of every judge, editor and split, then of thresholds carried to other editors."""
+    """Make rows of every judge, editor and split, then of thresholds carried to other editors."""
     for (editor, split), courses in found.items():
         ratio = select(courses, "calibrated", THRESHOLDS["calibrated"]).ratio
         for judge in JUDGES:

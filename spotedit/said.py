@@ -145,7 +145,7 @@ def _unedited(report: "EditReport", numbers: Sequence[int] = ()) -> str | None:
 
 
 def doubts(report: "EditReport") -> list[str]:
-    """Sentences about what may be wrong with the edit."""
+    """Return sentences about what may be wrong with the edit."""
     unedited = [number for number, image in enumerate(report.images) if image.unedited]
     found = _misaligned(report), _unedited(report, unedited), _returned(report), _unmoved(report)
     return [sentence for sentence in found if sentence]

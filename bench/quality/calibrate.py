@@ -70,7 +70,7 @@ def _equal_r(pipe: Any, setting: Setting) -> dict[str, float]:
 
 
 def _threshold(scores: Sequence[Tensor], ratio: Callable[[float], float], wanted: float) -> float:
-    """The threshold at which the selection's mean size, `ratio`, is the one wanted."""
+    """Return the threshold at which `ratio`, the selection's mean size, is the one wanted."""
     every = torch.cat(list(scores))
     low, high = (math.log(float(x)) for x in (every[every > 0].min(), every.max()))
     for _ in range(_HALVINGS):

@@ -18,7 +18,7 @@ from ..edits import Trace
 def judged(
     pipe: Any, trace: Trace, grid: tuple[int, int], judge: JudgeName, kinds: Sequence[str]
 ) -> Tensor:
-    """Scores of the clean image that every step predicts, fp32 [T, N].
+    """Score the clean image that every step predicts: fp32 [T, N].
 
     Args:
         kinds: of the T steps; full ones are judged afresh.
@@ -45,7 +45,7 @@ def selected(
     settings: Settings,
     threshold: float | None = None,
 ) -> Selected:
-    """What spot steps would compute, with the scores [T, N] of the steps.
+    """Select what spot steps would compute, from the scores [T, N] of the steps.
 
     `threshold`: in place of the settings'.
     """
