@@ -24,7 +24,7 @@ NOTES = (
     f"`{SPOT}`: ours, its blocks not compiled. `{SPOT_COMPILED}`: ours on the pipeline whose "
     f"blocks are compiled. `{SPOT_GRAPH}`: ours, a spot step replayed from a captured graph.",
     f"The active tokens are given, a centred rectangle. Only `{JUDGED}` scores tokens: the "
-    "perceptual judge runs as it does by default, with threshold 0, so that the mask decides.",
+    "default judge runs beside the mask, with threshold 0, so that the mask decides.",
     "S/M is the ideal ratio of a dense to a spot step; its share is the ratio reached / (S/M). "
     "`first step at a new M`: the first spot step of an edit with a number of rows that this mode "
     "has not run before, beside the later spot steps of the same edits.",

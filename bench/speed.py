@@ -21,16 +21,22 @@ from .timing import DECODE, ENCODE, JUDGE, SELECT, TRANSFORMER, alternate, call_
 NOTES = (
     "Spot against dense (the stock pipeline) on the tiny editor, alternated in one run (A B C C B "
     "A); medians [20th, 80th percentile].",
-    "The active tokens are a centred rectangle. Mode `mask`: they are given "
-    '(`set_mask(mode="replace"`), nothing is judged. Mode `mask + judge`: the perceptual judge '
-    'runs as it does by default (`mode="intersect"`, threshold 0, so that the mask decides).',
+    "Mode `default`: `spotedit.enable(pipe)` without a mask; `r` and `tokens` are means of the "
+    "spot steps. In the other modes the active tokens are a centred rectangle. `mask`: it is given "
+    '(`set_mask(mode="replace")`), nothing is judged. `mask + judge`: the default judge runs '
+    'beside the mask (`mode="intersect"`, threshold 0, so that the mask decides).',
+    "Judge's share: of the whole edit's seconds, those of the scheduler's steps, which hold the "
+    "judgements and the scheduler's own arithmetic.",
     "S/M is the ideal ratio of a dense to a spot step; its share is dense ms / spot ms / (S/M).",
 )
-MODES = ("dense", "mask", "mask + judge")
+DEFAULT = "default"  # the judge finds the active tokens; the other spot modes give a rectangle
+JUDGED = ("mask + judge", DEFAULT)
+MODES = ("dense", "mask", *JUDGED)
 # the targets hold on a CPU with 1024 noise and 1024 condition tokens, r = 25%, mode `mask`
 TARGET_TOKENS, TARGET_RATIO = 1024, 0.25
 WHOLE_EDIT_TARGETS = {28: 2.0, 50: 2.2}  # dense / spot, by steps
 STEP_TARGET = 0.6  # of S/M
+JUDGE_SHARE = 0.1  # of a whole edit on a CPU
 _WARM_UP_STEPS = 3
 Call = Callable[[int, int], dict[str, Any]]  # (size in pixels, steps) -> the pipeline's arguments
 
@@ -43,8 +49,8 @@ class Samples:
     forwards: dict[str, list[float]] = field(default_factory=dict)  # transformer, by kind of step
     judgements: list[float] = field(default_factory=list)
     parts: dict[str, list[float]] = field(default_factory=dict)  # per edit of the first step count
-    noise: int = 0  # tokens, as `active` (in a spot step) and `sequence` (all, with the prompt)
-    active: int = 0
+    noise: int = 0  # tokens, as `active` and `sequence` (all, with the prompt)
+    active: float = 0  # mean of the spot steps
     sequence: int = 0
     rows: set[int] = field(default_factory=set)  # query rows of the spot steps
     cache_bytes: int = 0
@@ -87,7 +93,9 @@ def edit(
     `options` are further fields of `SpotEditConfig`.
     """
     handle = None
-    if mode != "dense":
+    if mode == DEFAULT:
+        handle = spotedit.enable(pipe, **options or {})
+    elif mode != "dense":
         handle = spotedit.enable(pipe, threshold=0.0, **options or {})
         handle.set_mask(mask, mode="replace" if mode == "mask" else "intersect")
     with timed_parts(pipe) as watch:
@@ -99,7 +107,8 @@ def edit(
     if handle is not None and handle.report is not None:
         kinds = [step["kind"] for step in handle.report.steps]
         spots = [step for step in handle.report.steps if step["kind"] == "spot"]
-        into.active, into.noise = spots[0]["active"], spots[0]["total"]
+        into.active = float(np.mean([step["active"] for step in spots]))
+        into.noise = spots[0]["total"]
         into.rows |= {n for n, kind in zip(watch.rows, kinds, strict=True) if kind == "spot"}
         into.cache_bytes = handle.report.cache_bytes
         handle.disable()
@@ -125,7 +134,7 @@ def report(samples: dict[str, Samples], size: int, targets: bool) -> Iterator[Ro
             prompt = taken.sequence - 2 * taken.noise
             ideal = taken.sequence / (prompt + taken.active)
             shape |= {"r": f"{taken.active / taken.noise:.1%}"}
-            shape |= {"tokens": f"{prompt}+{taken.active} of {taken.sequence}"}
+            shape |= {"tokens": f"{prompt}+{taken.active:.0f} of {taken.sequence}"}
         for kind, values in taken.forwards.items():
             milliseconds = [1000 * value for value in values]
             yield Row.median(f"transformer, {kind} step", milliseconds, "ms", parameters=shape)
@@ -139,9 +148,14 @@ def report(samples: dict[str, Samples], size: int, targets: bool) -> Iterator[Ro
             judgements = [1000 * value for value in taken.judgements]
             yield Row.median("one judgement", judgements, "ms", parameters=shape)
         first = next(iter(taken.edits))
+        at = shape | {"steps": first}
         for name, values in taken.parts.items():
-            at = shape | {"steps": first}
             yield Row.median(f"whole edit: {name}", values, "s", parameters=at)
+        if mode in JUDGED:
+            pairs = zip(taken.parts[SELECT], taken.edits[first], strict=True)
+            shares = [judged / whole for judged, whole in pairs]
+            goal = JUDGE_SHARE if targets else None
+            yield Row.median("judge's share", shares, "share", at_most=goal, parameters=at)
         for steps, seconds in taken.edits.items():
             at = shape | {"steps": steps}
             yield Row.median("whole edit", seconds, "s", parameters=at)

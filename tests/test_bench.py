@@ -186,8 +186,9 @@ def names(folder, bench):
 def test_speed_command(random_editor, tmp_path):
     speed.main(["--sizes", "64", "--steps", "7", "8", "--out", str(tmp_path)])
     found = names(tmp_path, "speed")
-    assert found.count("whole edit, dense / spot") == 4  # two modes, two numbers of steps
-    assert found.count("share of S/M") == 2
+    assert found.count("whole edit, dense / spot") == 6  # three modes, two numbers of steps
+    assert found.count("share of S/M") == 3
+    assert found.count("judge's share") == 2
 
 
 def test_convergence_command(random_editor, tmp_path):
