@@ -17,6 +17,7 @@ TRANSFER = {
     "quality-world": "Easy scenes, the drawn world's editor",
     "quality-hard-world": "Hard scenes, the drawn world's editor",
 }
+OF_EDITOR = {"": "", "-qwen": ", the Qwen editor", "-world": ", the drawn world's editor"}  # sweeps
 BEGIN, END = "<!-- quality:begin -->", "<!-- quality:end -->"
 COLUMNS = {  # title -> (row, digits, with its interval)
     "edited region, difference to dense, dB": (MEASURES["edit_db"].name + DIFFERENCE, 2, True),
@@ -156,18 +157,19 @@ def document(runs: Mapping[str, Results]) -> str:
         if name in runs:
             lines += ["", f"## {title}", "", *_section(runs[name], (*MAIN, *HARD))]
     lines += ["", "## The paper's ablations", "", *paper.sentences(runs)]
-    for sweep in SWEEPS:
-        for name in (f"quality-{sweep}", f"quality-{sweep}-qwen"):
-            if name in runs:
-                title = sweep.capitalize() + ", the Qwen editor" * name.endswith("-qwen")
-                lines += ["", f"## {title}", "", *_section(runs[name], (DEFAULT, *SWEEPS[sweep]))]
+    for sweep, variants in SWEEPS.items():
+        for suffix, editor in OF_EDITOR.items():
+            results = runs.get(f"quality-{sweep}{suffix}")
+            if results is not None:
+                shown = _table(results, (DEFAULT, *variants))
+                lines += ["", f"## {sweep.capitalize()}{editor}", "", _linked(results), "", *shown]
     return "\n".join(lines) + "\n"
 
 
 def runs(folder: Path) -> dict[str, Results]:
     """All runs whose rows are in a folder, by name."""
     names = ["quality", "quality-hard", *TRANSFER]
-    names += [f"quality-{sweep}{editor}" for sweep in SWEEPS for editor in ("", "-qwen")]
+    names += [f"quality-{sweep}{editor}" for sweep in SWEEPS for editor in OF_EDITOR]
     found = {name: read(name, folder) for name in names}
     return {name: results for name, results in found.items() if results is not None}
 
@@ -176,8 +178,12 @@ def _section(results: Results, methods: Iterable[str]) -> list[str]:
     """Origin, targets and table of a run."""
     goals = targets(results)
     goals = [*goals, ""] if len(goals) > _HEAD else []
-    shown = [*methods_table(results, dict.fromkeys(methods)), *_spaced(failures(results))]
-    return [_linked(results), "", *goals, *shown]
+    return [_linked(results), "", *goals, *_table(results, methods)]
+
+
+def _table(results: Results, methods: Iterable[str]) -> list[str]:
+    """The table of a run, and what did not run."""
+    return [*methods_table(results, dict.fromkeys(methods)), *_spaced(failures(results))]
 
 
 def _linked(results: Results) -> str:
