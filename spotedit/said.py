@@ -40,17 +40,13 @@ def summary(report: "EditReport") -> str:
     images = f", {report.batch} images" if report.batch > 1 else ""
     grid = f", {report.grid[0]} x {report.grid[1]} tokens" if report.grid else ""
     steps = f"{len(report.kinds)} steps in {report.seconds:.2f} s"
-    unedited = [number for number, image in enumerate(report.images) if image.unedited]
     lines = [
         f"{report.pipeline}: {steps}{grid}{images}",
         *_steps(report),
         _temporal(report),
         _dense(report),
         _share(report),
-        _misaligned(report),
-        _unedited(report, unedited),
-        _returned(report),
-        _unmoved(report),
+        *doubts(report),
         report.mask_note,
         f"cache {report.cache_bytes / 2**20:.1f} MiB",
     ]
