@@ -24,11 +24,17 @@ def full_precision(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
+def arguments(device="cuda", dtype=torch.float32, **extra):
+    """Arguments of a call; a pipeline does not move the embeddings that it is given."""
+    given = call_arguments(height=48, width=64, max_area=48 * 64, **extra)
+    embeds = ("prompt_embeds", "pooled_prompt_embeds")
+    return given | {key: given[key].to(device, dtype) for key in embeds}
+
+
 def edit(device="cuda", dtype=torch.float32, spot=True, **extra):
     """(latents as fp32 on the CPU, report); the mask decides, and the judge runs all the same."""
     pipe = random_kontext().to(device, dtype)
-    given = call_arguments(height=48, width=64, max_area=48 * 64, **extra)
-    given |= {key: given[key].to(dtype) for key in ("prompt_embeds", "pooled_prompt_embeds")}
+    given = arguments(device, dtype, **extra)
     handle = spotedit.enable(pipe, threshold=0.0) if spot else None
     if handle is not None:
         handle.set_mask(CORNER)
@@ -99,7 +105,7 @@ def test_a_spot_step_waits_for_the_device_once_more_than_a_stock_step():
 def test_a_call_leaves_only_the_numbers_of_its_report():
     edit()  # what is made once, such as the libraries' workspaces, is made here
     pipe = random_kontext().to("cuda")
-    given = call_arguments(height=48, width=64, max_area=48 * 64)
+    given = arguments()
     pipe(**given)
     handle = spotedit.enable(pipe, threshold=0.0)
     handle.set_mask(CORNER)
