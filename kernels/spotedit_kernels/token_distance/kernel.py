@@ -138,6 +138,7 @@ def _op(
                 x, y, distance, n, channels, *x.stride(),
                 0 if y.shape[0] == 1 else y.stride(0), *y.stride()[1:],
                 UNIT_Y=y_normalised, BLOCK_P=BLOCK_P, BLOCK_C=BLOCK_C, num_warps=NUM_WARPS,
+                enable_fp_fusion=False,  # else equal maps differ by the rounding of a fused product
             )  # fmt: skip
             wrap_triton(_pool)[(triton.cdiv(rows * cols, POOL_BLOCK), batch)](
                 distance, out, share, min(layer, 1), height, width, rows, cols,
