@@ -49,8 +49,8 @@ WHY = {
     "save_pretrained and reload": "modular pipelines are saved as blocks.",
     "sequential offload": "on a machine without an accelerator the stock pipelines themselves fail "
     "with it (diffusers 0.42.1, accelerate's `post_forward`). Tested here: *offloaded weights are "
-    "found*. `pytest -m gpu` has whole edits, and has not been run.",
-    "offload on a GPU, with streams": "no GPU here; in `pytest -m gpu`, not run.",
+    "found*. The whole edits of `pytest -m gpu` passed on an H200.",
+    "offload on a GPU, with streams": "no GPU here; `pytest -m gpu` passed on an H200.",
 }
 NOT_HERE = ("sequential offload", "offload on a GPU, with streams")
 GUIDED = "classifier-free guidance"

@@ -11,13 +11,13 @@ from .results import Results, cell, read, table
 from .variants import DEFAULT, HARD, MAIN, SWEEPS
 
 _HEAD = 2  # lines of a table without content
+OF_EDITOR = {"": "", "-qwen": ", the Qwen editor", "-world": ", the drawn world's editor"}  # suffix
 TRANSFER = {
-    "quality-qwen": "Easy scenes, the Qwen editor",
-    "quality-hard-qwen": "Hard scenes, the Qwen editor",
-    "quality-world": "Easy scenes, the drawn world's editor",
-    "quality-hard-world": "Hard scenes, the drawn world's editor",
+    f"quality{split}{suffix}": title + editor
+    for suffix, editor in OF_EDITOR.items()
+    for split, title in (("", "Easy scenes"), ("-hard", "Hard scenes"))
+    if suffix
 }
-OF_EDITOR = {"": "", "-qwen": ", the Qwen editor", "-world": ", the drawn world's editor"}  # sweeps
 BEGIN, END = "<!-- quality:begin -->", "<!-- quality:end -->"
 COLUMNS = {  # title -> (row, digits, with its interval)
     "edited region, difference to dense, dB": (MEASURES["edit_db"].name + DIFFERENCE, 2, True),
@@ -182,7 +182,7 @@ def _section(results: Results, methods: Iterable[str]) -> list[str]:
 
 
 def _table(results: Results, methods: Iterable[str]) -> list[str]:
-    """The table of a run, and what did not run."""
+    """Make the table of a run, and list what did not run."""
     return [*methods_table(results, dict.fromkeys(methods)), *_spaced(failures(results))]
 
 
