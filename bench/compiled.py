@@ -19,7 +19,7 @@ from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from spotedit.images import atomic_write
+from spotedit.pictures.images import atomic_write
 
 SHARED_LIMIT = {"sm_80": 166912, "sm_89": 101376, "sm_90": 232448, "sm_100": 232448,
                 "gfx942": 65536}  # fmt: skip

@@ -13,9 +13,9 @@ from spotedit_kernels import select_tokens
 from torch import Tensor
 from tqdm import tqdm
 
-from spotedit.judges import Prediction, perceptual
+from spotedit.engine.schedule import plan
+from spotedit.judge.judges import Prediction, perceptual
 from spotedit.models.spec import spec_for
-from spotedit.schedule import plan
 from spotedit.tiny.scenes import Scene
 
 from . import edits, environment, metrics, rows

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from spotedit.images import atomic_write
+from spotedit.pictures.images import atomic_write
 
 from . import edits
 

@@ -8,7 +8,9 @@ import sys
 
 from .junit import WORST, Case, cases, markdown, write
 
-TESTS = tuple(f"tests/test_{name}.py" for name in ("interoperability", "shared_weights", "copies"))
+TESTS = tuple(
+    f"tests/engine/test_{name}.py" for name in ("interoperability", "shared_weights", "copies")
+)
 HEADER = """# What works beside spotedit, and what does not
 
 From the outcomes of the tests, on small random FLUX.1-Kontext pipelines on a CPU. Whatever is

@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from spotedit import quality
-from spotedit.config import THRESHOLDS, SpotEditConfig
-from spotedit.images import atomic_write
-from spotedit.judges import JUDGES
+from spotedit.engine.schedule import plan
+from spotedit.evaluation import quality
+from spotedit.judge.judges import JUDGES
 from spotedit.models.spec import spec_for
-from spotedit.schedule import plan
+from spotedit.options.config import THRESHOLDS, SpotEditConfig
+from spotedit.pictures.images import atomic_write
 
 from . import edits, environment, metrics, rows
 from .quality.record import EDITORS, SCENES, Setting

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from spotedit.config import THRESHOLDS
-from spotedit.images import atomic_write
-from spotedit.judges import JUDGES
+from spotedit.judge.judges import JUDGES
+from spotedit.options.config import THRESHOLDS
+from spotedit.pictures.images import atomic_write
 
 from .judges import MULTIPLES, select
 

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
 import spotedit
-from spotedit.session import Session
+from spotedit.engine.session import Session
 
 from .kontext import Shape, arguments
 from .rows import Row

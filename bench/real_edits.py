@@ -19,11 +19,11 @@ from PIL import Image
 from spotedit_kernels import select_tokens
 from torch import Tensor
 
-from spotedit.config import THRESHOLDS, SpotEditConfig
-from spotedit.images import load_image
-from spotedit.judges import JUDGES, Prediction
-from spotedit.misalignment import Misalignment, detect
+from spotedit.judge.judges import JUDGES, Prediction
+from spotedit.judge.misalignment import Misalignment, detect
 from spotedit.models.spec import spec_for
+from spotedit.options.config import THRESHOLDS, SpotEditConfig
+from spotedit.pictures.images import load_image
 
 from . import edits, environment, metrics, rows
 from .rows import Row

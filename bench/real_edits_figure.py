@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from spotedit.images import atomic_write
+from spotedit.pictures.images import atomic_write
 
 from .convergence_figure import outline
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import spotedit
-from spotedit.judges import LATENT_CUTS
+from spotedit.judge.judges import LATENT_CUTS
 
 from . import edits, environment, rows
 from .hard_scenes import hard_scene

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from spotedit.images import atomic_write
+from spotedit.pictures.images import atomic_write
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -9,8 +9,11 @@ from collections.abc import Mapping
 
 from .junit import WORST, cases, markdown, write
 
-TESTS = tuple(
-    f"tests/test_{name}.py" for name in ("families", "combinations", "offload", "quantised")
+TESTS = (
+    "tests/models/test_families.py",
+    "tests/engine/test_combinations.py",
+    "tests/engine/test_offload.py",
+    "tests/engine/test_quantised.py",
 )
 # test -> row; of tests that are not here the row is what follows the pipeline's name in their id
 ROWS = {
@@ -63,7 +66,7 @@ compared from the same state of PyTorch's own generator, which is what they draw
 from the CPU to the CPU or to files, before and after `enable`; to files it is of the transformer
 alone where the stock pipeline reads wrong weights of such a VAE (FLUX.2's; Qwen's by blocks).
 `torch.compile` is tested on Kontext, also with LoRA, and on Qwen-Image-Edit with guidance
-(tests/test_compile.py). What is *not tested* has its reason below the table.
+(tests/engine/test_compile.py). What is *not tested* has its reason below the table.
 """
 
 

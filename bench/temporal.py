@@ -15,7 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 import spotedit
-from spotedit import TaylorSeer, TeaCache, quality
+from spotedit import TaylorSeer, TeaCache
+from spotedit.evaluation import quality
 
 from . import edits, environment, metrics, rows, temporal_figure, temporal_time
 from .rows import Row

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from spotedit.images import atomic_write
+from spotedit.pictures.images import atomic_write
 
 from .rows import Row
 

@@ -64,8 +64,8 @@ class Stopwatch:
 def timed_parts(pipe: Any) -> Iterator[Stopwatch]:
     """Time the parts of the pipeline's calls inside the block, enabled or stock."""
     # imported here: the rest of this module serves the kernels too, which need no diffusers
-    from spotedit.select import SpotSelector
-    from spotedit.session import Session
+    from spotedit.engine.session import Session
+    from spotedit.judge.select import SpotSelector
 
     watch = Stopwatch(pipe.device)
     transformer = pipe.transformer

@@ -11,13 +11,13 @@ from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_a
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
-import spotedit.processor
-import spotedit.session
-from spotedit.cache import LayerCache, Place, Rows
-from spotedit.forwards import Branch, Forwards
+import spotedit.engine.processor
+import spotedit.engine.session
+from spotedit.engine.cache import LayerCache, Place, Rows
+from spotedit.engine.forwards import Branch, Forwards
+from spotedit.engine.processor import Forward
+from spotedit.judge.select import Selection
 from spotedit.models.spec import Arguments, Projection
-from spotedit.processor import Forward
-from spotedit.select import Selection
 
 
 class Step(NamedTuple):
@@ -70,7 +70,7 @@ def attend(
     hidden: Tensor,
     prompt: Tensor | None,
 ) -> Any:
-    """Stands in for `spotedit.processor.attend` with the condition cache on, for FLUX's attention.
+    """Stand in for `engine.processor.attend` with the condition cache on, for FLUX's attention.
 
     A spot forward concatenates the keys and values of [prompt, active, reused, condition] tokens,
     rotates all the keys, and attends.
@@ -125,7 +125,7 @@ def _project(attn: Any, hidden: Tensor, prompt: Tensor | None) -> list[Tensor]:
 def unfused() -> Iterator[None]:
     """Enabled pipelines run `attend` above inside the block."""
     with (
-        patch.object(spotedit.processor, "attend", attend),
-        patch.object(spotedit.session, "Forwards", UnfusedForwards),
+        patch.object(spotedit.engine.processor, "attend", attend),
+        patch.object(spotedit.engine.session, "Forwards", UnfusedForwards),
     ):
         yield

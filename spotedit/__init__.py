@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import tiny as tiny
     from .api import Handle, disable, enable, supported_pipelines
-    from .config import Overrides, SpotEditConfig
+    from .engine.record import StepProgress
     from .estimate import estimate
     from .models.spec import Spec, register
+    from .options.config import Overrides, SpotEditConfig
+    from .options.temporal import TaylorSeer, TeaCache
     from .preview import Preview
-    from .report import EditReport, Step, StepProgress
-    from .temporal import TaylorSeer, TeaCache
+    from .report import EditReport, Step
 
 __version__ = "0.1.0"
 __all__ = [
@@ -43,14 +44,14 @@ __all__ = [
 # imported when first used, so that `spotedit --help` does not wait for PyTorch
 _HOME = {
     "EditReport": "report",
-    "Overrides": "config",
+    "Overrides": "options.config",
     "Preview": "preview",
     "Spec": "models.spec",
-    "SpotEditConfig": "config",
+    "SpotEditConfig": "options.config",
     "Step": "report",
-    "StepProgress": "report",
-    "TaylorSeer": "temporal",
-    "TeaCache": "temporal",
+    "StepProgress": "engine.record",
+    "TaylorSeer": "options.temporal",
+    "TeaCache": "options.temporal",
     "estimate": "estimate",
     "register": "models.spec",
 }

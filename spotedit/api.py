@@ -10,19 +10,16 @@ from typing import Any, Unpack
 
 from spotedit_kernels.select_tokens import Mode
 
-from . import (
-    guards,
-    models,  # noqa: F401, registers the families
-    patch,
-    temporal,
-)
-from .config import Overrides, SpotEditConfig, resolve
-from .mask import MODES, UserMask, as_mask
+from . import models  # noqa: F401, registers the families
+from .engine import guards, patch
+from .engine.record import StepProgress
+from .engine.session import Session
+from .judge.mask import MODES, UserMask, as_mask
 from .models.spec import spec_for, supported_pipelines
+from .options.config import Overrides, SpotEditConfig, resolve
+from .options.temporal import resolve as resolve_temporal
 from .preview import Preview, PreviewSession
-from .report import EditReport, StepProgress
-from .said import announce
-from .session import Session
+from .report import EditReport, announce
 
 __all__ = ["Handle", "disable", "enable", "supported_pipelines"]
 
@@ -65,7 +62,7 @@ class Handle:
 
     def __init__(self, pipe: Any, config: SpotEditConfig) -> None:
         self._spec = spec_for(pipe)
-        temporal.resolve(config.settings.temporal, self._spec.tea, type(pipe).__name__)
+        resolve_temporal(config.settings.temporal, self._spec.tea, type(pipe).__name__)
         guards.refuse(pipe, self._spec)
         self.config = config
         self.report: EditReport | None = None
@@ -208,8 +205,9 @@ class Handle:
                 with patch.attached(pipe, session, self._views):
                     output = base.__call__(pipe, **given)
             finally:
-                own.report = session.report()
-                self.report = own.report or self.report
+                record = session.record()
+                if record is not None:
+                    own.report = self.report = EditReport(record)
             announce(own.report, dense_asked=not config.spatial)
             return output
         finally:

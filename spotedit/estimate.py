@@ -5,10 +5,10 @@ from typing import Any, Unpack
 import torch
 
 from . import models  # noqa: F401, registers the families
-from .cache import Place, allocate
-from .config import Overrides, SpotEditConfig, resolve
-from .fusion import weights
+from .engine.cache import Place, allocate
+from .engine.fusion import weights
 from .models.spec import spec_for
+from .options.config import Overrides, SpotEditConfig, resolve
 
 _SIGMAS = [i / 100 for i in range(101)]
 

@@ -8,10 +8,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from .draw import heat
-from .judges import Prediction
+from .engine.session import Session, with_sample
+from .judge.judges import Prediction
+from .pictures.draw import heat
 from .report import EditReport
-from .session import Session, with_sample
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 # These test each operation in each dtype, int8 attention, synchronisation and memory.
 SMOKE = (
-    "tests/test_gpu.py",
+    "tests/engine/test_gpu.py",
     "tests/kernels/test_triton_ops.py::test_kernels_agree_with_the_references",
     "tests/kernels/test_op_gathered_attention.py::test_int8_cache",
 )

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from spotedit import SpotEditConfig, quality
+from spotedit import SpotEditConfig
+from spotedit.evaluation import quality
 
 from .. import environment, rows
 from ..tiny_qwen import edits as qwen

@@ -11,11 +11,12 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from spotedit import forwards
-from spotedit.cache import LayerCache, Place
-from spotedit.forwards import Branch, Forwards
-from spotedit.judges import JUDGES, Grid, Judge, Prediction
-from spotedit.session import NO_VELOCITY, Session
+from spotedit.engine import forwards
+from spotedit.engine.cache import LayerCache, Place
+from spotedit.engine.forwards import Branch, Forwards
+from spotedit.engine.session import NO_VELOCITY, Session
+from spotedit.judge.judges import JUDGES, Judge, Prediction
+from spotedit.options.choices import Grid
 
 SHIFT = 2  # tokens
 

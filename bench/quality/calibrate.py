@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spotedit.config import SpotEditConfig
-from spotedit.judges import JUDGES, JudgeName
+from spotedit.engine.schedule import plan
+from spotedit.judge.judges import JUDGES
 from spotedit.models.spec import spec_for
-from spotedit.schedule import plan
+from spotedit.options.choices import JudgeName
+from spotedit.options.config import SpotEditConfig
 
 from .. import edits
 from .record import Setting

@@ -21,7 +21,7 @@ from tqdm import tqdm
 import spotedit
 from spotedit.evaluation.networks import networks
 from spotedit.evaluation.store import Lines
-from spotedit.images import save_image
+from spotedit.pictures.images import save_image
 from spotedit.tiny.scenes import Scene
 
 from .. import edits

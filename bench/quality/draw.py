@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from spotedit.images import atomic_write
+from spotedit.pictures.images import atomic_write
 
 from .measures import MEASURES
 from .report import DIFFERENCE, WORK

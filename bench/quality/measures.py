@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spotedit import quality
+from spotedit.evaluation import quality
 from spotedit.evaluation.networks import Networks
-from spotedit.judges import Prediction, perceptual
+from spotedit.judge.judges import Prediction, perceptual
 from spotedit.models.spec import spec_for
 from spotedit.tiny.scenes import Scene
 

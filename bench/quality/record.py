@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import spotedit
-from spotedit import quality
+from spotedit.evaluation import quality
 from spotedit.tiny.scenes import Scene
 from spotedit.tiny.world import make_scene
 

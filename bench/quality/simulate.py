@@ -8,9 +8,10 @@ import torch
 from spotedit_kernels import select_tokens
 from torch import Tensor
 
-from spotedit.config import Settings
-from spotedit.judges import JudgeName, Prediction, make_judge
+from spotedit.judge.judges import Prediction, make_judge
 from spotedit.models.spec import spec_for
+from spotedit.options.choices import JudgeName
+from spotedit.options.config import Settings
 
 from ..edits import Trace
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from math import cos, pi
 from typing import Any
 
-from spotedit.schedule import LATE_RESETS, PUBLISHED_RESETS
+from spotedit.options.choices import LATE_RESETS, PUBLISHED_RESETS
 
 DEFAULT = "default"  # in the sweeps it also stands for the value that is the default
 _FEW = 48  # scenes, where more would tell no more

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import spotedit
-from spotedit.draw import tint
-from spotedit.images import atomic_write
+from spotedit.pictures.draw import tint
+from spotedit.pictures.images import atomic_write
 
 from .collect import Job, Records
 from .variants import DEFAULT

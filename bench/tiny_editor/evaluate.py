@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from spotedit.quality import background, psnr
+from spotedit.evaluation.quality import background, psnr
 from spotedit.tiny import TinyKontextPipeline
 from spotedit.tiny.world import CASES, KINDS, make_scene
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from spotedit import tiny
-from spotedit.quality import psnr
+from spotedit.evaluation.quality import psnr
 from spotedit.tiny.scenes import photo_crop
 
 from .. import environment, rows

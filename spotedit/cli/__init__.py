@@ -13,11 +13,11 @@ from importlib import import_module
 from pathlib import Path
 
 from .. import __version__
-from ..images import ImageError, OutputError
+from ..pictures.images import ImageError, OutputError
 from .errors import BadInput, Failure, Unedited
 
 MODELS = "tiny (comes with the package), black-forest-labs/FLUX.1-Kontext-dev, or a folder"
-_PRESETS = ("default", "fast", "paper")  # of spotedit.config.PRESETS, whose import is slow
+_PRESETS = ("default", "fast", "paper")  # of spotedit.options.config.PRESETS, whose import is slow
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..calibrate import calibrate
+from ..evaluation.calibrate import calibrate
 from ..evaluation.edits import loop_settings, machine
-from ..files import write_somewhere, write_text
-from ..images import check_output, load_image
+from ..pictures.files import write_somewhere, write_text
+from ..pictures.images import check_output, load_image
 from .errors import BadInput, fail_for
 from .pipelines import call_given, choose_device, explained, fitting_threads, load, native
 

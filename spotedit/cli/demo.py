@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 import spotedit
 
-from ..draw import plot_steps
-from ..files import make_folder, write_somewhere
-from ..images import check_output
-from ..quality import background, psnr
+from ..evaluation.quality import background, psnr
+from ..pictures.draw import plot_steps
+from ..pictures.files import make_folder, write_somewhere
+from ..pictures.images import check_output
 from ..report import EditReport
 from ..tiny.pipeline import NATIVE_SIZE
 from ..tiny.scenes import KINDS, Scene, make_scene

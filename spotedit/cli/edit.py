@@ -14,9 +14,9 @@ from torch import Tensor
 import spotedit
 
 from ..evaluation.edits import loop_settings
-from ..files import write_somewhere, write_text
-from ..images import check_output, load_image, load_mask, save_image
-from ..mask import as_mask, resized, same_aspect
+from ..judge.mask import as_mask, resized, same_aspect
+from ..pictures.files import write_somewhere, write_text
+from ..pictures.images import check_output, load_image, load_mask, save_image
 from ..report import EditReport
 from . import MODELS
 from .errors import BadInput, Unedited, fail_for

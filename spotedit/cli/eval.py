@@ -21,8 +21,8 @@ from ..evaluation.run import edit_all, settings_of
 from ..evaluation.score import read_scores, score_all, write_prompts
 from ..evaluation.store import Lines
 from ..evaluation.table import table
-from ..files import OutputError, make_folder, write_text
-from ..images import check_output
+from ..pictures.files import OutputError, make_folder, write_text
+from ..pictures.images import check_output
 from . import MODELS
 from .errors import BadInput, Failure
 from .pipelines import call_given, choose_device, explained, fitting_threads, load, native

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..files import atomic_write
+from ..pictures.files import atomic_write
 
 COLUMNS = ("source", "dense", "spot", "regenerated")
 _INCHES = 2.2  # side of a square picture

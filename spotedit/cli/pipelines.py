@@ -12,7 +12,7 @@ from PIL import Image
 
 import spotedit
 
-from ..files import OutputError
+from ..pictures.files import OutputError
 from . import MODELS
 from .errors import BadInput, Failure
 

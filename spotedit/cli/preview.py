@@ -9,8 +9,8 @@ from PIL import Image
 import spotedit
 
 from ..evaluation.edits import loop_settings
-from ..files import write_somewhere
-from ..images import check_output, load_image, save_image
+from ..pictures.files import write_somewhere
+from ..pictures.images import check_output, load_image, save_image
 from .edit import call_options, require_model
 from .errors import fail_for
 from .figure import save_figure

@@ -14,8 +14,8 @@ import spotedit
 
 from ..evaluation.edits import loop_settings, machine
 from ..evaluation.verify import Figures, verify
-from ..files import write_somewhere, write_text
-from ..images import check_output, load_image
+from ..pictures.files import write_somewhere, write_text
+from ..pictures.images import check_output, load_image
 from .errors import BadInput, fail_for
 from .pipelines import call_given, choose_device, explained, fitting_threads, load, native
 

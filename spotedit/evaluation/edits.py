@@ -14,7 +14,7 @@ from PIL import Image
 
 import spotedit
 
-from .. import patch
+from ..engine import patch
 from ..models.spec import spec_for
 from ..report import EditReport
 

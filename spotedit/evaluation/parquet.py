@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..images import decode_image
+from ..pictures.images import decode_image
 from . import masks
 from .data import DataError, Item, Malformed, check_key, text, unmarked
 

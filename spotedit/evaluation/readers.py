@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..images import load_image
+from ..pictures.images import load_image
 from . import masks
 from .data import (
     DataError,

@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 import spotedit
 
-from ..files import OutputError, make_folder
-from ..images import save_image
+from ..pictures.files import OutputError, make_folder
+from ..pictures.images import save_image
 from .data import DataSet, Item
 from .edits import MODES, call_options, edit, loop_settings, machine, warm_up
 from .fair import check_fair

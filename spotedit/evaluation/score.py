@@ -16,8 +16,8 @@ from statistics import fmean
 
 from tqdm import tqdm
 
-from ..files import make_folder, write_text
-from ..images import load_image, save_image
+from ..pictures.files import make_folder, write_text
+from ..pictures.images import load_image, save_image
 from .data import Item
 from .edits import MODES
 from .metrics import lacking, measure

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..files import OutputError
+from ..pictures.files import OutputError
 
 Row = dict[str, Any]
 

@@ -9,9 +9,9 @@ from PIL import Image
 
 import spotedit
 
-from ..quality import background, psnr, seam
 from .edits import call_options, edit, round_trip, warm_up
 from .fair import same_loop
+from .quality import background, psnr, seam
 
 Figures = dict[str, Any]
 
@@ -27,7 +27,7 @@ def verify(
     """Edit `image` both ways in the same loop; None stands where there is nothing to measure.
 
     The floor is the source through the VAE and back: what a reused token can look like at best.
-    Background and seam are those of `spotedit.quality`; PSNR in dB at the output's size.
+    Background and seam are those of `spotedit.evaluation.quality`; PSNR in dB at the output's size.
 
     Args:
         given: the call's options besides picture and prompt.

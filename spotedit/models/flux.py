@@ -8,9 +8,10 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from ..temporal import TeaCache
+from ..options.choices import Grid
+from ..options.temporal import TeaCache
 from .copies import clean_copy, compute_dtype, usable, weight_of
-from .spec import Arguments, Grid, Projection, Spec, register
+from .spec import Arguments, Projection, Spec, register
 
 
 def grids(arguments: Arguments) -> list[Grid]:

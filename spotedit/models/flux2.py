@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..options.choices import Grid
 from . import flux
 from .copies import clean_copy
-from .spec import Arguments, Grid, Projection, Spec, register, register_refusal
+from .spec import Arguments, Projection, Spec, register, register_refusal
 
 
 def project(attn: Any, hidden: Tensor, prompt: Tensor | None) -> Projection:

@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
+from ..options.choices import Grid
 from .flux import KONTEXT, source_size
 from .flux2 import FLUX2
 from .qwen import EDIT
-from .spec import Arguments, Grid, register
+from .spec import Arguments, register
 
 
 def own_mask(pipe: Any, arguments: Arguments, size: Grid) -> Tensor | None:

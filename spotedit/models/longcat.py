@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from ..temporal import TeaCache
+from ..options.temporal import TeaCache
 from .flux import KONTEXT
 from .spec import register
 

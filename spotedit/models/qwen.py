@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from spotedit_kernels.rows import gather_rows
 from torch import Tensor, nn
 
-from ..temporal import TeaCache
+from ..options.choices import Grid
+from ..options.temporal import TeaCache
 from . import flux
 from .copies import usable
-from .spec import Arguments, Grid, Spec, register
+from .spec import Arguments, Spec, register
 
 
 def grids(arguments: Arguments) -> list[Grid]:

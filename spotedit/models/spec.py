@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..temporal import TeaCache
+from ..options.choices import Grid
+from ..options.temporal import TeaCache
 
-Grid = tuple[int, int]
 Arguments = Mapping[str, Any]  # keyword arguments, of the transformer or of the pipeline
 
 

@@ -1,0 +1,1 @@
+"""What happens while an enabled pipeline runs. Only `patch` changes a pipeline."""

@@ -1,0 +1,250 @@
+import math
+
+import pytest
+import torch
+
+from spotedit.judge.judges import (
+    CUT_MULTIPLE,
+    LATENT_CUTS,
+    PERCEPTUAL_CUTS,
+    Calibrated,
+    Prediction,
+    cosine,
+    l2,
+    make_judge,
+    perceptual,
+    relative,
+)
+from spotedit.judge.select import NotFiniteError, SpotSelector
+
+GRID = (3, 5)
+CHANNELS = 4
+
+
+def tokens(*positions: int) -> torch.Tensor:
+    active = torch.zeros(1, 15, dtype=torch.bool)
+    active[0, list(positions)] = True
+    return active
+
+
+def select(
+    scores=None, previous=None, x0=None, mask=None, mode="intersect", threshold=0.5, **settings
+):
+    """The selection of a selector whose judge finds `scores`."""
+    judge = None if scores is None else lambda prediction, fresh: scores.float()
+    settings = {"dilation": 0, "hysteresis": 0.0, "impl": "reference", **settings}
+    selector = SpotSelector(judge, threshold, grid=GRID, allowed=mask, mode=mode, **settings)
+    batch = len(mask if scores is None else scores)
+    x0 = torch.zeros(batch, 15, CHANNELS) if x0 is None else x0
+    return selector(Prediction(x0), previous, fresh=previous is None)
+
+
+def test_the_lists_of_a_selection():
+    first = select(tokens(1, 2, 4, 9))
+    assert torch.equal(first.rows, tokens(1, 2, 4, 9))
+    assert first.active.tolist() == [1, 2, 4, 9]
+    assert first.reused.tolist() == [i for i in range(15) if i not in (1, 2, 4, 9)]
+    assert first.dropped.tolist() == []
+    second = select(tokens(1, 4), first)
+    assert second.dropped.tolist() == [2, 9]
+    assert second.reused.tolist() == [i for i in range(15) if i not in (1, 4)]
+    for index in (second.active, second.reused, second.dropped):
+        assert index.dtype == torch.int64
+
+
+def test_every_image_of_a_batch_has_lists_of_its_own():
+    first = select(torch.cat([tokens(1, 2), tokens(4, 9)]))
+    second = select(torch.cat([tokens(1, 4), tokens(4)]), first)
+    assert torch.equal(second.rows, torch.cat([tokens(1), tokens(4)]))
+    assert second.active.tolist() == [[1], [4]]
+    assert second.dropped.tolist() == [[2], [9]]
+    assert second.reused.tolist() == [[i for i in range(15) if i != own] for own in (1, 4)]
+    padded = select(torch.cat([tokens(1, 2, 9), tokens()]), pad_to=4)
+    assert padded.active.tolist() == [[1, 2, 9, -1], [-1] * 4]
+    assert padded.reused[0].tolist()[-4:] == [14, -1, -1, -1]
+    assert (first.num_empty, second.num_empty, padded.num_empty) == (0, 0, 1)
+
+
+@pytest.mark.parametrize("count", [0, 15])
+def test_no_and_all_tokens(count):
+    everything = torch.ones(1, 15, dtype=torch.bool)
+    selection = select(everything & (torch.arange(15) < count), select(everything))
+    assert selection.active.tolist() == list(range(count))
+    assert selection.reused.tolist() == selection.dropped.tolist() == list(range(count, 15))
+
+
+def test_between_resets_a_reused_token_stays_reused():
+    assert select(tokens(3, 7), select(tokens(7, 8))).active.tolist() == [7]
+    assert select(tokens(3, 7)).active.tolist() == [3, 7]
+
+
+def test_dilation_and_mask():
+    mask = tokens(6, 7)
+    assert torch.equal(select(tokens(5), dilation=1).rows, tokens(0, 1, 5, 6, 10, 11))
+    assert torch.equal(select(tokens(7), mask=mask, dilation=1).rows, mask)
+    assert torch.equal(select(tokens(0), mask=mask, mode="union").rows, tokens(0, 6, 7))
+
+
+def test_a_mask_that_replaces_needs_no_judge():
+    mask = torch.cat([tokens(6, 7), tokens(8)])
+    selection = select(mask=mask, mode="replace", dilation=1)
+    assert torch.equal(selection.rows, mask)
+    assert selection.active.tolist() == [[6, 7], [8, -1]]
+    half = select(mask=mask, mode="replace", x0=torch.ones(2, 15, 4).half())
+    assert torch.equal(half.active, selection.active)
+
+
+def test_a_neighbour_that_hardly_changed_does_not_join():
+    scores = torch.zeros(1, 15)
+    scores[0, 7], scores[0, 6], scores[0, 12] = 0.9, 0.2, 0.05
+    assert select(scores, dilation=1).rows.sum() == 9
+    assert torch.equal(select(scores, dilation=1, hysteresis=0.25).rows, tokens(6, 7))
+
+
+def test_a_fresh_judgement_counts_the_tokens_that_come_back():
+    selector = SpotSelector(
+        lambda prediction, fresh: prediction.x0[..., 0], 0.5, 0, 0.0, GRID, None, "intersect",
+        "reference",
+    )  # fmt: skip
+
+    def judged(changed, last, fresh):
+        return selector(Prediction(changed[..., None].float()), last, fresh)
+
+    first = judged(tokens(3, 4), None, True)
+    between = judged(tokens(4, 9), first, False)
+    reset = judged(tokens(4, 9, 10), between, True)
+    assert [s.num_active for s in (first, between, reset)] == [2, 1, 3]
+    assert [s.num_returned for s in (first, between, reset)] == [0, 0, 2]
+    assert reset.dropped.tolist() == []
+
+
+def test_without_a_threshold_the_scores_are_cut_where_they_separate():
+    scores = 0.01 * torch.rand(1, 15) + 0.1 * tokens(3, 4, 8)
+    assert select(scores, threshold=None).active.tolist() == [3, 4, 8]
+    assert select(torch.linspace(0, 1, 15)[None], threshold=None).rows.all()
+
+
+def test_values_that_are_not_finite():
+    for value in (math.nan, math.inf):
+        x0 = torch.zeros(1, 15, 4)
+        x0[0, 3, 1] = value
+        with pytest.raises(NotFiniteError):
+            select(tokens(1), x0=x0)
+
+
+def test_the_kernels_are_the_ones_asked_for():
+    with pytest.raises(ValueError, match="impl must be one of"):
+        select(tokens(1), impl="cuda")
+
+
+# -- judges
+
+
+def source(batch=1):
+    return torch.randn(batch, 15, CHANNELS, generator=torch.Generator().manual_seed(0))
+
+
+def features(x):
+    """Two maps of the tokens."""
+    grid = x.unflatten(1, GRID).permute(0, 3, 1, 2)
+    return [grid, grid.square()]
+
+
+def test_judges_look_at_the_clean_image_that_the_velocity_predicts():
+    y, velocity = source(2), torch.randn(2, 15, CHANNELS)
+    clean = y.clone()
+    clean[0, 3] += 1
+    prediction = Prediction(clean + 0.7 * velocity, velocity, 0.7)
+    assert torch.allclose(prediction.x0, clean, atol=1e-6)
+    for make in (perceptual, cosine, l2):
+        scores = make(y, GRID, features, "reference")(prediction)
+        assert scores.shape == (2, 15)
+        assert scores.argmax() == 3
+        assert scores[1].max() < 1e-5, make.__name__
+
+
+def test_a_calibrated_cut_follows_the_picture_between_its_bounds():
+    low, high = LATENT_CUTS
+    quiet, middle, loud = (torch.full((1, 15), value) for value in (0.0, low / 10, high))
+    for distances, cut in ((quiet, low), (middle, CUT_MULTIPLE * low / 10), (loud, high)):
+        distances[0, 4] = 1.0
+        assert relative(distances, LATENT_CUTS)[0, 4] == pytest.approx(1 / cut)
+    both = torch.cat([quiet, middle])  # every image has a cut of its own
+    assert torch.equal(relative(both, LATENT_CUTS)[:1], relative(quiet, LATENT_CUTS))
+
+
+def test_a_token_is_reused_only_if_both_distances_call_it_unchanged():
+    y = source()
+    brighter, faint = y.clone(), 0.05 * y
+    brighter[0, 3] *= 2  # the same direction, which is all that the perceptual distance sees
+    faint[0, 5] = faint[0, 5].roll(1)  # another direction, too small for the latent distance
+    y = torch.cat([y, 0.05 * y])
+    changed = Prediction(torch.cat([brighter, faint]))
+
+    def directions(x):
+        return features(x)[:1]
+
+    latent = relative(l2(y, GRID, directions, "reference")(changed), LATENT_CUTS)
+    seen = relative(perceptual(y, GRID, directions, "reference")(changed), PERCEPTUAL_CUTS)
+    both = Calibrated(y, GRID, directions, "reference")(changed)
+    assert latent[0, 3] > 1 > seen[0, 3]
+    assert seen[1, 5] > 1 > latent[1, 5]
+    assert both[0, 3] == latent[0, 3]
+    assert both[1, 5] == seen[1, 5]
+    assert both.gt(1).sum() == 2  # not the neighbours, into which the features are resized
+
+
+def test_features_that_changed_from_afar_do_not_count():
+    """As where the decoder normalises over a picture with a flat ground."""
+    y = source()
+    changed = y.clone()
+    changed[0, 3] = y[0, 3].roll(1)
+
+    def elsewhere(x):
+        return [features(x - x.mean(dim=1, keepdim=True) + 9 * (x - y).abs().mean())[0]]
+
+    prediction = Prediction(changed)
+    assert perceptual(y, GRID, elsewhere, "reference")(prediction).min() > PERCEPTUAL_CUTS[0]
+    scores = Calibrated(y, GRID, elsewhere, "reference")(prediction)
+    assert scores.gt(1).nonzero().tolist() == [[0, 3]]
+
+
+def test_decoder_features_are_only_computed_where_all_tokens_are_judged():
+    calls = []
+
+    def counted(x):
+        calls.append(x)
+        return features(x)
+
+    y = source()
+    judge = Calibrated(y, GRID, counted, "reference")
+    changed = y.clone()
+    changed[0, 3] = y[0, 3].roll(1)
+    first = judge(Prediction(changed), True)
+    back = judge(Prediction(y + 0.1), False)
+    assert len(calls) == 2  # of the source and of the first prediction
+    assert first[0, 3] > 1
+    assert back[0, 3] > 1  # the perceptual distance still counts
+    assert judge(Prediction(y.clone()), False)[0, 3] == 0  # but not where nothing is left
+    assert judge(Prediction(y.clone()), True)[0, 3] == 0
+    assert len(calls) == 3
+
+
+def test_a_judge_of_your_own_sees_clean_tokens_and_returns_a_score_each():
+    seen = []
+
+    def largest(y, grid, features, impl):
+        def score(x0):
+            seen.append((x0.dtype, grid, impl, len(features(x0))))
+            return (x0 - y.float()).abs().amax(-1)
+
+        return score
+
+    y = source().bfloat16()
+    score = make_judge(largest, y, GRID, features, "reference")
+    assert torch.equal(score(Prediction(y)), torch.zeros(1, 15))
+    assert seen == [(torch.float32, GRID, "reference", 2)]
+    for wrong, found in ((torch.zeros(15), r"\[15\]"), (None, "NoneType")):
+        score = make_judge(lambda *_, wrong=wrong: lambda x0: wrong, y, GRID, features, "auto")
+        with pytest.raises(ValueError, match=f"custom judge returned {found}; expected one score"):
+            score(Prediction(y))

@@ -1,0 +1,237 @@
+"""EditReport: figures, text, JSON, and pictures of a call."""
+
+import json
+import re
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from spotedit.engine.record import CallRecord, StepRecord
+from spotedit.report import EditReport
+
+ROWS, COLS, PROMPT = 3, 4, 5
+TOKENS = ROWS * COLS
+SEQUENCE = PROMPT + 2 * TOKENS
+
+
+def record(index: int, kind: str, active: int | torch.Tensor, seconds: float = 0.5) -> StepRecord:
+    largest = int(active.max()) if isinstance(active, torch.Tensor) else active
+    return StepRecord(
+        index=index,
+        kind=kind,
+        sigma=1 - index / 4,
+        rows=PROMPT + largest if kind == "spot" else SEQUENCE,
+        sequence=SEQUENCE,
+        total=TOKENS,
+        active=active,
+        start=index * 1.0,
+        end=index + seconds,
+    )
+
+
+def report(**changes) -> EditReport:
+    region = torch.zeros(1, TOKENS, dtype=torch.bool)
+    region[0, [5, 6]] = True
+    fields = {
+        "pipeline": "FluxKontextPipeline",
+        "grid": (ROWS, COLS),
+        "records": [
+            record(0, "full", TOKENS),
+            record(1, "spot", torch.tensor([6])),
+            record(2, "spot", torch.tensor([3]), seconds=0.25),
+        ],
+        "region": region,
+        "scores": torch.rand(1, TOKENS),
+        "batch": 1,
+        "cache_bytes": 3 * 2**20,
+        "reason": None,
+        "threshold": 0.2,
+        "judge": "perceptual",
+    }
+    return EditReport(CallRecord(**fields | changes))
+
+
+def dense(reason: str = "grids differ") -> EditReport:
+    records = [record(0, "dense", TOKENS)]
+    return report(records=records, region=None, scores=None, cache_bytes=0, reason=reason)
+
+
+def test_steps():
+    assert report().steps == [
+        {"index": 0, "kind": "full", "sigma": 1.0, "active": 12, "total": 12, "seconds": 0.5},
+        {"index": 1, "kind": "spot", "sigma": 0.75, "active": 6, "total": 12, "seconds": 0.5},
+        {"index": 2, "kind": "spot", "sigma": 0.5, "active": 3, "total": 12, "seconds": 0.25},
+    ]
+
+
+def test_totals():
+    assert report().mean_ratio == pytest.approx((6 / 12 + 3 / 12) / 2)
+    rows = SEQUENCE + (PROMPT + 6) + (PROMPT + 3)
+    assert report().flops_saved == pytest.approx(1 - rows / (3 * SEQUENCE))
+    assert report().seconds == pytest.approx(2.25)
+
+
+def test_region_and_scores_are_on_the_token_grid():
+    region, scores = report().region, report().scores
+    assert region.dtype == bool
+    assert region.shape == scores.shape == (ROWS, COLS)
+    assert np.argwhere(region).tolist() == [[1, 1], [1, 2]]
+
+
+def test_a_dense_call_skipped_nothing():
+    assert dense().mean_ratio == 1.0
+    assert dense().flops_saved == 0.0
+    assert dense().region is None
+
+
+def test_a_call_that_ran_no_step():
+    empty = report(grid=None, records=[], region=None, scores=None)
+    assert (empty.steps, empty.seconds, empty.flops_saved, empty.mean_ratio) == ([], 0.0, 0.0, 1.0)
+    assert "0 steps" in empty.summary()
+    json.dumps(empty.to_dict())
+
+
+def test_batch_is_summed_and_each_image_has_its_own_report():
+    region = torch.zeros(2, TOKENS, dtype=torch.bool)
+    region[0, 0] = region[1, 11] = True
+    records = [record(0, "full", TOKENS), record(1, "spot", torch.tensor([2, 8]))]
+    both = report(batch=2, records=records, region=region, scores=torch.rand(2, TOKENS))
+    assert [(s["active"], s["total"]) for s in both.steps] == [(24, 24), (10, 24)]
+    assert both.region.shape == (2, ROWS, COLS)
+    assert [image.steps[1]["active"] for image in both.images] == [2, 8]
+    assert [image.mean_ratio for image in both.images] == pytest.approx([2 / 12, 8 / 12])
+    assert np.argwhere(both.images[1].region).tolist() == [[2, 3]]
+    assert both.mean_ratio == pytest.approx(5 / 12)
+
+
+def test_images_of_a_single_call_is_the_report_itself():
+    single = report()
+    assert single.images == (single,)
+
+
+def test_device_values_are_read_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch, "stack", lambda tensors: calls.append(1) or _stack(tensors))
+    once = report()
+    assert calls == []
+    for _ in range(3):
+        once.summary(), once.steps, once.mean_ratio
+    assert calls == [1]
+
+
+_stack = torch.stack
+
+
+def test_summary_names_kinds_share_and_cache():
+    text = report().summary()
+    assert re.search(r"full +1 steps", text)
+    assert re.search(r"spot +2 steps", text)
+    assert "r = 37.5%" in text
+    assert "3.0 MiB" in text
+    assert "perceptual" in text
+
+
+def test_summary_says_what_was_reused():
+    assert "perceptual <= 0.2 is reused" in report().summary()
+    assert "perceptual <= the scores' own cut is reused" in report(threshold="auto").summary()
+
+
+def test_summary_claims_no_speed_up():
+    for text in (report().summary(), dense().summary()):
+        assert not re.search(r"faster|speed|\dx", text)
+
+
+def test_summary_says_why_nothing_was_skipped():
+    assert "nothing was skipped: grids differ" in dense().summary()
+    everything = report(records=[record(0, "full", TOKENS), record(1, "spot", TOKENS)])
+    assert "every token was judged to change" in everything.summary()
+
+
+def test_summary_says_from_which_step_on_nothing_was_skipped():
+    records = [record(0, "full", TOKENS), record(1, "spot", 6), record(2, "dense", TOKENS)]
+    text = report(records=records, reason="another call ran the transformer").summary()
+    assert "from step 2 on, nothing was skipped: another call ran the transformer" in text
+    assert "r = 50.0%" in text
+    late = report(records=[records[0], records[2]], reason="another call ran the transformer")
+    assert "\nnothing was skipped: another call" in late.summary()
+
+
+def test_summary_and_to_dict_have_the_note_about_the_mask():
+    noted = report(mask_note="the mask covers the whole picture")
+    assert "\nthe mask covers the whole picture\n" in noted.summary()
+    assert noted.to_dict()["mask_note"] == "the mask covers the whole picture"
+    assert report().to_dict()["mask_note"] is None
+
+
+def test_doubts_say_what_to_try():
+    assert report().doubts == []
+    none = torch.zeros(1, TOKENS, dtype=torch.bool)
+    vanished = report(unedited=1, region=none, largest=7)
+    assert vanished.doubts == [
+        "the region shrank from 7 tokens to none: the picture is the source; a lower threshold, "
+        "other words or a mask may help"
+    ]
+    assert "shrank from 1 token to" in report(unedited=1, region=none, largest=1).summary()
+    returned = report(largest=6, returned=[(1, 2), (2, 4)])
+    assert returned.doubts[0].startswith("step 2 found 4 tokens changed that had been reused")
+    assert report(largest=6, returned=[(1, 2)]).doubts == []
+    moved = none.clone()
+    assert "ended as the source" in report(moved=moved).doubts[0]
+    moved[0, 5] = True
+    assert report(moved=moved).doubts == []
+    for one in (vanished, returned):
+        assert one.doubts[0] in one.summary()
+        assert one.to_dict()["doubts"] == one.doubts
+
+
+def test_to_dict_survives_json():
+    for one in (report(), dense()):
+        assert json.loads(json.dumps(one.to_dict())) == one.to_dict()
+    assert report().to_dict()["region"] == [[0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("size", [(40, 30), (37, 61), (4, 3)])
+def test_overlay_changes_the_region_only(size):
+    picture = Image.new("RGBA", size, "white")
+    tinted = report().overlay(picture)
+    assert (tinted.size, tinted.mode) == (size, "RGB")
+    region = Image.fromarray(report().region).resize(size, Image.Resampling.NEAREST)
+    changed = (np.asarray(tinted) != 255).any(axis=-1)
+    assert np.array_equal(changed, np.asarray(region))
+
+
+def test_overlay_outlines_the_region():
+    tinted = np.asarray(report().overlay(Image.new("RGB", (400, 300), "white")))
+    edge, inside = tinted[150, 101], tinted[150, 150]
+    assert edge.tolist() != inside.tolist()
+
+
+def test_overlay_without_region_says_why():
+    with pytest.raises(ValueError, match="grids differ"):
+        dense().overlay(Image.new("RGB", (8, 8)))
+
+
+def test_overlay_of_a_batch_points_to_its_images():
+    region = torch.ones(2, TOKENS, dtype=torch.bool)
+    records = [record(0, "full", TOKENS)]
+    both = report(batch=2, records=records, region=region, scores=None)
+    with pytest.raises(ValueError, match=r"images\[i\]"):
+        both.overlay(Image.new("RGB", (8, 8)))
+    both.images[1].overlay(Image.new("RGB", (8, 8)))
+
+
+@pytest.mark.parametrize("name", ["steps.png", "steps.svg"])
+def test_plot_writes_one_whole_file_and_keeps_the_backend(tmp_path, name):
+    backend = matplotlib.get_backend()
+    report().plot(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).stat().st_size > 1000
+    assert matplotlib.get_backend() == backend
+
+
+def test_plot_of_no_steps(tmp_path):
+    report(records=[]).plot(tmp_path / "steps.png")
+    assert (tmp_path / "steps.png").exists()
