@@ -49,13 +49,13 @@ class UnfusedForwards(Forwards):
         return self._branch(place, kwargs, layers)
 
     def _blend(self, branch: Branch, spot: Selection, weight: float) -> None:
-        place, device = branch.place, spot.reused.device
+        place, device = branch.place, spot.reused_index.device
         prompt = branch.prompt
         rest = torch.arange(place.rows.stop, place.sequence, device=device)
-        slots = torch.cat([prompt, place.prompt + spot.active[spot.active >= 0]])
-        reused = place.prompt + spot.reused
+        slots = torch.cat([prompt, place.prompt + spot.active_index[spot.active_index >= 0]])
+        reused = place.prompt + spot.reused_index
         order = torch.cat([slots, reused, rest])
-        rows = torch.cat([prompt, place.prompt + spot.active.clamp(min=0)])
+        rows = torch.cat([prompt, place.prompt + spot.active_index.clamp(min=0)])
         queries, keys = ([table[i] for table in branch.rope] for i in (rows, order))
         for layer in branch.layers.values():
             assert isinstance(layer, UnfusedCache)

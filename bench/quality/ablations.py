@@ -91,7 +91,7 @@ def unreplaced() -> Iterator[None]:
     def still(self: Session, output: Any, hidden: Tensor, computed: Tensor) -> Any:
         widened = widen(self, output, hidden, computed)
         velocity = widened[0] if isinstance(widened, tuple) else widened.sample
-        velocity.masked_fill_(~self.spot.rows[..., None], NO_VELOCITY)
+        velocity.masked_fill_(~self.spot.active_mask[..., None], NO_VELOCITY)
         return widened
 
     with (

@@ -111,7 +111,7 @@ class Forwards:
         """
         branch, hidden, told = self.branches[rank], kwargs["hidden_states"], self.told
         self._blend(branch, spot, weight)
-        index = spot.active
+        index = spot.active_index
         if not self.config.condition_cache:
             condition = torch.arange(self.noise, hidden.shape[1], device=index.device)
             index = torch.cat([index, condition.expand(*index.shape[:-1], -1)], dim=-1)
@@ -158,10 +158,14 @@ class Forwards:
     def _blend(self, branch: Branch, spot: Selection, weight: float) -> None:
         """Bring the reused rows up to date."""
         changed = weight != branch.weight
-        stale = spot.reused if changed else spot.dropped[..., : None if weight != 1.0 else 0]
+        stale = (
+            spot.reused_index
+            if changed
+            else spot.dropped_index[..., : None if weight != 1.0 else 0]
+        )
         branch.weight = weight
         for layer in branch.layers.values():
-            blend(layer, branch.place, spot.dropped, stale, weight, self.config.impl)
+            blend(layer, branch.place, spot.dropped_index, stale, weight, self.config.impl)
 
     def _tell(self, branch: Branch, kwargs: Arguments) -> None:
         """Set the state that full and spot forwards share."""

@@ -142,7 +142,7 @@ class Session:
         self._outputs[rank] = output
         velocity, index = output[0][:, : self.noise], None
         if self.kind() == "spot" and rank in reuse.histories:
-            index = self.spot.active
+            index = self.spot.active_index
             velocity = gather_rows(velocity, index)
         reuse.update(rank, self.index, velocity, index)
         if rank == 0:
@@ -155,7 +155,7 @@ class Session:
         output = copy(self._outputs[rank])
         velocity = self.reuse.histories[rank].predict(self.index).to(output[0].dtype)
         if self.kind() == "spot":
-            return self._widen(output, hidden, gather_rows(velocity, self.spot.active))
+            return self._widen(output, hidden, gather_rows(velocity, self.spot.active_index))
         return with_velocity(output, velocity)
 
     def _run(
@@ -167,7 +167,7 @@ class Session:
             return forward(**kwargs)
         if not spot:
             return self._run_full(rank, forward, kwargs)
-        active = self.spot.active
+        active = self.spot.active_index
         if self.forwards.holds(rank, prompt):
             weight = self.weights[self.index]
             output, self.rows = self.forwards.spot(rank, forward, kwargs, self.spot, weight)
@@ -199,7 +199,7 @@ class Session:
         velocity = velocity.to(computed.dtype)
         # guidance that rescales a token by its norm would divide 0 by 0
         velocity.masked_fill_(velocity == 0, NO_VELOCITY)
-        scatter_rows(self.spot.active, (velocity, computed))
+        scatter_rows(self.spot.active_index, (velocity, computed))
         return with_velocity(output, velocity)
 
     # -- the scheduler
@@ -224,7 +224,7 @@ class Session:
                 "transformer was replaced during the call, or its forward was called directly"
             )
         result = step(output, timestep, sample, *args, **kwargs)
-        active = self.spot.rows.sum(dim=1) if self.kind() == "spot" else self.noise
+        active = self.spot.active_mask.sum(dim=1) if self.kind() == "spot" else self.noise
         if self.kind(1) == "spot":
             self._select(output, sample)
         elif self.kind() == "spot" and self.kind(1) is None:
@@ -252,8 +252,8 @@ class Session:
         previous = result[0] if isinstance(result, tuple) else result.prev_sample
         self.unedited = self.spot.num_empty
         distance = latent_distance(previous, self.y, impl=self.config.impl)
-        self.moved = self.spot.rows & (distance > LATENT_CUTS[0])
-        final = torch.where(self.spot.rows[..., None], previous, self.y.to(previous.dtype))
+        self.moved = self.spot.active_mask & (distance > LATENT_CUTS[0])
+        final = torch.where(self.spot.active_mask[..., None], previous, self.y.to(previous.dtype))
         return with_sample(result, final)
 
     def _record(self, active: int | Tensor, end: Timestamp) -> None:
@@ -322,7 +322,7 @@ class Session:
             pipeline=type(self.pipe).__name__,
             grid=self.grid,
             records=self.records,
-            region=selection.rows if selection else None,
+            region=selection.active_mask if selection else None,
             scores=judging.scores if judging else None,
             batch=self.batch,
             cache_bytes=self.forwards.nbytes if self.kinds else 0,

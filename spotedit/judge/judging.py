@@ -94,7 +94,7 @@ class Judging:
     def _check_frame(self, x0: Tensor, selection: Selection) -> None:
         """Where the frame changes as a whole, every token is computed from here on."""
         batch, noise = self.y.shape[:2]
-        changed, latents = noise - selection.reused.shape[-1], self.spec.latents
+        changed, latents = noise - selection.reused_index.shape[-1], self.spec.latents
         if self.mask is not None or batch > 1 or changed < MUCH * noise or not latents:
             return
         edit, source = (latents(tokens, self.grid)[0] for tokens in (x0, self.y))

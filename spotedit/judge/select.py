@@ -24,20 +24,20 @@ class Selection:
     Indices are int64 [X] for one image, and [B, X] padded with -1 for several.
 
     Attributes:
-        rows: bool [B, N], the active set of each image.
-        active: the tokens to compute, padded to the number asked for.
-        reused: the others.
-        dropped: those of the reused tokens that the last forward still computed.
+        active_mask: bool [B, N], the tokens to compute.
+        active_index: the same tokens as an index, padded with -1 to a multiple of `pad_to`.
+        reused_index: the other tokens.
+        dropped_index: the reused tokens that the last forward still computed.
         num_active: number of active tokens, of all images.
         num_returned: number of tokens that a fresh judgement found changed and the last one had
             not.
         num_empty: number of images without an active token.
     """
 
-    rows: Tensor
-    active: Tensor
-    reused: Tensor
-    dropped: Tensor
+    active_mask: Tensor
+    active_index: Tensor
+    reused_index: Tensor
+    dropped_index: Tensor
     num_active: int = 0
     num_returned: int = 0
     num_empty: int = 0
@@ -45,11 +45,11 @@ class Selection:
 
 def everything(previous: Selection, pad_to: int) -> Selection:
     """All tokens of one image, instead of `previous`; their number is padded to `pad_to`."""
-    tokens = previous.rows.shape[1]
-    active = torch.arange(tokens, device=previous.rows.device)
+    tokens = previous.active_mask.shape[1]
+    active = torch.arange(tokens, device=previous.active_mask.device)
     none = active[:0]
     active = F.pad(active, (0, -tokens % pad_to), value=-1)
-    rows = torch.ones_like(previous.rows)
+    rows = torch.ones_like(previous.active_mask)
     return Selection(rows, active, none, none, num_active=tokens)
 
 
@@ -59,7 +59,7 @@ class NotFiniteError(ValueError):
 
 def unchanged(selection: Selection) -> Selection:
     """The selection of a step that follows without a judgement."""
-    return replace(selection, dropped=selection.dropped[..., :0], num_returned=0)
+    return replace(selection, dropped_index=selection.dropped_index[..., :0], num_returned=0)
 
 
 class SpotSelector:
@@ -119,7 +119,7 @@ class SpotSelector:
             scores,
             self.grid,
             threshold=self.threshold,
-            previous=None if fresh or last is None else last.rows,
+            previous=None if fresh or last is None else last.active_mask,
             dilation=self.dilation,
             hysteresis=self.hysteresis,
             mask=self.allowed,
@@ -127,7 +127,7 @@ class SpotSelector:
             pad_to=self.pad_to,
             impl=self.impl,
         )
-        before = torch.zeros_like(rows) if last is None else last.rows
+        before = torch.zeros_like(rows) if last is None else last.active_mask
         returned = (rows & ~before).sum() if fresh and last is not None else count.new_zeros(())
         left = torch.zeros_like(rows) if fresh else before & ~rows
         longest = [number.max() for number in (count, (~rows).sum(dim=1), left.sum(dim=1))]

@@ -137,7 +137,7 @@ def test_a_whole_edit_equals_the_naive_one(pipe, shrinking_judge, fusion, extra)
     def watch(pipe, step, timestep, tensors):
         session = pipe.transformer._spotedit_run.func.__self__
         selection = session.judging.selection
-        actives.append(None if selection is None else selection.rows[0].clone())
+        actives.append(None if selection is None else selection.active_mask[0].clone())
         return {}
 
     given = call_arguments(num_inference_steps=12, callback_on_step_end=watch, **extra)

@@ -41,27 +41,27 @@ def select(
 
 def test_the_lists_of_a_selection():
     first = select(tokens(1, 2, 4, 9))
-    assert torch.equal(first.rows, tokens(1, 2, 4, 9))
-    assert first.active.tolist() == [1, 2, 4, 9]
-    assert first.reused.tolist() == [i for i in range(15) if i not in (1, 2, 4, 9)]
-    assert first.dropped.tolist() == []
+    assert torch.equal(first.active_mask, tokens(1, 2, 4, 9))
+    assert first.active_index.tolist() == [1, 2, 4, 9]
+    assert first.reused_index.tolist() == [i for i in range(15) if i not in (1, 2, 4, 9)]
+    assert first.dropped_index.tolist() == []
     second = select(tokens(1, 4), first)
-    assert second.dropped.tolist() == [2, 9]
-    assert second.reused.tolist() == [i for i in range(15) if i not in (1, 4)]
-    for index in (second.active, second.reused, second.dropped):
+    assert second.dropped_index.tolist() == [2, 9]
+    assert second.reused_index.tolist() == [i for i in range(15) if i not in (1, 4)]
+    for index in (second.active_index, second.reused_index, second.dropped_index):
         assert index.dtype == torch.int64
 
 
 def test_every_image_of_a_batch_has_lists_of_its_own():
     first = select(torch.cat([tokens(1, 2), tokens(4, 9)]))
     second = select(torch.cat([tokens(1, 4), tokens(4)]), first)
-    assert torch.equal(second.rows, torch.cat([tokens(1), tokens(4)]))
-    assert second.active.tolist() == [[1], [4]]
-    assert second.dropped.tolist() == [[2], [9]]
-    assert second.reused.tolist() == [[i for i in range(15) if i != own] for own in (1, 4)]
+    assert torch.equal(second.active_mask, torch.cat([tokens(1), tokens(4)]))
+    assert second.active_index.tolist() == [[1], [4]]
+    assert second.dropped_index.tolist() == [[2], [9]]
+    assert second.reused_index.tolist() == [[i for i in range(15) if i != own] for own in (1, 4)]
     padded = select(torch.cat([tokens(1, 2, 9), tokens()]), pad_to=4)
-    assert padded.active.tolist() == [[1, 2, 9, -1], [-1] * 4]
-    assert padded.reused[0].tolist()[-4:] == [14, -1, -1, -1]
+    assert padded.active_index.tolist() == [[1, 2, 9, -1], [-1] * 4]
+    assert padded.reused_index[0].tolist()[-4:] == [14, -1, -1, -1]
     assert (first.num_empty, second.num_empty, padded.num_empty) == (0, 0, 1)
 
 
@@ -69,36 +69,40 @@ def test_every_image_of_a_batch_has_lists_of_its_own():
 def test_no_and_all_tokens(count):
     everything = torch.ones(1, 15, dtype=torch.bool)
     selection = select(everything & (torch.arange(15) < count), select(everything))
-    assert selection.active.tolist() == list(range(count))
-    assert selection.reused.tolist() == selection.dropped.tolist() == list(range(count, 15))
+    assert selection.active_index.tolist() == list(range(count))
+    assert (
+        selection.reused_index.tolist()
+        == selection.dropped_index.tolist()
+        == list(range(count, 15))
+    )
 
 
 def test_between_resets_a_reused_token_stays_reused():
-    assert select(tokens(3, 7), select(tokens(7, 8))).active.tolist() == [7]
-    assert select(tokens(3, 7)).active.tolist() == [3, 7]
+    assert select(tokens(3, 7), select(tokens(7, 8))).active_index.tolist() == [7]
+    assert select(tokens(3, 7)).active_index.tolist() == [3, 7]
 
 
 def test_dilation_and_mask():
     mask = tokens(6, 7)
-    assert torch.equal(select(tokens(5), dilation=1).rows, tokens(0, 1, 5, 6, 10, 11))
-    assert torch.equal(select(tokens(7), mask=mask, dilation=1).rows, mask)
-    assert torch.equal(select(tokens(0), mask=mask, mode="union").rows, tokens(0, 6, 7))
+    assert torch.equal(select(tokens(5), dilation=1).active_mask, tokens(0, 1, 5, 6, 10, 11))
+    assert torch.equal(select(tokens(7), mask=mask, dilation=1).active_mask, mask)
+    assert torch.equal(select(tokens(0), mask=mask, mode="union").active_mask, tokens(0, 6, 7))
 
 
 def test_a_mask_that_replaces_needs_no_judge():
     mask = torch.cat([tokens(6, 7), tokens(8)])
     selection = select(mask=mask, mode="replace", dilation=1)
-    assert torch.equal(selection.rows, mask)
-    assert selection.active.tolist() == [[6, 7], [8, -1]]
+    assert torch.equal(selection.active_mask, mask)
+    assert selection.active_index.tolist() == [[6, 7], [8, -1]]
     half = select(mask=mask, mode="replace", x0=torch.ones(2, 15, 4).half())
-    assert torch.equal(half.active, selection.active)
+    assert torch.equal(half.active_index, selection.active_index)
 
 
 def test_a_neighbour_that_hardly_changed_does_not_join():
     scores = torch.zeros(1, 15)
     scores[0, 7], scores[0, 6], scores[0, 12] = 0.9, 0.2, 0.05
-    assert select(scores, dilation=1).rows.sum() == 9
-    assert torch.equal(select(scores, dilation=1, hysteresis=0.25).rows, tokens(6, 7))
+    assert select(scores, dilation=1).active_mask.sum() == 9
+    assert torch.equal(select(scores, dilation=1, hysteresis=0.25).active_mask, tokens(6, 7))
 
 
 def test_a_fresh_judgement_counts_the_tokens_that_come_back():
@@ -115,13 +119,13 @@ def test_a_fresh_judgement_counts_the_tokens_that_come_back():
     reset = judged(tokens(4, 9, 10), between, True)
     assert [s.num_active for s in (first, between, reset)] == [2, 1, 3]
     assert [s.num_returned for s in (first, between, reset)] == [0, 0, 2]
-    assert reset.dropped.tolist() == []
+    assert reset.dropped_index.tolist() == []
 
 
 def test_without_a_threshold_the_scores_are_cut_where_they_separate():
     scores = 0.01 * torch.rand(1, 15) + 0.1 * tokens(3, 4, 8)
-    assert select(scores, threshold=None).active.tolist() == [3, 4, 8]
-    assert select(torch.linspace(0, 1, 15)[None], threshold=None).rows.all()
+    assert select(scores, threshold=None).active_index.tolist() == [3, 4, 8]
+    assert select(torch.linspace(0, 1, 15)[None], threshold=None).active_mask.all()
 
 
 def test_values_that_are_not_finite():
