@@ -11,11 +11,11 @@ from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_a
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
+import spotedit.engine.call
 import spotedit.engine.processor
-import spotedit.engine.session
-from spotedit.engine.cache import LayerCache, Place, Rows
+from spotedit.engine.cache import CachedRows, LayerCache, SequenceLayout
 from spotedit.engine.forwards import Branch, Forwards
-from spotedit.engine.processor import Forward
+from spotedit.engine.processor import ForwardState
 from spotedit.judge.select import Selection
 from spotedit.models.spec import Arguments, Projection
 
@@ -23,7 +23,7 @@ from spotedit.models.spec import Arguments, Projection
 class Step(NamedTuple):
     """What all layers of a spot forward share."""
 
-    place: Place
+    layout: SequenceLayout
     slots: Tensor  # joint index of the prompt's and the active tokens' rows
     reused: Tensor  # joint index
     weight: float  # of the cached value
@@ -41,29 +41,31 @@ class UnfusedCache(LayerCache):
 class UnfusedForwards(Forwards):
     """Leaves buffers and blending to the layers."""
 
-    def _new_branch(self, place: Place, kwargs: Arguments) -> Branch:
+    def _new_branch(self, layout: SequenceLayout, kwargs: Arguments) -> Branch:
         none = torch.empty(0)
         layers: dict[str, LayerCache] = {
-            name: UnfusedCache(Rows(none), Rows(none), None) for name in self.layers
+            name: UnfusedCache(CachedRows(none), CachedRows(none), None) for name in self.layers
         }
-        return self._branch(place, kwargs, layers)
+        return self._branch(layout, kwargs, layers)
 
-    def _blend(self, branch: Branch, spot: Selection, weight: float) -> None:
-        place, device = branch.place, spot.reused_index.device
+    def _blend(self, branch: Branch, selection: Selection, weight: float) -> None:
+        layout, device = branch.layout, selection.reused_index.device
         prompt = branch.prompt
-        rest = torch.arange(place.rows.stop, place.sequence, device=device)
-        slots = torch.cat([prompt, place.prompt + spot.active_index[spot.active_index >= 0]])
-        reused = place.prompt + spot.reused_index
+        rest = torch.arange(layout.noise.stop, layout.num_tokens, device=device)
+        slots = torch.cat(
+            [prompt, layout.num_prompt + selection.active_index[selection.active_index >= 0]]
+        )
+        reused = layout.num_prompt + selection.reused_index
         order = torch.cat([slots, reused, rest])
-        rows = torch.cat([prompt, place.prompt + spot.active_index.clamp(min=0)])
+        rows = torch.cat([prompt, layout.num_prompt + selection.active_index.clamp(min=0)])
         queries, keys = ([table[i] for table in branch.rope] for i in (rows, order))
         for layer in branch.layers.values():
             assert isinstance(layer, UnfusedCache)
-            layer.step = Step(place, slots, reused, weight, queries, keys)
+            layer.step = Step(layout, slots, reused, weight, queries, keys)
 
 
 def attend(
-    forward: Forward,
+    forward: ForwardState,
     cache: LayerCache,
     backend: AttentionBackendName | None,
     attn: Any,
@@ -80,8 +82,8 @@ def attend(
     q, k, v = _project(attn, hidden, prompt)
     queries: Sequence[Tensor] = forward.rope  # of all tokens, [S, D]
     keys = queries
-    if forward.mode == "capture":
-        cache.k, cache.v = Rows(k), Rows(v)
+    if forward.mode == "full":
+        cache.k, cache.v = CachedRows(k), CachedRows(v)
     else:
         assert cache.step is not None
         queries, keys = cache.step.queries, cache.step.keys
@@ -97,11 +99,11 @@ def attend(
 
 def joint(step: Step, fresh: Tensor, kept: Tensor) -> Tensor:
     """Rows [prompt, active, reused, condition] of keys or values, [B, S, H, D]."""
-    place, slots, own, weight, *_ = step
+    layout, slots, own, weight, *_ = step
     fresh = fresh[:, : len(slots)]  # without padding
     kept.index_copy_(1, slots, fresh)
-    reused = weight * kept[:, own] + (1 - weight) * kept[:, own + place.reference]
-    return torch.cat([fresh, reused, kept[:, place.rows.stop :]], dim=1)
+    reused = weight * kept[:, own] + (1 - weight) * kept[:, own + layout.source_start]
+    return torch.cat([fresh, reused, kept[:, layout.noise.stop :]], dim=1)
 
 
 def _project(attn: Any, hidden: Tensor, prompt: Tensor | None) -> list[Tensor]:
@@ -126,6 +128,6 @@ def unfused() -> Iterator[None]:
     """Enabled pipelines run `attend` above inside the block."""
     with (
         patch.object(spotedit.engine.processor, "attend", attend),
-        patch.object(spotedit.engine.session, "Forwards", UnfusedForwards),
+        patch.object(spotedit.engine.call, "Forwards", UnfusedForwards),
     ):
         yield

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Unpack
 
@@ -12,10 +13,11 @@ from spotedit_kernels.select_tokens import Mode
 
 from . import models  # noqa: F401, registers the families
 from .engine import guards, patch
+from .engine.call import Hooks, Request
 from .engine.record import StepProgress
 from .engine.session import Session
 from .judge.mask import MODES, UserMask, as_mask
-from .models.spec import spec_for, supported_pipelines
+from .models.spec import Arguments, spec_for, supported_pipelines
 from .options.config import Overrides, SpotEditConfig, resolve
 from .options.temporal import resolve as resolve_temporal
 from .preview import Preview, PreviewSession
@@ -25,17 +27,18 @@ __all__ = ["Handle", "disable", "enable", "supported_pipelines"]
 
 
 OnStep = Callable[[StepProgress], object]
+BeginSession = Callable[[Request, Hooks, Arguments], Session]
 
 
 @dataclass
 class Call:
-    """Holds what belongs to the calls in a block of `Handle.call`.
+    """What belongs to the calls in a block of `Handle.call`.
 
     Attributes:
         mask: where the picture may change, or None.
         on_step: called after every step, or None.
-        report: `EditReport` of the last of these calls, also of one that was cut short; None
-            before any, and of a refused one.
+        report: `EditReport` of the last of these calls, even if it was cut short. None before the
+            first call, and after a call that was refused.
     """
 
     mask: UserMask | None
@@ -43,8 +46,9 @@ class Call:
     report: EditReport | None = None
 
 
-# handle -> the block of `Handle.call` around the current code, by thread and asynchronous task
-_BLOCKS: ContextVar[Mapping["Handle", Call]] = ContextVar(
+# For each handle the innermost block of `Handle.call` around the current code. Each thread and each
+# asynchronous task has a mapping of its own.
+_CALLS: ContextVar[Mapping["Handle", Call]] = ContextVar(
     "spotedit_calls", default=MappingProxyType({})
 )
 
@@ -52,12 +56,12 @@ _BLOCKS: ContextVar[Mapping["Handle", Call]] = ContextVar(
 class Handle:
     """An enabled pipeline: its configuration, the report of its last call, and the way back.
 
-    As a context manager it disables the pipeline at the end of the block, or hands it back to the
+    As a context manager it disables the pipeline at the end of the block, or gives it back to the
     handle that it replaced.
 
     Attributes:
         config: the `SpotEditConfig` in force.
-        report: `EditReport` of the last call, also of one that was cut short; None before any.
+        report: `EditReport` of the last call, even if it was cut short. None before the first call.
     """
 
     def __init__(self, pipe: Any, config: SpotEditConfig) -> None:
@@ -68,7 +72,7 @@ class Handle:
         self.report: EditReport | None = None
         self._pipe = pipe
         self._mask: UserMask | None = None
-        self._mask_in_use: UserMask | None = None  # by the last call that was not refused
+        self._accepted_mask: UserMask | None = None  # mask of the last call that was not refused
         self._running = threading.Lock()
         self._views: patch.Views = {}
         self._outer: Handle | None = patch.owner_of(pipe)
@@ -85,7 +89,7 @@ class Handle:
         return patch.owner_of(self._pipe) is self
 
     def disable(self) -> None:
-        """Put the pipeline back as it was. Does nothing if this handle is not in force.
+        """Put the pipeline back as it was. Do nothing if this handle is not in force.
 
         Raises:
             RuntimeError: a call is running.
@@ -96,22 +100,24 @@ class Handle:
             self._pipe.__class__ = self._base
 
     def set_mask(self, mask: Any, mode: Mode = "intersect") -> None:
-        """Say where the picture may change, for the calls that follow.
+        """Say where the picture may change in the calls that follow.
 
-        Where several threads make calls, use `call`: a mask that is set while another call runs is
-        dropped with the call that is refused.
+        Use `call` if several threads make calls: a mask that is set while another call runs is
+        dropped as soon as the call that it was meant for is refused.
 
         Args:
-            mask: PIL image of any mode, or array or tensor [H, W], [B, H, W], [B, 1, H, W],
-                [H, W, C] or [B, H, W, C] of any number type; of the size of the source picture, of
-                the output or of the token grid, or of the aspect of one of the first two. What is
-                brighter than half of white may change. On transparency, paint of any colour may
-                change, or, where it is a drawing in black and white, its white. None clears it.
-            mode: `"intersect"`: only what is judged edited and lies in the mask is regenerated;
-                `"union"`: either; `"replace"`: the mask, with no judgement.
+            mask: a PIL image of any mode, or an array or tensor [H, W], [B, H, W], [B, 1, H, W],
+                [H, W, C] or [B, H, W, C] of any number type. It has the size of the source picture,
+                of the output or of the token grid, or the aspect ratio of one of the first two.
+                What is brighter than half of white may change. If the mask is partly transparent,
+                its paint may change, whatever the colour; if the paint is a drawing in black and
+                white, only the white. None clears the mask.
+            mode: `"intersect"` regenerates what is judged to change and lies in the mask, `"union"`
+                what is judged to change or lies in the mask, and `"replace"` what lies in the
+                mask, without judging.
 
         Raises:
-            TypeError, ValueError: not a mask, or an unknown mode. Its size is checked by the call.
+            TypeError, ValueError: not a mask, or an unknown mode. The call checks the size.
         """
         self._mask = _user_mask(mask, mode)
 
@@ -125,39 +131,39 @@ class Handle:
         The block counts for the thread, or the asynchronous task, that enters it.
 
         Args:
-            mask, mode: as for `set_mask`, whose mask does not count in the block.
-            on_step: called with a `StepProgress` after every denoising step. An exception that it
-                raises ends the call.
+            mask, mode: as for `set_mask`. A mask that was set there does not apply in the block.
+            on_step: called with a `StepProgress` after every denoising step. If it raises an
+                exception, the call ends with it.
 
         Raises:
             TypeError, ValueError: see `set_mask`.
         """
         run = Call(_user_mask(mask, mode), on_step)
-        token = _BLOCKS.set({**_BLOCKS.get(), self: run})
+        token = _CALLS.set({**_CALLS.get(), self: run})
         try:
             yield run
         finally:
-            _BLOCKS.reset(token)
+            _CALLS.reset(token)
 
     def preview(self, **call: Any) -> Preview:
         """Run a call up to its first judgement, and decode the picture that it predicts there.
 
-        For people who set the mask or the threshold: with the same arguments and generator, the
-        call itself begins its first spot step with the same region. It costs the initial full
-        steps and one decoding.
+        It helps people to set the mask or the threshold: with the same arguments and generator, the
+        call itself begins its first spot step with the same region. A preview costs the initial
+        full steps and one decoding.
 
         Args:
-            **call: the pipeline's own arguments, for one picture. Without `output_type` and
-                `return_dict`, and with the number of steps of the call that is to follow.
+            **call: the pipeline's own arguments, for one picture, without `output_type` and
+                `return_dict`. The number of steps is that of the call to come.
 
         Raises:
-            ValueError: nothing would be skipped (the message says why), several pictures, a mask
-                that replaces the judgement, or a pipeline that cannot be interrupted.
+            ValueError: nothing would be skipped (the message says why), the call makes several
+                pictures, the mask replaces the judgement, or the pipeline cannot be interrupted.
             RuntimeError: this handle is not in force, or a call is running.
         """
         if not self.enabled:
             raise RuntimeError("this handle is not in force; enable the pipeline again")
-        run = _BLOCKS.get().get(self)
+        run = _CALLS.get().get(self)
         mask = self._mask if run is None else run.mask
         if mask is not None and mask.mode == "replace":
             raise ValueError(
@@ -169,49 +175,64 @@ class Handle:
                 f"{type(self._pipe).__name__} cannot be interrupted; expected a pipeline whose "
                 "loop can: preview with the stock one of the same components"
             )
-        given = call | {"output_type": "pil", "return_dict": True}
-        output = self._run(PreviewSession, self._base, (), given)
+        for_preview = call | {"output_type": "pil", "return_dict": True}
+        output = self._run(PreviewSession, self._base, (), for_preview)
         assert self.report is not None  # the call has returned
         return Preview(output.images[0], self.report)
 
     def _call(self, base: type, *args: Any, **kwargs: Any) -> Any:
         return self._run(Session, base, args, kwargs)
 
-    def _run(
-        self, kind: Callable[..., Session], base: type, args: tuple, kwargs: dict[str, Any]
-    ) -> Any:
-        pipe, config, run = self._pipe, self.config, _BLOCKS.get().get(self)
+    def _run(self, begin: BeginSession, base: type, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Make one call of the pipeline, whose stock class is `base`."""
         if not self._running.acquire(blocking=False):
-            self._mask = self._mask_in_use  # one set since then was for this call
+            self._mask = self._accepted_mask  # a mask set since then was for this call
             raise RuntimeError(
                 "this pipeline is already running; an enabled pipeline makes one call at a time: "
                 "wait, or give each thread a pipeline of its own (copy.copy(pipe)) and enable that"
             )
         try:
-            self._mask_in_use = self._mask
-            own = Call(self._mask, None) if run is None else run
-            own.report = None
-            guards.refuse(pipe, self._spec)
-            given, arguments = patch.bind(base, pipe, args, kwargs)
-            # a modular pipeline may be given them in its state
-            asked = {**getattr(given.get("state"), "values", {}), **given}
-            if config.match_size and asked.get("height") is asked.get("width") is None:
-                size = self._spec.matched_size(pipe, arguments, config.reference)
-                area, most = size.get("max_area", 0), asked.get("max_area")
-                if most is None or area <= most:
-                    given |= size
-            session = kind(pipe, self._spec, config, own.mask, arguments, own.on_step)
-            try:
-                with patch.attached(pipe, session, self._views):
-                    output = base.__call__(pipe, **given)
-            finally:
-                record = session.record()
-                if record is not None:
-                    own.report = self.report = EditReport(record)
-            announce(own.report, dense_asked=not config.spatial)
+            self._accepted_mask = self._mask
+            call = _CALLS.get().get(self) or Call(self._mask, on_step=None)
+            call.report = None
+            guards.refuse(self._pipe, self._spec)
+            passed, arguments = patch.bind(base, self._pipe, args, kwargs)
+            passed |= self._matched_size(passed, arguments)
+            request = Request(
+                self._pipe, self._spec, self.config, arguments, call.mask, call.on_step
+            )
+            with patch.attached(
+                self._pipe, self._spec, self._views, partial(begin, request)
+            ) as running:
+                try:
+                    output = base.__call__(self._pipe, **passed)
+                finally:
+                    if running.session is not None:
+                        call.report = self.report = EditReport(running.session.record())
+            announce(call.report, dense_asked=not self.config.spatial)
             return output
         finally:
             self._running.release()
+
+    def _matched_size(
+        self, passed: Mapping[str, Any], arguments: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return arguments for the condition image's own grid, if the caller gave no size.
+
+        Args:
+            passed: the arguments that the caller passed.
+            arguments: all arguments, with the pipeline's defaults.
+        """
+        # a modular pipeline may receive its arguments in its state
+        given = {**getattr(passed.get("state"), "values", {}), **passed}
+        has_size = given.get("height") is not None or given.get("width") is not None
+        if not self.config.match_size or has_size:
+            return {}
+        size = self._spec.matched_size(self._pipe, arguments, self.config.reference)
+        max_area = given.get("max_area")
+        if max_area is not None and size.get("max_area", 0) > max_area:
+            return {}
+        return size
 
     def __enter__(self) -> "Handle":
         return self
@@ -246,13 +267,13 @@ def enable(
         ValueError: the pipeline is not supported, something else decides what its transformer
             computes (a cache, an attention processor, an IP-Adapter, a patched forward; the
             message says what to do), or a field is out of range.
-        TypeError: an unknown field.
+        TypeError: an override names no field.
     """
     return Handle(pipe, resolve(config, overrides))
 
 
 def disable(pipe: Any) -> None:
-    """Put a pipeline back as it was before `enable`. Does nothing if it is not enabled."""
+    """Put a pipeline back as it was before `enable`. Do nothing if it is not enabled."""
     handle = patch.owner_of(pipe)
     if handle is not None:
         handle.disable()

@@ -1,16 +1,16 @@
-"""What the cache of an edit will take, before it is made."""
+"""An estimate of the memory that an edit takes for its cache."""
 
 from typing import Any, Unpack
 
 import torch
 
 from . import models  # noqa: F401, registers the families
-from .engine.cache import Place, allocate
+from .engine.cache import SequenceLayout, allocate
 from .engine.fusion import weights
 from .models.spec import spec_for
 from .options.config import Overrides, SpotEditConfig, resolve
 
-_SIGMAS = [i / 100 for i in range(101)]
+_SIGMAS = [i / 100 for i in range(101)]  # where a fusion function is tried
 
 
 def estimate(
@@ -26,34 +26,45 @@ def estimate(
     config: SpotEditConfig | None = None,
     **overrides: Unpack[Overrides],
 ) -> int:
-    """Bytes of keys and values that an edit keeps between its steps.
+    """Return the number of bytes of keys and values that an edit keeps between its steps.
 
     They are allocated at the last initial step, on the transformer's device, and freed at the end
-    of the call; `EditReport.cache_bytes` is the same figure for a call that was made.
+    of the call. `EditReport.cache_bytes` is the same figure for a call that was made.
 
     Args:
         pipe: a supported pipeline, enabled or not.
-        height, width: of the output in pixels.
-        prompt_tokens: length of the prompt's embeddings (512 for FLUX, as long as the prompt and
-            its pictures for Qwen).
-        images: pictures in the batch.
-        conditions: condition images in the call, each of the output's size.
-        branches: forwards of the transformer a step: 2 with classifier-free guidance.
-        dtype: of the latents, where it is not the transformer's (layerwise casting).
+        height, width: size of the output in pixels.
+        prompt_tokens: length of the prompt's embeddings: 512 for FLUX; for Qwen as long as the
+            prompt and its pictures.
+        images: number of images in the batch.
+        conditions: number of condition images in the call, each of the output's size.
+        branches: number of forwards of the transformer in a step: 2 with classifier-free guidance.
+        dtype: dtype of the latents, if it differs from the transformer's (layerwise casting).
         config, **overrides: as for `spotedit.enable`.
 
     Raises:
         ValueError: the pipeline is not supported, or the size is smaller than a token.
-        TypeError: an unknown field.
+        TypeError: an override names no field.
     """
     spec, config = spec_for(pipe), resolve(config, overrides)
-    side = spec.token_pixels(pipe)
-    noise = (height // side) * (width // side)
-    if noise < 1:
-        raise ValueError(f"{height} x {width} pixels; expected at least a token, {side} x {side}")
-    place = Place(prompt_tokens, noise, noise, prompt_tokens + (1 + conditions) * noise)
-    mixed = any(weight != 1.0 for weight in weights(config.fusion, _SIGMAS))
-    like = torch.empty(0, dtype=dtype or pipe.transformer.dtype, device="meta")
-    int8, heads = config.cache_dtype == "int8", spec.heads(pipe.transformer)
-    layer = allocate(images, place, heads, mixed, int8, like)
+    token_side = spec.token_pixels(pipe)
+    num_noise = (height // token_side) * (width // token_side)
+    if num_noise < 1:
+        raise ValueError(
+            f"{height} x {width} pixels; expected at least a token, {token_side} x {token_side}"
+        )
+    layout = SequenceLayout(
+        num_prompt=prompt_tokens,
+        num_noise=num_noise,
+        source_start=num_noise,
+        num_tokens=prompt_tokens + (1 + conditions) * num_noise,
+    )
+    layer = allocate(
+        images,
+        layout,
+        spec.heads(pipe.transformer),
+        needs_blend=any(weight != 1.0 for weight in weights(config.fusion, _SIGMAS)),
+        int8=config.cache_dtype == "int8",
+        like=torch.empty(0, dtype=dtype or pipe.transformer.dtype, device="meta"),
+    )
     return layer.nbytes * len(pipe.transformer.attn_processors) * branches

@@ -1,6 +1,6 @@
-"""A call that ends at its first judgement, to see what would be regenerated."""
+"""A preview: a call that ends at its first judgement and shows what it would regenerate."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,19 +8,21 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from .engine.call import Hooks, Request
 from .engine.session import Session, with_sample
 from .judge.judges import Prediction
+from .models.spec import Arguments
 from .pictures.draw import heat
 from .report import EditReport
 
 
 @dataclass(frozen=True)
 class Preview:
-    """What a call would regenerate, as far as its first judgement can say.
+    """What a call would regenerate, as far as its first judgement can tell.
 
     Attributes:
-        image: the draft: the clean picture predicted at that step, decoded by the pipeline.
-        report: of the steps that were run.
+        image: the draft, which is the clean picture predicted at that step.
+        report: the `EditReport` of the steps that were run.
     """
 
     image: Image.Image
@@ -40,26 +42,21 @@ class Preview:
 
     @property
     def heat_map(self) -> Image.Image:
-        """The draft in grey, warmer the higher the score, with the region outlined."""
-        limit = self.report.threshold
-        return heat(
-            self.image, self.scores, self.region, limit if isinstance(limit, float) else 0.0
-        )
+        """The draft in grey, in warmer colours for higher scores, with the region outlined."""
+        threshold = self.report.threshold
+        limit = threshold if isinstance(threshold, float) else 0.0
+        return heat(self.image, self.scores, self.region, limit)
 
 
 class PreviewSession(Session):
-    """Stops at the first judgement and hands the predicted clean latents to the pipeline."""
+    """Ends the loop at the first judgement, with the predicted clean image as its latents."""
 
-    def _begin(self, arguments: Mapping[str, Any]) -> None:
-        super()._begin(arguments)
+    def __init__(self, request: Request, hooks: Hooks, forward: Arguments) -> None:
+        super().__init__(request, hooks, forward)
         if self.reason is not None:
             raise ValueError(f"there is no region to preview: {self.reason}")
-        if self.batch > 1:
-            raise ValueError(f"the call makes {self.batch} images; expected one: preview each")
-
-    def _select(self, output: Tensor, sample: Tensor) -> None:
-        super()._select(output, sample)
-        self._draft = Prediction(sample, output, self.sigmas[self.index]).x0
+        if self.loop.batch > 1:
+            raise ValueError(f"the call makes {self.loop.batch} images; expected one: preview each")
 
     def scheduler_step(
         self,
@@ -70,9 +67,11 @@ class PreviewSession(Session):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """The stock step until the judgement; then the predicted clean latents."""
+        """Take the stock step until the judgement; then return the predicted clean latents."""
+        sigma = self.loop.sigmas[self.index]
         result = super().scheduler_step(step, output, timestep, sample, *args, **kwargs)
-        if self.judging is None or self.judging.selection is None:
+        if self.reuse is None or self.reuse.judging.selection is None:
             return result
-        self.stop()
-        return with_sample(result, self._draft.to(sample.dtype))
+        self.hooks.stop()
+        draft = Prediction(sample, output, sigma).x0
+        return with_sample(result, draft.to(sample.dtype))

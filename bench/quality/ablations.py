@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spotedit.engine import forwards
-from spotedit.engine.cache import LayerCache, Place
+from spotedit.engine.cache import LayerCache, SequenceLayout
 from spotedit.engine.forwards import Branch, Forwards
 from spotedit.engine.session import NO_VELOCITY, Session
 from spotedit.judge.judges import JUDGES, Judge, Prediction
@@ -29,11 +29,13 @@ def recursive() -> Iterator[None]:
     """
     stock = forwards.blend
 
-    def blend(cache: LayerCache, place: Place, dropped: Tensor, stale: Tensor, *more: Any) -> None:
-        stock(cache, place, dropped, stale, *more)
+    def blend(
+        cache: LayerCache, layout: SequenceLayout, dropped: Tensor, stale: Tensor, *more: Any
+    ) -> None:
+        stock(cache, layout, dropped, stale, *more)
         if cache.sources is not None and stale.numel():
             for kept, blended in ((cache.sources.k, cache.k), (cache.sources.v, cache.v)):
-                kept.write(stale, blended.part(place.rows).read(stale))
+                kept.write(stale, blended.part(layout.noise).read(stale))
 
     with patch.object(forwards, "blend", blend):
         yield
@@ -45,18 +47,18 @@ def naive() -> Iterator[None]:
     stock = Forwards._run
 
     def run(self: Forwards, mode: str, branch: Branch, forward: Any, kwargs: dict[str, Any]) -> Any:
-        told = self.told
+        state = self.state
         if mode == "spot":
-            assert told.slots is not None
-            assert told.prompt is not None
-            assert told.rope is not None
-            rows = told.slots.reshape(-1, told.slots.shape[-1])
-            first, sequence = len(told.prompt), told.rope[0].shape[-2]
+            assert state.joint_index is not None
+            assert state.prompt is not None
+            assert state.rope is not None
+            rows = state.joint_index.reshape(-1, state.joint_index.shape[-1])
+            first, sequence = len(state.prompt), state.rope[0].shape[-2]
             seen = torch.ones(len(rows), sequence + 1, dtype=torch.bool, device=rows.device)
-            seen[:, first : first + self.noise] = False
+            seen[:, first : first + self.num_noise] = False
             seen.scatter_(1, rows.where(rows >= 0, sequence), True)  # the last column is padding
             seen = seen[:, :-1].expand(len(kwargs["hidden_states"]), -1)
-            told.key_mask = seen if told.key_mask is None else seen & told.key_mask
+            state.key_mask = seen if state.key_mask is None else seen & state.key_mask
         return stock(self, mode, branch, forward, kwargs)
 
     with patch.object(Forwards, "_run", run):
@@ -91,7 +93,7 @@ def unreplaced() -> Iterator[None]:
     def still(self: Session, output: Any, hidden: Tensor, computed: Tensor) -> Any:
         widened = widen(self, output, hidden, computed)
         velocity = widened[0] if isinstance(widened, tuple) else widened.sample
-        velocity.masked_fill_(~self.spot.active_mask[..., None], NO_VELOCITY)
+        velocity.masked_fill_(~self.selection.active_mask[..., None], NO_VELOCITY)
         return widened
 
     with (

@@ -1,4 +1,4 @@
-"""Keys and values kept between steps, per guidance branch and layer."""
+"""The buffers that keep keys and values between steps, for each guidance branch and layer."""
 
 from dataclasses import dataclass
 
@@ -10,26 +10,27 @@ from torch import Tensor
 
 
 @dataclass
-class Rows:
+class CachedRows:
     """Keys or values of the joint sequence or a part of it.
 
     Attributes:
         data: [B, S, H, D], in the model's dtype or in int8.
-        scale: fp32 [B, S, H] of int8 data, else None.
+        scale: fp32 [B, S, H] if `data` is int8, else None.
     """
 
     data: Tensor
     scale: Tensor | None = None
 
     def tensors(self) -> list[Tensor]:
+        """Return the tensors that hold the rows."""
         return [self.data] if self.scale is None else [self.data, self.scale]
 
-    def part(self, rows: slice) -> "Rows":
-        """A view of some rows."""
-        return Rows(self.data[:, rows], None if self.scale is None else self.scale[:, rows])
+    def part(self, rows: slice) -> "CachedRows":
+        """Return a view of a range of rows."""
+        return CachedRows(self.data[:, rows], None if self.scale is None else self.scale[:, rows])
 
     def read(self, index: Tensor) -> Tensor:
-        """The indexed rows, [B, M, H, D]; fp32 where they are int8."""
+        """Return a copy of the indexed rows, [B, M, H, D]; in fp32 if they are kept in int8."""
         data = gather_rows(self.data, index)
         if self.scale is None:
             return data
@@ -44,17 +45,17 @@ class Rows:
             scatter_rows(index, (self.data, data), (self.scale, scale))
 
     def fill(self, values: Tensor) -> None:
-        """Overwrite all rows."""
-        new = Rows(values) if self.scale is None else Rows(*quantise(values))
-        self.copy(new)
+        """Overwrite all rows with `values` [B, S, H, D]."""
+        self.copy(CachedRows(values) if self.scale is None else CachedRows(*quantise(values)))
 
-    def copy(self, other: "Rows") -> None:
-        for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
-            mine.copy_(theirs)
+    def copy(self, other: "CachedRows") -> None:
+        """Overwrite all rows with those of `other`."""
+        for target, values in zip(self.tensors(), other.tensors(), strict=True):
+            target.copy_(values)
 
 
 def quantise(values: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 [B, S, H, D] and fp32 scales [B, S, H], one for each row and head."""
+    """Round to int8 [B, S, H, D] with fp32 scales [B, S, H], one for each row and head."""
     scale = values.abs().amax(dim=-1).float() / 127
     safe = scale.clamp(min=torch.finfo(torch.float32).tiny)
     return (values.float() / safe[..., None]).round_().to(torch.int8), scale
@@ -62,118 +63,141 @@ def quantise(values: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class BlendSources:
-    """What SpotFusion mixes, in noise-token order.
+    """What SpotFusion blends. The rows are in the order of the noise tokens.
 
     Attributes:
-        k, v: each noise token's values at the last step that computed it.
-        k_ref: the condition's keys rotated to the noise tokens' positions; rows beyond the N belong
-            to condition images after the source. Its values need no rotation: they are rows of
-            `LayerCache.v`.
+        k, v: keys and values of each noise token at the last step that computed it.
+        k_ref: the source's keys, rotated to the noise tokens' positions. Rows after the first N
+            belong to condition images that follow the source. There is no `v_ref`, because values
+            are not rotated: `LayerCache.v` holds them.
     """
 
-    k: Rows
-    v: Rows
-    k_ref: Rows
+    k: CachedRows
+    v: CachedRows
+    k_ref: CachedRows
 
 
 @dataclass
 class LayerCache:
-    """Buffers of one attention layer in one guidance branch; S = prompt + noise + condition tokens.
+    """Buffers of one attention layer in one guidance branch, for the S tokens of the sequence.
 
     Attributes:
-        k, v: S rows, what attention reads: fresh, blended and condition rows in joint order.
-        sources: None where the weight is 1 throughout: then the rows of `k` and `v` that a spot
-            step leaves alone are the right ones.
-        ran: whether the layer ran in the last forward, and with it wrote its rows.
+        k, v: what attention reads, S rows each in the order [prompt, noise, conditions].
+        sources: what is blended into the reused rows. None if the weight of the cached value is 1
+            at every step: the rows in `k` and `v` are then right as they are.
+        has_run: whether the layer ran in the last forward, and so wrote its rows.
     """
 
-    k: Rows
-    v: Rows
+    k: CachedRows
+    v: CachedRows
     sources: BlendSources | None
-    ran: bool = False
+    has_run: bool = False
 
     @property
     def nbytes(self) -> int:
-        sources = self.sources
-        rows = [self.k, self.v, *((sources.k, sources.v, sources.k_ref) if sources else ())]
-        return sum(tensor.nbytes for part in rows for tensor in part.tensors())
+        """Bytes of all buffers."""
+        buffers = [self.k, self.v]
+        if self.sources is not None:
+            buffers += [self.sources.k, self.sources.v, self.sources.k_ref]
+        return sum(tensor.nbytes for rows in buffers for tensor in rows.tensors())
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the noise and the source are in the joint sequence [prompt, noise, conditions]."""
+class SequenceLayout:
+    """Where the parts of the joint sequence [prompt, noise, conditions] lie.
 
-    prompt: int  # tokens
-    noise: int  # tokens
-    reference: int  # image token at which the source begins
-    sequence: int  # all tokens
+    Attributes:
+        num_prompt: number of prompt tokens.
+        num_noise: number of noise tokens. The source has as many.
+        source_start: index of the source's first token among the image tokens.
+        num_tokens: number of all tokens, S.
+    """
+
+    num_prompt: int
+    num_noise: int
+    source_start: int
+    num_tokens: int
 
     @property
-    def rows(self) -> slice:
-        """The noise tokens."""
-        return slice(self.prompt, self.prompt + self.noise)
+    def noise(self) -> slice:
+        """The rows of the noise tokens."""
+        return slice(self.num_prompt, self.num_prompt + self.num_noise)
 
     @property
     def source(self) -> slice:
-        """The source's tokens."""
-        start = self.prompt + self.reference
-        return slice(start, start + self.noise)
+        """The rows of the source's tokens."""
+        start = self.num_prompt + self.source_start
+        return slice(start, start + self.num_noise)
 
 
 def allocate(
-    batch: int, place: Place, heads: tuple[int, int], mixed: bool, int8: bool, like: Tensor
+    batch: int,
+    layout: SequenceLayout,
+    heads: tuple[int, int],
+    needs_blend: bool,
+    int8: bool,
+    like: Tensor,
 ) -> LayerCache:
-    """Uninitialised buffers of a layer.
+    """Make the buffers of a layer, without initial values.
 
     Args:
-        heads: their number and dim.
-        mixed: whether reused rows are ever blended.
-        int8: keep them in int8.
-        like: gives the device, and the dtype otherwise.
+        batch: number of images.
+        heads: number of heads, and the dim of a head.
+        needs_blend: whether reused rows are ever blended.
+        int8: keep the rows in int8.
+        like: gives the device, and the dtype unless `int8`.
     """
 
-    def empty(rows: int) -> Rows:
-        shape = (batch, rows, *heads)
+    def empty(num_rows: int) -> CachedRows:
+        shape = (batch, num_rows, *heads)
         if not int8:
-            return Rows(like.new_empty(shape))
+            return CachedRows(like.new_empty(shape))
         scale = like.new_empty(shape[:-1], dtype=torch.float32)
-        return Rows(like.new_empty(shape, dtype=torch.int8), scale)
+        return CachedRows(like.new_empty(shape, dtype=torch.int8), scale)
 
-    cache = LayerCache(empty(place.sequence), empty(place.sequence), None)
-    if mixed:
-        after = place.sequence - place.source.start
-        cache.sources = BlendSources(empty(place.noise), empty(place.noise), empty(after))
+    cache = LayerCache(empty(layout.num_tokens), empty(layout.num_tokens), sources=None)
+    if needs_blend:
+        num_reference = layout.num_tokens - layout.source.start
+        cache.sources = BlendSources(
+            empty(layout.num_noise), empty(layout.num_noise), empty(num_reference)
+        )
     return cache
 
 
-def keep(cache: LayerCache, place: Place) -> None:
-    """After a captured forward: remember the noise tokens' keys and values."""
+def keep(cache: LayerCache, layout: SequenceLayout) -> None:
+    """Remember the noise tokens' keys and values after a full forward."""
     if cache.sources is not None:
-        cache.sources.k.copy(cache.k.part(place.rows))
-        cache.sources.v.copy(cache.v.part(place.rows))
+        cache.sources.k.copy(cache.k.part(layout.noise))
+        cache.sources.v.copy(cache.v.part(layout.noise))
 
 
 def blend(
-    cache: LayerCache, place: Place, dropped: Tensor, stale: Tensor, weight: float, impl: Impl
+    cache: LayerCache,
+    layout: SequenceLayout,
+    dropped_index: Tensor,
+    stale_index: Tensor,
+    weight: float,
+    impl: Impl,
 ) -> None:
-    """Before a spot forward: bring the reused rows up to date.
+    """Bring the reused rows up to date before a spot forward.
 
     Args:
-        dropped: noise tokens that the step before computed last: their values become the cached
-            ones.
-        stale: noise tokens whose rows have to be blended again.
-        weight: of the cached value.
+        dropped_index: reused noise tokens that the step before still computed. The rows that it
+            wrote become their cached keys and values.
+        stale_index: noise tokens whose rows must be blended again.
+        weight: weight of the cached value.
+        impl: which kernels run.
     """
     sources = cache.sources
     if sources is None:
         return
-    k, v = cache.k.part(place.rows), cache.v.part(place.rows)
-    if dropped.numel():
-        sources.k.write(dropped, k.read(dropped))
-        sources.v.write(dropped, v.read(dropped))
-    if not stale.numel():
+    k, v = cache.k.part(layout.noise), cache.v.part(layout.noise)
+    if dropped_index.numel():
+        sources.k.write(dropped_index, k.read(dropped_index))
+        sources.v.write(dropped_index, v.read(dropped_index))
+    if not stale_index.numel():
         return
-    k_ref, v_ref = sources.k_ref.part(slice(place.noise)), cache.v.part(place.source)
+    k_ref, v_ref = sources.k_ref.part(slice(layout.num_noise)), cache.v.part(layout.source)
     if cache.k.scale is None:
         kv_blend(
             k.data,
@@ -182,10 +206,11 @@ def blend(
             sources.v.data,
             k_ref.data,
             v_ref.data,
-            stale,
+            stale_index,
             weight=weight,
             impl=impl,
         )
-    else:
-        for out, kept, reference in ((k, sources.k, k_ref), (v, sources.v, v_ref)):
-            out.write(stale, reference.read(stale).lerp_(kept.read(stale), weight))
+        return
+    for out, cached, reference in ((k, sources.k, k_ref), (v, sources.v, v_ref)):
+        blended = reference.read(stale_index).lerp_(cached.read(stale_index), weight)
+        out.write(stale_index, blended)

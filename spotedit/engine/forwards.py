@@ -1,4 +1,4 @@
-"""The transformer's forwards of one call: full ones that are kept, and spot ones."""
+"""The forwards of one call that keep keys and values (full) or use them (spot)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,26 +11,27 @@ from torch import Tensor
 from ..judge.select import Selection
 from ..models.spec import Arguments, Spec
 from ..options.config import SpotEditConfig
-from .cache import LayerCache, Place, allocate, blend, keep
-from .processor import Forward, SpotProcessor
+from .cache import LayerCache, SequenceLayout, allocate, blend, keep
+from .processor import ForwardState, SpotProcessor
 
-Call = Callable[..., Any]  # the stock forward
+StockForward = Callable[..., Any]
 
 
 @dataclass
 class Branch:
-    """What is kept of one guidance branch: the forwards of equal rank among a step's.
+    """What is kept of one guidance branch.
 
     Attributes:
-        prompt: its rows of the joint sequence, [P].
-        rope: cos, sin fp32 [S, D] of the joint sequence.
-        rope_ref: cos, sin [R, D] that rotate the source's keys, and those of what follows it, to
-            the noise tokens' positions; None where nothing is ever blended.
+        layout: where the tokens lie in the joint sequence.
+        prompt: row of each prompt token, [P].
+        rope: cos and sin of the joint sequence, fp32 [S, D] each.
+        rope_ref: cos and sin [R, D] that rotate the keys of the source, and of the conditions after
+            it, to the noise tokens' positions. None if nothing is ever blended.
         layers: buffers of every attention layer, by its name.
-        weight: of the cached value, in the reused rows as the buffers hold them.
+        weight: weight of the cached value with which the reused rows were last blended.
     """
 
-    place: Place
+    layout: SequenceLayout
     prompt: Tensor
     rope: tuple[Tensor, Tensor]
     rope_ref: tuple[Tensor, Tensor] | None
@@ -39,17 +40,21 @@ class Branch:
 
 
 class Forwards:
-    """Runs forwards and keeps what later ones need, for each guidance branch.
+    """Runs full and spot forwards, and keeps what later ones need, for each guidance branch.
+
+    A branch is known by its index: the position of its forward among the forwards of a step.
 
     Args:
-        told, layers: what the layers read, and their processors by name.
-        noise: tokens.
-        reference: image token at which the source begins.
-        mixed: whether reused rows are ever blended.
+        layers: the attention processors by the layers' names.
+        num_noise: number of noise tokens.
+        source_start: index of the source's first token among the image tokens.
+        needs_blend: whether reused rows are ever blended.
 
     Attributes:
-        bypassed: a layer that did not run in the last full forward, so that nothing was kept of
-            that forward; None: all ran.
+        state: what the attention layers read about the running forward.
+        branches: what is kept, by the branch's index.
+        bypassed: name of a layer that did not run in the last full forward, so that nothing was
+            kept of that forward; None if all layers ran.
     """
 
     def __init__(
@@ -57,76 +62,96 @@ class Forwards:
         transformer: Any,
         spec: Spec,
         config: SpotEditConfig,
-        told: Forward,
         layers: Mapping[str, SpotProcessor],
-        noise: int,
-        reference: int,
-        mixed: bool,
+        num_noise: int,
+        source_start: int,
+        needs_blend: bool,
     ) -> None:
-        self.transformer, self.spec, self.config = transformer, spec, config
-        self.told, self.layers = told, layers
-        self.noise, self.reference, self.mixed = noise, reference, mixed
+        self.transformer = transformer
+        self.spec = spec
+        self.config = config
+        self.layers = layers
+        self.num_noise = num_noise
+        self.source_start = source_start
+        self.needs_blend = needs_blend
+        self.state = ForwardState(spec, config.impl)
         self.branches: dict[int, Branch] = {}
         self.bypassed: str | None = None
 
     @property
     def nbytes(self) -> int:
-        return sum(c.nbytes for branch in self.branches.values() for c in branch.layers.values())
-
-    def holds(self, rank: int, prompt: int) -> bool:
-        """Whether a full forward of this rank and prompt length was kept."""
-        return rank in self.branches and self.branches[rank].place.prompt == prompt
-
-    def full(self, rank: int, forward: Call, kwargs: dict[str, Any]) -> Any:
-        """Run all rows, and keep every layer's keys and values."""
-        prompt, image = (
-            kwargs[name].shape[1] for name in ("encoder_hidden_states", "hidden_states")
+        """Bytes of all buffers."""
+        return sum(
+            cache.nbytes for branch in self.branches.values() for cache in branch.layers.values()
         )
-        place = Place(prompt, self.noise, self.reference, prompt + image)
-        branch = self.branches.get(rank)
-        if branch is None or branch.place != place:
-            branch = self.branches[rank] = self._new_branch(place, kwargs)
+
+    def holds(self, branch_index: int, num_prompt: int) -> bool:
+        """Tell whether a full forward of this branch was kept, with a prompt of this length."""
+        branch = self.branches.get(branch_index)
+        return branch is not None and branch.layout.num_prompt == num_prompt
+
+    def full(self, branch_index: int, forward: StockForward, kwargs: dict[str, Any]) -> Any:
+        """Run all rows, and keep every layer's keys and values."""
+        num_prompt = kwargs["encoder_hidden_states"].shape[1]
+        num_image = kwargs["hidden_states"].shape[1]
+        layout = SequenceLayout(
+            num_prompt, self.num_noise, self.source_start, num_prompt + num_image
+        )
+        branch = self.branches.get(branch_index)
+        if branch is None or branch.layout != layout:
+            branch = self.branches[branch_index] = self._new_branch(layout, kwargs)
         branch.weight = 1.0
-        self._tell(branch, kwargs)
-        self.told.slots, self.told.rope_ref = None, branch.rope_ref
-        output, self.bypassed = self._run("capture", branch, forward, kwargs)
+        self._set_state(branch, kwargs)
+        self.state.joint_index = None
+        self.state.rope_ref = branch.rope_ref
+        output, self.bypassed = self._run("full", branch, forward, kwargs)
         if self.bypassed is not None:
-            del self.branches[rank]  # some of its buffers were never written
+            del self.branches[branch_index]  # some of its buffers were never written
             return output
-        for layer in branch.layers.values():
-            keep(layer, place)
+        for cache in branch.layers.values():
+            keep(cache, layout)
         return output
 
     def spot(
-        self, rank: int, forward: Call, kwargs: dict[str, Any], spot: Selection, weight: float
+        self,
+        branch_index: int,
+        forward: StockForward,
+        kwargs: dict[str, Any],
+        selection: Selection,
+        weight: float,
     ) -> tuple[Any, int]:
-        """Run the active tokens' rows; the prompt's unless `cache_text`, and the conditions' only
-        without `condition_cache`.
+        """Run the transformer on the active tokens.
+
+        Prompt rows are included unless `cache_text`; condition rows only without
+        `condition_cache`.
 
         Returns:
-            The output and the number of rows.
+            The output, and the number of rows that were run.
 
         Raises:
             RuntimeError: a layer did not run, so that the output is wrong.
         """
-        branch, hidden, told = self.branches[rank], kwargs["hidden_states"], self.told
-        self._blend(branch, spot, weight)
-        index = spot.active_index
-        if not self.config.condition_cache:
-            condition = torch.arange(self.noise, hidden.shape[1], device=index.device)
-            index = torch.cat([index, condition.expand(*index.shape[:-1], -1)], dim=-1)
-        joint = torch.where(index < 0, index, index + branch.place.prompt)
-        self._tell(branch, kwargs)
-        told.index = index
-        told.prompt = branch.prompt[: 0 if self.config.cache_text else None]
-        prompt = told.prompt.expand(*index.shape[:-1], -1)
-        told.slots = torch.cat([prompt, joint], dim=-1)
-        if self.config.cache_dtype == "int8":  # its rows are computed in buffers of their own
-            rows = told.slots.clamp(min=0)
-            told.rope = branch.rope[0][rows], branch.rope[1][rows]
-        told.rope_ref = None if self.config.condition_cache else branch.rope_ref
-        narrowed = kwargs | self.spec.narrow(kwargs, index)
-        narrowed["hidden_states"] = gather_rows(hidden, index)
+        branch, state = self.branches[branch_index], self.state
+        self._blend(branch, selection, weight)
+        self._set_state(branch, kwargs)
+        image_index = self._image_index(selection, kwargs)
+        joint_index = torch.where(
+            image_index < 0, image_index, image_index + branch.layout.num_prompt
+        )
+        prompt = branch.prompt[:0] if self.config.cache_text else branch.prompt
+        state.prompt = prompt
+        state.image_index = image_index
+        state.joint_index = torch.cat(
+            [prompt.expand(*image_index.shape[:-1], -1), joint_index], dim=-1
+        )
+        if self.config.cache_dtype == "int8":
+            # The rows are computed in buffers of their own, so cos and sin are gathered for them.
+            rows = state.joint_index.clamp(min=0)
+            cos, sin = branch.rope
+            state.rope = cos[rows], sin[rows]
+        state.rope_ref = None if self.config.condition_cache else branch.rope_ref
+        narrowed = kwargs | self.spec.narrow(kwargs, image_index)
+        narrowed["hidden_states"] = gather_rows(kwargs["hidden_states"], image_index)
         if self.config.cache_text:
             narrowed |= self.spec.without_prompt(kwargs)
         output, bypassed = self._run("spot", branch, forward, narrowed)
@@ -136,47 +161,65 @@ class Forwards:
                 "run: something skips blocks of the transformer (a cache, a patched forward). "
                 "Remove it, or edit after spotedit.disable(pipe)"
             )
-        return output, told.slots.shape[-1]
+        return output, state.joint_index.shape[-1]
+
+    def _image_index(self, selection: Selection, kwargs: Arguments) -> Tensor:
+        """Return the image tokens that a spot forward runs, [M] or [B, M], padded with -1."""
+        active_index = selection.active_index
+        if self.config.condition_cache:
+            return active_index
+        num_image = kwargs["hidden_states"].shape[1]
+        condition_index = torch.arange(self.num_noise, num_image, device=active_index.device)
+        condition_index = condition_index.expand(*active_index.shape[:-1], -1)
+        return torch.cat([active_index, condition_index], dim=-1)
 
     def _run(
-        self, mode: str, branch: Branch, forward: Call, kwargs: dict[str, Any]
+        self, mode: str, branch: Branch, forward: StockForward, kwargs: dict[str, Any]
     ) -> tuple[Any, str | None]:
-        """The output of a forward, and the first layer that did not run in it, or None."""
-        self.told.mode = mode
+        """Run a forward; return its output, and the first layer that did not run in it, or None."""
+        self.state.mode = mode
         for name, layer in self.layers.items():
             cache = branch.layers[name]
-            cache.ran = False
-            layer.here.forward, layer.here.cache = self.told, cache
+            cache.has_run = False
+            layer.thread.forward, layer.thread.cache = self.state, cache
         try:
             output = forward(**kwargs)
         finally:
             for layer in self.layers.values():
-                layer.here.forward = layer.here.cache = None
-        bypassed = (name for name, cache in branch.layers.items() if not cache.ran)
+                layer.thread.forward = layer.thread.cache = None
+        bypassed = (name for name, cache in branch.layers.items() if not cache.has_run)
         return output, next(bypassed, None)
 
-    def _blend(self, branch: Branch, spot: Selection, weight: float) -> None:
+    def _blend(self, branch: Branch, selection: Selection, weight: float) -> None:
         """Bring the reused rows up to date."""
-        changed = weight != branch.weight
-        stale = (
-            spot.reused_index
-            if changed
-            else spot.dropped_index[..., : None if weight != 1.0 else 0]
-        )
+        if weight != branch.weight:
+            stale_index = selection.reused_index
+        elif weight != 1.0:
+            stale_index = selection.dropped_index
+        else:
+            stale_index = selection.dropped_index[..., :0]  # the rows are the cached ones already
         branch.weight = weight
-        for layer in branch.layers.values():
-            blend(layer, branch.place, spot.dropped_index, stale, weight, self.config.impl)
+        for cache in branch.layers.values():
+            blend(
+                cache,
+                branch.layout,
+                selection.dropped_index,
+                stale_index,
+                weight,
+                self.config.impl,
+            )
 
-    def _tell(self, branch: Branch, kwargs: Arguments) -> None:
-        """Set the state that full and spot forwards share."""
-        self.told.prompt, self.told.rope = branch.prompt, branch.rope
+    def _set_state(self, branch: Branch, kwargs: Arguments) -> None:
+        """Set the per-forward state that full and spot forwards share."""
+        self.state.prompt = branch.prompt
+        self.state.rope = branch.rope
         mask = self.spec.prompt_mask(kwargs)
         if mask is not None:
-            image = mask.new_ones(len(mask), branch.place.sequence - branch.place.prompt)
-            mask = torch.cat([mask, image], dim=1)
-        self.told.key_mask = mask
+            num_image = branch.layout.num_tokens - branch.layout.num_prompt
+            mask = torch.cat([mask, mask.new_ones(len(mask), num_image)], dim=1)
+        self.state.key_mask = mask
 
-    def _new_branch(self, place: Place, kwargs: Arguments) -> Branch:
+    def _new_branch(self, layout: SequenceLayout, kwargs: Arguments) -> Branch:
         hidden = kwargs["hidden_states"]
         dtype, device = hidden.dtype, hidden.device
         if torch.is_autocast_enabled(device.type):
@@ -184,18 +227,21 @@ class Forwards:
         like = hidden.new_empty(0, dtype=dtype)
         heads, int8 = self.spec.heads(self.transformer), self.config.cache_dtype == "int8"
         layers = {
-            name: allocate(len(hidden), place, heads, self.mixed, int8, like)
+            name: allocate(len(hidden), layout, heads, self.needs_blend, int8, like)
             for name in self.layers
         }
-        return self._branch(place, kwargs, layers)
+        return self._branch(layout, kwargs, layers)
 
-    def _branch(self, place: Place, kwargs: Arguments, layers: dict[str, LayerCache]) -> Branch:
-        cos, sin = rope = self.spec.rotary(self.transformer, kwargs)
-        after, rope_ref = slice(place.source.stop, None), None
-        if self.mixed:
+    def _branch(
+        self, layout: SequenceLayout, kwargs: Arguments, layers: dict[str, LayerCache]
+    ) -> Branch:
+        cos, sin = self.spec.rotary(self.transformer, kwargs)
+        rope_ref = None
+        if self.needs_blend:
+            later_conditions = slice(layout.source.stop, None)
             rope_ref = (
-                torch.cat([cos[place.rows], cos[after]]),
-                torch.cat([sin[place.rows], sin[after]]),
+                torch.cat([cos[layout.noise], cos[later_conditions]]),
+                torch.cat([sin[layout.noise], sin[later_conditions]]),
             )
-        prompt = torch.arange(place.prompt, device=cos.device)
-        return Branch(place, prompt, rope, rope_ref, layers)
+        prompt = torch.arange(layout.num_prompt, device=cos.device)
+        return Branch(layout, prompt, (cos, sin), rope_ref, layers)

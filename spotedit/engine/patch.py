@@ -1,9 +1,9 @@
-"""The only file that changes a pipeline, and the way back from every change.
+"""All changes to a pipeline are made here, and undone here.
 
 `enable` swaps the pipeline's class for a subclass whose `__call__` goes through the handle. While a
-call runs, that pipeline sees views in place of its transformer and its scheduler, through which the
-session learns of every forward and step. Other pipelines may share both objects: they do not see
-the views, and the attention processors that a call installs are the stock ones for their forwards.
+call runs, that pipeline sees views in place of its transformer and its scheduler. Through them the
+session sees every forward and every step. Other pipelines may share both objects: they do not see
+the views, and in their forwards our attention processors behave like the stock ones.
 """
 
 import copy
@@ -16,9 +16,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..models.spec import Spec
+from ..models.spec import Arguments, Spec
+from .call import Hooks
 from .processor import SpotProcessor, spot_processor
-from .session import Session
+from .session import Session, no_forward_error
 from .views import subclass, view
 
 Views = dict[str, Any]  # component -> what the running call sees in its place
@@ -29,7 +30,8 @@ _LOCK = threading.RLock()  # held while a transformer that may be shared is chan
 def swap_class(pipe: Any, call: Callable[..., Any], owner: object, views: Views) -> type:
     """Give `pipe` a subclass of its class whose calls are `call(base, ...)`; returns `base`.
 
-    Copies, pickles, and pipelines made from it or by its class are of the class `base`.
+    Copies and pickles of `pipe` are instances of `base`, and so are pipelines that are made from it
+    or by its class.
     """
     base: Any = type(pipe)
 
@@ -50,8 +52,10 @@ def swap_class(pipe: Any, call: Callable[..., Any], owner: object, views: Views)
     if hasattr(base, "components"):
 
         def components(self: Any) -> dict[str, Any]:
-            found = base.components.fget(self)
-            return found | {name: vars(self)[name] for name in views if name in found}
+            """Return the components themselves, not the running call's views of them."""
+            components = base.components.fget(self)
+            viewed = {name: vars(self)[name] for name in views if name in components}
+            return components | viewed
 
         namespace["components"] = property(components)
     pipe.__class__ = subclass(base, namespace)
@@ -59,7 +63,7 @@ def swap_class(pipe: Any, call: Callable[..., Any], owner: object, views: Views)
 
 
 def _viewed(name: str, views: Views) -> property:
-    """A pipeline's attribute `name`, or the running call's view in its place."""
+    """Make a property: the pipeline's attribute `name`, or the running call's view of it."""
 
     def get(self: Any) -> Any:
         if name not in vars(self):
@@ -76,39 +80,80 @@ def _viewed(name: str, views: Views) -> property:
 
 
 def owner_of(pipe: object) -> Any:
-    """What `swap_class` was given for this pipeline, or None."""
+    """Return the owner that `swap_class` was given for this pipeline, or None."""
     return vars(type(pipe)).get("_spotedit")
 
 
 def bind(
     base: type, pipe: Any, args: tuple, kwargs: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A call's arguments by name: as given, and with the pipeline's defaults."""
+    """Return a call's arguments by name: those that were passed, and all with their defaults."""
     bound = inspect.signature(base.__call__).bind(pipe, *args, **kwargs)
-    given = dict(list(bound.arguments.items())[1:])
-    if hasattr(pipe, "blocks"):  # a modular pipeline, of arguments that its blocks name
-        given |= given.pop("kwargs", {})
-        defaults = {item.name: item.default for item in pipe.blocks.inputs}
-        state = given.get("state")
-        return given, defaults | (state.values if state else {}) | given
-    bound.apply_defaults()
-    return given, dict(list(bound.arguments.items())[1:])
+    passed = _without_self(bound)
+    if not hasattr(pipe, "blocks"):
+        bound.apply_defaults()
+        return passed, _without_self(bound)
+    # the blocks of a modular pipeline name its arguments, and its state may hold some of them
+    passed |= passed.pop("kwargs", {})
+    defaults = {item.name: item.default for item in pipe.blocks.inputs}
+    state = passed.get("state")
+    return passed, defaults | (state.values if state else {}) | passed
+
+
+def _without_self(bound: inspect.BoundArguments) -> dict[str, Any]:
+    arguments = dict(bound.arguments)
+    del arguments["self"]
+    return arguments
+
+
+class RunningCall:
+    """Connects a call's views with its session, which begins with the first forward.
+
+    Attributes:
+        session: the session, or None before the first forward.
+    """
+
+    def __init__(self, begin: Callable[[Arguments], Session]) -> None:
+        """`begin` makes the session from the first forward's keyword arguments."""
+        self._begin = begin
+        self.session: Session | None = None
+
+    def run(self, forward: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        """Stand in for a forward of the transformer."""
+        if self.session is None:
+            self.session = self._begin(kwargs)
+        return self.session.run(forward, kwargs)
+
+    def scheduler_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Stand in for `scheduler.step`."""
+        if self.session is None:
+            raise no_forward_error()
+        return self.session.scheduler_step(step, *args, **kwargs)
 
 
 @contextmanager
-def attached(pipe: Any, session: Session, views: Views) -> Iterator[None]:
-    """Let `session` see the transformer's forwards and the scheduler's steps in a block."""
+def attached(
+    pipe: Any, spec: Spec, views: Views, begin: Callable[[Hooks, Arguments], Session]
+) -> Iterator[RunningCall]:
+    """Let a session see the transformer's forwards and the scheduler's steps in a block.
+
+    Args:
+        views: is filled for the time of the block.
+        begin: makes the session from our hooks and the first forward's keyword arguments.
+    """
     transformer, scheduler = pipe.transformer, pipe.scheduler
     model = getattr(transformer, "_orig_mod", transformer)
     with ExitStack() as undo:
-        session.layers = undo.enter_context(_processors(model, session.spec))
-        session.modulated = functools.partial(_modulated, model, session.spec)
+        hooks = Hooks(
+            layers=undo.enter_context(_processors(model, spec)),
+            modulated_input=functools.partial(_modulated_input, model, spec),
+            stop=functools.partial(_stop, pipe, views, undo),
+        )
+        call = RunningCall(functools.partial(begin, hooks))
         undo.callback(views.clear)
-        views["transformer"] = _transformer_view(transformer, session, undo)
-        views["scheduler"] = own = _scheduler_view(scheduler, session, undo)
-        session.stop = functools.partial(_stop, pipe, own, undo)
-        undo.callback(delattr, session, "stop")
-        yield
+        views["transformer"] = _transformer_view(transformer, call, undo)
+        views["scheduler"] = _scheduler_view(scheduler, call, undo)
+        yield call
 
 
 # -- the transformer, which other pipelines may share
@@ -125,14 +170,17 @@ def _transformer_class(base: Any) -> Any:
     return subclass(base, {"__slots__": ("_spotedit_run",), "__call__": __call__})
 
 
-def _transformer_view(transformer: Any, session: Session, undo: ExitStack) -> Any:
-    """Make a view of the transformer that calls `session`; after the call, the transformer."""
+def _transformer_view(transformer: Any, call: RunningCall, undo: ExitStack) -> Any:
+    """Make a view of the transformer that goes through `call`.
+
+    Whoever keeps the view after the call gets the transformer's own forwards from it.
+    """
     base: Any = type(transformer)
     stock = functools.partial(base.__call__, transformer)
-    run = functools.partial(session.run, stock)
-    own = view(transformer, _transformer_class(base), _spotedit_run=run)
-    undo.callback(object.__setattr__, own, "_spotedit_run", lambda kwargs: stock(**kwargs))
-    return own
+    run = functools.partial(call.run, stock)
+    viewed = view(transformer, _transformer_class(base), _spotedit_run=run)
+    undo.callback(object.__setattr__, viewed, "_spotedit_run", lambda kwargs: stock(**kwargs))
+    return viewed
 
 
 @contextmanager
@@ -162,16 +210,16 @@ def _install(model: Any, name: str, spec: Spec) -> SpotProcessor:
             block = model.get_submodule(".".join(name.split(".")[:2]))
             hook = functools.partial(_narrow_block, layer)
             layer.narrowing = block.register_forward_pre_hook(hook, with_kwargs=True)
-    attention.processor.calls += 1
+    attention.processor.num_calls += 1
     return attention.processor
 
 
 def _uninstall(model: Any, name: str, layer: SpotProcessor) -> None:
     attention = model.get_submodule(name.removesuffix(".processor"))
-    layer.calls -= 1
-    if layer.calls:
+    layer.num_calls -= 1
+    if layer.num_calls:
         return
-    if attention.processor is layer:  # nobody set another one meanwhile
+    if attention.processor is layer:  # nobody has set another one meanwhile
         attention.set_processor(layer.stock)
     if layer.narrowing is not None:
         layer.narrowing.remove()
@@ -182,16 +230,16 @@ def _narrow_block(
 ) -> tuple[tuple, dict[str, Any]] | None:
     """Cut a block's arguments to a spot forward's rows, see `Spec.narrow_block`.
 
-    Another thread's forward may come without `kwargs`, in the moment in which this hook is set.
+    In another thread, a forward that runs while this hook is being registered may lack `kwargs`.
     """
-    if kwargs is None or not isinstance(layer, SpotProcessor):  # a copy's layer is a stock one
+    if kwargs is None or not isinstance(layer, SpotProcessor):  # a copied model has stock layers
         return None
-    forward = layer.here.forward
+    forward = layer.thread.forward
     if forward is None or forward.mode != "spot":
         return None
     assert forward.spec.narrow_block is not None
-    assert forward.index is not None
-    return args, kwargs | forward.spec.narrow_block(kwargs, forward.index)
+    assert forward.image_index is not None
+    return args, kwargs | forward.spec.narrow_block(kwargs, forward.image_index)
 
 
 class _Reached(Exception):
@@ -201,9 +249,11 @@ class _Reached(Exception):
         self.arguments = arguments
 
 
-def _modulated(model: Any, spec: Spec, kwargs: dict[str, Any]) -> Tensor:
-    """The first block's modulated image input, of a forward that ends there. No hook of the
-    transformer's own runs, and nothing compiled. Other threads' forwards go on."""
+def _modulated_input(model: Any, spec: Spec, kwargs: dict[str, Any]) -> Tensor:
+    """Run a forward as far as the first block, and return that block's modulated image input.
+
+    The transformer's own hooks and compiled code are bypassed. Forwards of other threads go on.
+    """
     block, thread = model.transformer_blocks[0], threading.get_ident()
 
     with _LOCK:
@@ -230,49 +280,51 @@ def _modulated(model: Any, spec: Spec, kwargs: dict[str, Any]) -> Tensor:
 
 @functools.cache
 def _scheduler_class(base: Any) -> Any:
-    step = property(lambda self: self._spotedit_step)  # also where the instance has a `step`
+    step = property(lambda self: self._spotedit_step)  # hides a `step` of the instance as well
     return subclass(base, {"__slots__": ("_spotedit_step",), "step": step})
 
 
-def _scheduler_view(scheduler: Any, session: Session, undo: ExitStack) -> Any:
-    """Make a copy of the scheduler for one call, whose steps go through `session`.
+def _scheduler_view(scheduler: Any, call: RunningCall, undo: ExitStack) -> Any:
+    """Make a copy of the scheduler for one call, whose steps go through `call`.
 
-    A scheduler counts its steps, so that two calls that run at once need two. One whose `step` was
-    replaced on the instance is not copied, as the replacement may belong to it; nor is one that
-    holds what cannot be copied. Such a scheduler must not serve two calls at once.
+    Two calls that run at once need two schedulers, because a scheduler counts its steps. It is not
+    copied if its `step` was replaced on the instance, because the replacement may belong to that
+    instance, or if it holds something that cannot be copied. Such a scheduler must not serve two
+    calls at once.
     """
     base: Any = type(scheduler)
-    own = view(scheduler, _scheduler_class(base))
+    viewed = view(scheduler, _scheduler_class(base))
     if "step" not in vars(scheduler):
         with suppress(TypeError):
-            object.__setattr__(own, "__dict__", copy.deepcopy(vars(scheduler)))
-    stock = vars(scheduler).get("step") or functools.partial(base.step, own)
+            object.__setattr__(viewed, "__dict__", copy.deepcopy(vars(scheduler)))
+    stock = vars(scheduler).get("step") or functools.partial(base.step, viewed)
 
     @functools.wraps(base.step)
     def step(*args: Any, **kwargs: Any) -> Any:
-        return session.scheduler_step(stock, *args, **kwargs)
+        return call.scheduler_step(stock, *args, **kwargs)
 
     # diffusers looks at the parameters of `step`, without `self`
     step.__signature__ = inspect.signature(scheduler.step)  # type: ignore[attr-defined]
-    object.__setattr__(own, "_spotedit_step", step)
-    undo.callback(object.__setattr__, own, "_spotedit_step", stock)
-    return own
+    object.__setattr__(viewed, "_spotedit_step", step)
+    undo.callback(object.__setattr__, viewed, "_spotedit_step", stock)
+    return viewed
 
 
-def _stop(pipe: Any, scheduler: Any, undo: ExitStack) -> None:
+def _stop(pipe: Any, views: Views, undo: ExitStack) -> None:
     """Let the running call's own loop skip its remaining steps, and decode what it has.
 
-    Inpainting pipelines put the source, noised for the next step, where nothing may change: from
-    here on it gets no noise.
+    At every step, an inpainting pipeline puts the source, with noise for the next step, where
+    nothing may change. From here on it puts the source without noise.
     """
     undo.callback(setattr, pipe, "_interrupt", False)
     pipe._interrupt = True
+    scheduler = views["scheduler"]
     undo.callback(_restore(scheduler, "scale_noise"))
     scheduler.scale_noise = lambda sample, *args, **kwargs: sample
 
 
 def _restore(instance: object, name: str) -> Callable[[], object]:
-    """A function that puts the instance's attribute `name` back as it is now."""
+    """Return a function that puts the instance's attribute `name` back as it is now."""
     attributes = vars(instance)
     if name in attributes:
         return functools.partial(attributes.__setitem__, name, attributes[name])

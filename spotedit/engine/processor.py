@@ -1,7 +1,8 @@
-"""The attention of a captured or a spot forward: projection, `qk_norm_rope`, attention, output.
+"""The attention layers of full and spot forwards.
 
-Nothing here depends on a number that changes from step to step, so that a compiled block is
-compiled once for captured and once for spot forwards.
+A layer projects its rows, normalises and rotates them (`qk_norm_rope`), attends, and projects the
+result. Nothing here depends on a number that changes from step to step, so a compiled block is
+compiled once for full and once for spot forwards.
 """
 
 import functools
@@ -25,63 +26,72 @@ from ..models.spec import Spec
 from .cache import LayerCache
 from .views import subclass, view
 
-_TAKEN = ("encoder_hidden_states", "encoder_hidden_states_mask", "image_rotary_emb")
+_SUPPORTED_ARGUMENTS = ("encoder_hidden_states", "encoder_hidden_states_mask", "image_rotary_emb")
 
 
 @dataclass
-class Forward:
-    """What the layers have to know about the running forward. One object serves all of them.
+class ForwardState:
+    """What the attention layers read about the running forward. All layers share one object.
+
+    A full forward here is one whose keys and values are kept.
 
     Attributes:
-        spec, impl: the model family, and which kernels run.
-        mode: "capture": all rows run and are kept; "spot": the rows `slots` run.
-        prompt: the prompt's rows, [P]. A tensor, as graphs take its size as a variable.
-        slots: joint index of each row, int64 [M] or [B, M], -1 = padding; None: all, in order.
-        index: image token of each row after the prompt's, as `slots`; of spot forwards.
-        rope: cos, sin fp32 [S, D] of the joint sequence; with an int8 cache those of the rows,
-            [M, D] or [B, M, D].
-        rope_ref: cos, sin [R, D] for `BlendSources.k_ref`; None: it stays as it is.
+        spec: the model family.
+        impl: which kernels run.
+        mode: "full": all rows run and are kept. "spot": only the rows in `joint_index` run.
+        prompt: joint index of each prompt row, [P]. Only its length is used; it is a tensor so that
+            compiled graphs treat the length as a variable.
+        joint_index: index of each row in the joint sequence, int64 [M] or [B, M], padded with -1.
+            None: all rows, in order.
+        image_index: the same for the rows after the prompt, counted from the first image token.
+            It is set for spot forwards.
+        rope: cos and sin of the joint sequence, fp32 [S, D] each. With an int8 cache those of the
+            rows, [M, D] or [B, M, D], because the rows are computed outside the cache.
+        rope_ref: cos and sin [R, D] for `BlendSources.k_ref`. None: `k_ref` is not written.
         key_mask: bool [B, S], True = attend, or None.
     """
 
     spec: Spec
     impl: Impl
-    mode: str = "capture"
+    mode: str = "full"
     prompt: Tensor | None = None
-    slots: Tensor | None = None
-    index: Tensor | None = None
+    joint_index: Tensor | None = None
+    image_index: Tensor | None = None
     rope: tuple[Tensor, Tensor] | None = None
     rope_ref: tuple[Tensor, Tensor] | None = None
     key_mask: Tensor | None = None
 
 
-class Here(threading.local):
+class ThreadState(threading.local):
     """What an attention layer works with in the forward that the current thread is running.
 
-    None in a thread that runs no forward of an enabled pipeline: there, the layer is the stock one.
+    Both attributes are None in a thread that runs no forward of an enabled pipeline. In such a
+    thread the layer is the stock one.
     """
 
     def __init__(self) -> None:
-        # torch.compile would take defaults of the class for constants
-        self.forward: Forward | None = None
+        # set here because torch.compile would treat defaults of the class as constants
+        self.forward: ForwardState | None = None
         self.cache: LayerCache | None = None
 
 
 class SpotProcessor:
     """Stands in for a layer's attention processor while an enabled pipeline runs.
 
-    A captured forward writes the keys and values of all tokens into the layer's buffers; a spot
-    forward overwrites those of its rows, in place, and attends to the whole buffer. Any other
-    forward, and every forward of other threads, is the stock processor's. A copy is a stock one.
+    A full forward writes the keys and values of all tokens into the layer's buffers. A spot forward
+    overwrites those of its rows, in place, and attends to the whole buffer. Any other forward, and
+    every forward of another thread, runs the stock processor. A copy is a stock processor.
 
     Attributes:
-        calls: how many running calls use it.
-        narrowing: the hook of its block, see `Spec.narrow_block`, or None.
+        num_calls: number of running calls that use it.
+        thread: what the layer works with in the current thread.
+        narrowing: the hook on the layer's block (see `Spec.narrow_block`), or None.
+        stock: the processor that it stands in for.
     """
 
-    __slots__ = ("calls", "here", "narrowing", "stock")
-    calls: int
-    here: Here
+    __slots__ = ("narrowing", "num_calls", "stock", "thread")
+    num_calls: int
+    thread: ThreadState
     narrowing: RemovableHandle | None
     stock: Any
 
@@ -89,70 +99,82 @@ class SpotProcessor:
 @functools.cache
 def _spot_class(stock: Any) -> Any:
     """Make a subclass of a processor's class, with its signature, that calls `attend`."""
-    names = tuple(inspect.signature(stock.__call__).parameters)[3:]  # after `hidden_states`
+    parameters = tuple(inspect.signature(stock.__call__).parameters)
+    names = parameters[3:]  # the parameters after `self`, `attn` and `hidden_states`
 
     @functools.wraps(stock.__call__)
     def __call__(self: Any, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        forward, cache = self.here.forward, self.here.cache
+        forward, cache = self.thread.forward, self.thread.cache
         if forward is None:
             return self.stock(attn, hidden_states, *args, **kwargs)
-        given = dict(zip(names, args, strict=False)) | kwargs
-        more = [n for n, v in given.items() if n not in _TAKEN and (isinstance(v, Tensor) or v)]
-        if more:
-            raise ValueError(
-                f"the attention layers were given {', '.join(more)}; expected no more than the "
-                "prompt and its mask: spot steps cannot apply it, so edit without spotedit"
-            )
-        cache.ran = True
-        prompt = given.get("encoder_hidden_states")
+        arguments = dict(zip(names, args, strict=False)) | kwargs
+        _refuse_unsupported(arguments)
+        cache.has_run = True
+        prompt = arguments.get("encoder_hidden_states")
         return attend(forward, cache, _chosen_backend(self), attn, hidden_states, prompt)
 
     return subclass(stock, {"__call__": __call__, "__slots__": ()}, (SpotProcessor,))
 
 
+def _refuse_unsupported(arguments: dict[str, Any]) -> None:
+    """Refuse arguments of an attention layer that spot steps would ignore."""
+    unsupported = [
+        name
+        for name, value in arguments.items()
+        if name not in _SUPPORTED_ARGUMENTS and (isinstance(value, Tensor) or value)
+    ]
+    if unsupported:
+        raise ValueError(
+            f"the attention layers were given {', '.join(unsupported)}; expected no more than the "
+            "prompt and its mask: spot steps cannot apply it, so edit without spotedit"
+        )
+
+
 def spot_processor(stock: Any) -> Any:
     """Make the `SpotProcessor` that stands in for `stock` and shares all attributes with it."""
-    kind: Any = type(stock)
-    return view(stock, _spot_class(kind), stock=stock, here=Here(), calls=0, narrowing=None)
+    stock_class: Any = type(stock)
+    spot_class = _spot_class(stock_class)
+    return view(stock, spot_class, stock=stock, thread=ThreadState(), num_calls=0, narrowing=None)
 
 
 def _chosen_backend(processor: Any) -> AttentionBackendName | None:
     """Return the attention backend that the user chose for the layer or for all, or None."""
-    own = getattr(processor, "_attention_backend", None)
-    if own is not None:
-        return own
+    for_layer = getattr(processor, "_attention_backend", None)
+    if for_layer is not None:
+        return for_layer
     active, _ = _AttentionBackendRegistry.get_active_backend()
     return None if active == AttentionBackendName.NATIVE else active
 
 
 def attend(
-    forward: Forward,
+    forward: ForwardState,
     cache: LayerCache,
     backend: AttentionBackendName | None,
     attn: Any,
     hidden: Tensor,
     prompt: Tensor | None,
 ) -> Any:
-    """Compute what the stock processor returns, for all rows or those of a spot forward.
+    """Compute what the stock processor returns, for the rows of this forward.
 
     Args:
-        backend: the one that the user chose, or None.
+        backend: the attention backend that the user chose, or None.
         attn: the attention module.
-        hidden: image rows [B, M, C], or joint ones where `prompt` is None.
+        hidden: image rows [B, M, C], or rows of the joint sequence if `prompt` is None.
         prompt: prompt rows [B, P, C].
     """
     assert forward.rope is not None
     assert forward.prompt is not None
     rows = forward.spec.project(attn, hidden, prompt)
-    direct = cache.k.scale is None
-    k = cache.k.data if direct else torch.empty_like(rows.k)
-    v = cache.v.data if direct else torch.empty_like(rows.v)
+    is_int8 = cache.k.scale is not None
+    # Keys and values go straight into the cache, unless they must be rounded to int8 first.
+    k = torch.empty_like(rows.k) if is_int8 else cache.k.data
+    v = torch.empty_like(rows.v) if is_int8 else cache.v.data
     cos, sin = forward.rope
     reference: dict[str, Any] = {}
     if cache.sources is not None and forward.rope_ref is not None:
         cos_ref, sin_ref = forward.rope_ref
         k_ref = cache.sources.k_ref.data
-        if not direct:
+        if is_int8:
             k_ref = torch.empty_like(k_ref, dtype=k.dtype)
         reference = {"k_ref": k_ref, "cos_ref": cos_ref, "sin_ref": sin_ref}
     q = qk_norm_rope(
@@ -161,7 +183,7 @@ def attend(
         rows.v,
         k,
         v,
-        forward.slots if direct else None,
+        None if is_int8 else forward.joint_index,
         cos,
         sin,
         text_len=forward.prompt.shape[0],
@@ -170,41 +192,45 @@ def attend(
         **rows.norms,
         **reference,
     )
-    if not direct:
+    if is_int8:
         _quantise(forward, cache, k, v, reference.get("k_ref"))
     if forward.mode == "spot":
         k, v = cache.k.data, cache.v.data
-    heads = _heads(forward, cache, backend, q, k, v)
-    return forward.spec.output(attn, heads, prompt, rows)
+    attended = _attention(forward, cache, backend, q, k, v)
+    return forward.spec.output(attn, attended, prompt, rows)
 
 
 def _quantise(
-    forward: Forward, cache: LayerCache, k: Tensor, v: Tensor, k_ref: Tensor | None
+    forward: ForwardState, cache: LayerCache, k: Tensor, v: Tensor, k_ref: Tensor | None
 ) -> None:
-    """Write a forward's rows to the int8 buffers."""
-    for kept, fresh in ((cache.k, k), (cache.v, v)):
-        if forward.slots is None:
-            kept.fill(fresh)
+    """Write the rows of a forward into the int8 buffers."""
+    for cached, values in ((cache.k, k), (cache.v, v)):
+        if forward.joint_index is None:
+            cached.fill(values)
         else:
-            kept.write(forward.slots, fresh)
+            cached.write(forward.joint_index, values)
     if k_ref is not None:
         assert cache.sources is not None
         cache.sources.k_ref.fill(k_ref)
 
 
-def _heads(
-    forward: Forward,
+def _attention(
+    forward: ForwardState,
     cache: LayerCache,
     backend: AttentionBackendName | None,
     q: Tensor,
     k: Tensor,
     v: Tensor,
 ) -> Tensor:
-    """Captured forwards, and all where the user chose a backend, go through diffusers."""
-    mask, scales = forward.key_mask, (cache.k.scale, cache.v.scale)
-    if forward.mode == "spot" and (backend is None or scales[0] is not None):
+    """Attend from the rows `q` [B, M, H, D] to all keys; return [B, M, H, D].
+
+    Spot forwards use our kernel. Full forwards use diffusers' dispatch, and so do spot forwards if
+    the user chose a backend and the cache is not int8.
+    """
+    mask, k_scale, v_scale = forward.key_mask, cache.k.scale, cache.v.scale
+    if forward.mode == "spot" and (backend is None or k_scale is not None):
         return gathered_attention(
-            q, k, v, key_mask=mask, k_scale=scales[0], v_scale=scales[1], impl=forward.impl
+            q, k, v, key_mask=mask, k_scale=k_scale, v_scale=v_scale, impl=forward.impl
         )
     mask = None if mask is None else mask[:, None, None]
     return dispatch_attention_fn(q, k, v, attn_mask=mask, backend=backend)

@@ -1,13 +1,20 @@
 """One call of an enabled pipeline, step by step.
 
-The session is told of every forward of the transformer and of every step of the scheduler. It picks
-the kind of the step, widens the output of a spot forward with the straight-line velocity of the
-reused tokens, hands on velocities where a step runs no forward, and judges the predicted clean
-image.
+The pipeline's own loop runs. It calls `Session.run` for every forward of the transformer, and
+`Session.scheduler_step` at the end of every step. A step is one of these kinds:
+
+- dense: the stock pipeline's step.
+- full: all tokens run. If a spot step follows, keys and values are kept.
+- spot: the active tokens run. The reused ones get the velocity that leads straight to the source.
+- skip: no forward runs, and the velocity is predicted from those of earlier steps.
+
+After a step before a spot step, the predicted clean image is judged, which selects the active
+tokens. After the last spot step, the reused tokens become the source, exactly.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from copy import copy
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,189 +24,206 @@ from spotedit_kernels.rows import gather_rows, scatter_rows
 from torch import Tensor
 
 from ..judge.judges import LATENT_CUTS, Prediction, judge_name
-from ..judge.judging import Judging
-from ..judge.mask import UserMask, allowed_tokens
 from ..judge.select import Selection
-from ..models.spec import Spec, reference_number
-from ..options.choices import Grid
-from ..options.config import SpotEditConfig
+from ..models.spec import Arguments
 from ..options.temporal import resolve
-from .forwards import Forwards
-from .fusion import weights
-from .processor import Forward, SpotProcessor
-from .record import CallRecord, StepProgress, StepRecord, Timestamp, timestamp
-from .schedule import plan, with_verification
-from .temporal import begin
+from . import temporal
+from .call import Hooks, Request, TokenReuse, read_loop, start_token_reuse
+from .record import CallRecord, StepProgress, StepRecord, timestamp
 
-NO_VELOCITY = 1e-6  # its square is not 0 in float32, and it moves no latent noticeably
-PAD_TO = 64  # tokens, where matrix products and compiled blocks want few shapes
+# Stands in for a velocity of 0. Its square is not 0 in float32, and it moves no latent noticeably.
+NO_VELOCITY = 1e-6
 
-
-def compiled(transformer: Any) -> bool:
-    """Whether `torch.compile` was applied to the model or to any part of it."""
-    return hasattr(transformer, "_orig_mod") or any(
-        module._compiled_call_impl is not None for module in transformer.modules()
-    )
-
-
-def with_sample(result: Any, sample: Tensor) -> Any:
-    """A scheduler's result, a tuple or an output object, with other latents for the next step."""
-    if isinstance(result, tuple):
-        return (sample, *result[1:])
-    result.prev_sample = sample
-    return result
-
-
-def with_velocity(output: Any, velocity: Tensor) -> Any:
-    """A transformer's result, a tuple or an output object, with another velocity."""
-    if isinstance(output, tuple):
-        return (velocity, *output[1:])
-    output.sample = velocity
-    return output
+Forward = Callable[..., Any]  # the stock transformer's forward
 
 
 class Session:
-    """State of one call. It ends with the call, however that ends."""
+    """State of one call, from its first forward on.
 
-    # known from the first forward on
-    grid: Grid
-    batch: int
-    noise: int  # tokens
-    sigmas: list[float]
-    weights: list[float]
-    y: Tensor  # [B, N, C], the source
-    forwards: Forwards
-    modulated: Callable[[dict[str, Any]], Tensor]  # see `Spec`; set by `patch.attached`
-    stop: Callable[[], None]  # ends the call's loop after this step; set by `patch.attached`
+    A guidance branch is known by its index: the position of its forward among those of a step.
 
-    def __init__(
-        self,
-        pipe: Any,
-        spec: Spec,
-        config: SpotEditConfig,
-        mask: UserMask | None,
-        arguments: Mapping[str, Any],
-        on_step: Callable[[StepProgress], object] | None = None,
-    ) -> None:
-        self.pipe, self.spec, self.config = pipe, spec, config
-        self.mask, self.arguments, self.on_step = mask, arguments, on_step
-        self.settings = config.settings
-        self.begun = False
-        self.reason: str | None = None  # why this call is dense
-        self.mask_note: str | None = None  # what a mask that keeps or frees all tokens does
-        self.kinds: list[str] = []  # of the steps; empty in a dense call
-        self.index = 0  # of the denoising step
-        self.told = Forward(spec, config.impl)
-        self.layers: dict[str, SpotProcessor] = {}  # set by `patch.attached`
-        self.rank = 0  # of the next forward, since the last scheduler step
-        self.rows = self.sequence = 0  # of the last forward
-        self.records: list[StepRecord] = []
-        self.judging: Judging | None = None  # of a call that may reuse tokens
-        self.temporal = resolve(self.settings.temporal, spec.tea, type(pipe).__name__)
-        self.reuse = begin(self.temporal)  # of velocities
-        self.skipping = False  # this step runs no forward
-        self.unedited = 0  # number of images that end as the source
-        self.moved: Tensor | None = None  # bool [B, N], regenerated tokens that end away from it
-        self._outputs: dict[int, Any] = {}  # last output by guidance branch, for its type
-        self._start: Timestamp | None = None
+    Attributes:
+        request, hooks: what was asked for, and our ways into the pipeline.
+        loop: the denoising loop: grids, batch, sigmas.
+        reuse: what the call works with to reuse tokens, or None in a dense call.
+        reason: why no token is reused, from the first step or a later one on; None if some are.
+        temporal_method: the method that chooses the steps without a forward, or None.
+        temporal_state: what that method remembers, or None.
+        index: index of the current step.
+        branch_index: index of the next forward among those of this step.
+        is_skipping: whether this step runs no forward.
+        rows: number of query rows of the last forward, prompt included.
+        sequence: number of rows of its joint sequence.
+        num_unedited: number of images that ended as the source.
+        moved: bool [B, N], the regenerated tokens that ended away from the source; None before the
+            end.
+    """
+
+    def __init__(self, request: Request, hooks: Hooks, forward: Arguments) -> None:
+        """Begin a call; `forward` has the keyword arguments of its first forward."""
+        self._step_start = timestamp(forward["hidden_states"])
+        self.request = request
+        self.hooks = hooks
+        self.config = request.config
+        self.loop = read_loop(request, forward)
+
+        reuse = start_token_reuse(request, hooks, self.loop, forward)
+        self.reuse: TokenReuse | None = None if isinstance(reuse, str) else reuse
+        self.reason: str | None = reuse if isinstance(reuse, str) else None
+        self.temporal_method = resolve(
+            self.config.settings.temporal, request.spec.tea, type(request.pipe).__name__
+        )
+        self.temporal_state = temporal.start(self.temporal_method)
+
+        self.index = 0
+        self.branch_index = 0
+        self.is_skipping = False
+        self.rows = 0
+        self.sequence = 0
+        self.num_unedited = 0
+        self.moved: Tensor | None = None
+        self._step_records: list[StepRecord] = []
+        self._last_outputs: dict[int, Any] = {}  # by branch, to predict outputs of the same type
 
     @property
-    def spot(self) -> Selection:
-        assert self.judging is not None
-        assert self.judging.selection is not None, "a spot step without a judgement before it"
-        return self.judging.selection
+    def kind(self) -> str | None:
+        """Kind of this step; None in a dense call."""
+        return self._kind_of(self.index)
 
-    def kind(self, ahead: int = 0) -> str | None:
-        """Kind of this step or a later one; None past the end and in a dense call."""
-        index = self.index + ahead
-        return self.kinds[index] if index < len(self.kinds) else None
+    @property
+    def next_kind(self) -> str | None:
+        """Kind of the next step; None in a dense call and at the last step."""
+        return self._kind_of(self.index + 1)
+
+    def _kind_of(self, index: int) -> str | None:
+        if self.reuse is None or index >= self.loop.num_steps:
+            return None
+        return self.reuse.kinds[index]
+
+    @property
+    def selection(self) -> Selection:
+        """The tokens of this spot step."""
+        assert self.reuse is not None
+        selection = self.reuse.judging.selection
+        assert selection is not None, "a spot step without a judgement before it"
+        return selection
 
     # -- the transformer
 
-    def run(self, forward: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
-        """In place of the transformer's forward."""
+    def run(self, forward: Forward, kwargs: dict[str, Any]) -> Any:
+        """Stand in for a forward of the transformer."""
         hidden = kwargs["hidden_states"]
-        if self._start is None:
-            self._start = timestamp(hidden)
-        if not self.begun:
-            self._begin(kwargs)
-        prompt = kwargs["encoder_hidden_states"].shape[1]
-        self.sequence = self.rows = prompt + hidden.shape[1]
-        rank, self.rank = self.rank, self.rank + 1
-        reuse = self.reuse
-        if reuse is None:
-            return self._run(rank, prompt, forward, kwargs)
-        probe = partial(self.modulated, kwargs)
-        if rank == 0:
-            last = self.index + 1 == len(self.sigmas)
-            # of initial full steps only the last, whose keys and values are kept, has to run
-            free = self.index > 0 and (self.kind() != "full" or self.kind(1) != "spot")
-            self.skipping = free and reuse.skips(self.index, last, probe)
-        if self.skipping and rank in reuse.histories:
+        branch_index = self.branch_index
+        self.branch_index += 1
+        self.sequence = kwargs["encoder_hidden_states"].shape[1] + hidden.shape[1]
+        self.rows = self.sequence
+        if branch_index == 0:
+            self.is_skipping = self._decide_to_skip(kwargs)
+        if self._has_prediction(branch_index):
             self.rows = 0
-            return self._predict(rank, hidden)
-        output = self._run(rank, prompt, forward, kwargs)
-        self._outputs[rank] = output
-        velocity, index = output[0][:, : self.noise], None
-        if self.kind() == "spot" and rank in reuse.histories:
-            index = self.spot.active_index
-            velocity = gather_rows(velocity, index)
-        reuse.update(rank, self.index, velocity, index)
-        if rank == 0:
-            reuse.ran(self.index, probe)
+            return self._predict(branch_index, hidden)
+        output = self._compute(branch_index, forward, kwargs)
+        self._remember_velocity(branch_index, output, kwargs)
         return output
 
-    def _predict(self, rank: int, hidden: Tensor) -> Any:
-        """The output of a step that runs no forward."""
-        assert self.reuse is not None
-        output = copy(self._outputs[rank])
-        velocity = self.reuse.histories[rank].predict(self.index).to(output[0].dtype)
-        if self.kind() == "spot":
-            return self._widen(output, hidden, gather_rows(velocity, self.spot.active_index))
+    def _decide_to_skip(self, kwargs: dict[str, Any]) -> bool:
+        """Let the temporal method decide whether this step runs no forward."""
+        if self.temporal_state is None or self.index == 0:
+            return False
+        keeps_for_spot = self.kind == "full" and self.next_kind == "spot"
+        if keeps_for_spot:
+            return False
+        is_last = self.index + 1 == self.loop.num_steps
+        modulated_input = partial(self.hooks.modulated_input, kwargs)
+        return self.temporal_state.decide_to_skip(self.index, is_last, modulated_input)
+
+    def _has_prediction(self, branch_index: int) -> bool:
+        """Tell whether this forward is skipped, which needs an earlier one of its branch."""
+        if self.temporal_state is None or not self.is_skipping:
+            return False
+        return branch_index in self.temporal_state.histories
+
+    def _predict(self, branch_index: int, hidden: Tensor) -> Any:
+        """Return the output of a forward that is skipped."""
+        assert self.temporal_state is not None
+        output = copy(self._last_outputs[branch_index])
+        velocity = self.temporal_state.histories[branch_index].predict(self.index)
+        velocity = velocity.to(output[0].dtype)
+        if self.kind == "spot":
+            return self._widen(output, hidden, gather_rows(velocity, self.selection.active_index))
         return with_velocity(output, velocity)
 
-    def _run(
-        self, rank: int, prompt: int, forward: Callable[..., Any], kwargs: dict[str, Any]
-    ) -> Any:
-        """The output of a forward, whole or as far as its rows were computed."""
-        hidden, spot = kwargs["hidden_states"], self.kind() == "spot"
-        if not spot and self.kind(1) != "spot":
-            return forward(**kwargs)
-        if not spot:
-            return self._run_full(rank, forward, kwargs)
-        active = self.spot.active_index
-        if self.forwards.holds(rank, prompt):
-            weight = self.weights[self.index]
-            output, self.rows = self.forwards.spot(rank, forward, kwargs, self.spot, weight)
-            return self._widen(output, hidden, output[0][:, : active.shape[-1]])
-        # a prompt or a guidance branch that no full step has seen
-        output = self._run_full(rank, forward, kwargs)
-        return self._widen(output, hidden, gather_rows(output[0], active))
+    def _compute(self, branch_index: int, forward: Forward, kwargs: dict[str, Any]) -> Any:
+        """Run a forward as this step's kind asks for."""
+        if self.kind == "spot":
+            return self._run_spot(branch_index, forward, kwargs)
+        if self.next_kind == "spot":
+            return self._run_full(branch_index, forward, kwargs)
+        return forward(**kwargs)
 
-    def _run_full(self, rank: int, forward: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
-        """The output of a full forward; the later steps are dense if a layer did not run in it."""
-        output = self.forwards.full(rank, forward, kwargs)
-        if self.forwards.bypassed is not None:
+    def _run_full(self, branch_index: int, forward: Forward, kwargs: dict[str, Any]) -> Any:
+        """Run all tokens, and keep their keys and values."""
+        assert self.reuse is not None
+        output = self.reuse.forwards.full(branch_index, forward, kwargs)
+        bypassed = self.reuse.forwards.bypassed
+        if bypassed is not None:
             self._go_dense()
             self.reason = (
-                f"{self.forwards.bypassed} did not run its own attention: something computes it in "
+                f"{bypassed} did not run its own attention: something computes it in "
                 "another way (an exported or compiled program, a block of another kind, a cache)"
             )
         return output
 
+    def _run_spot(self, branch_index: int, forward: Forward, kwargs: dict[str, Any]) -> Any:
+        """Run the active tokens, and fill in the reused ones."""
+        assert self.reuse is not None
+        forwards, active_index = self.reuse.forwards, self.selection.active_index
+        if forwards.holds(branch_index, kwargs["encoder_hidden_states"].shape[1]):
+            weight = self.reuse.weights[self.index]
+            output, self.rows = forwards.spot(branch_index, forward, kwargs, self.selection, weight)
+            computed = output[0][:, : active_index.shape[-1]]
+        else:  # no full step has kept anything of this guidance branch, or of this prompt
+            output = self._run_full(branch_index, forward, kwargs)
+            computed = gather_rows(output[0], active_index)
+        return self._widen(output, kwargs["hidden_states"], computed)
+
+    def _remember_velocity(self, branch_index: int, output: Any, kwargs: dict[str, Any]) -> None:
+        """Give the temporal method the velocity of a forward that was run."""
+        if self.temporal_state is None:
+            return
+        self._last_outputs[branch_index] = output
+        velocity = output[0][:, : self.loop.num_noise]
+        if self.kind == "spot" and branch_index in self.temporal_state.histories:
+            index = self.selection.active_index
+            computed = gather_rows(velocity, index)
+            self.temporal_state.update(branch_index, self.index, computed, index)
+        else:
+            self.temporal_state.update(branch_index, self.index, velocity)
+        if branch_index == 0:
+            modulated_input = partial(self.hooks.modulated_input, kwargs)
+            self.temporal_state.after_computed(self.index, modulated_input)
+
     def _go_dense(self) -> None:
-        """Make every later step one of the stock pipeline's."""
-        later = self.kinds[self.index + 1 :]
-        self.kinds[self.index + 1 :] = ["dense"] * len(later)
+        """Make every later step a step of the stock pipeline."""
+        assert self.reuse is not None
+        for index in range(self.index + 1, self.loop.num_steps):
+            self.reuse.kinds[index] = "dense"
 
     def _widen(self, output: Any, hidden: Tensor, computed: Tensor) -> Any:
-        """The output with, in reused tokens, the velocity whose clean estimate is the source."""
-        latents = hidden[:, : self.noise].float()
-        velocity = (latents - self.y.float()) / self.sigmas[self.index]
+        """Fill reused tokens with the velocity `(x_t - source) / sigma`.
+
+        Args:
+            output: the transformer's result, for its type.
+            hidden: the image tokens x_t, noise tokens first.
+            computed: the velocity of the active tokens, [B, M, C].
+        """
+        assert self.reuse is not None
+        latents = hidden[:, : self.loop.num_noise].float()
+        velocity = (latents - self.reuse.source.float()) / self.loop.sigmas[self.index]
         velocity = velocity.to(computed.dtype)
-        # guidance that rescales a token by its norm would divide 0 by 0
+        # Guidance that rescales a token by its norm would divide 0 by 0.
         velocity.masked_fill_(velocity == 0, NO_VELOCITY)
-        scatter_rows(self.spot.active_index, (velocity, computed))
+        scatter_rows(self.selection.active_index, (velocity, computed))
         return with_velocity(output, velocity)
 
     # -- the scheduler
@@ -213,127 +237,135 @@ class Session:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """In place of `scheduler.step`: judges, and at the end puts the source in reused tokens.
+        """Stand in for `scheduler.step`: take the step, judge, and record.
 
         Raises:
-            RuntimeError: the transformer's forward did not come through this call's session.
+            RuntimeError: no forward of this step came through the session.
         """
-        if self.rank == 0:
-            raise RuntimeError(
-                "this step ran no forward of the pipeline's transformer; expected one: the "
-                "transformer was replaced during the call, or its forward was called directly"
-            )
+        if self.branch_index == 0:
+            raise no_forward_error()
         result = step(output, timestep, sample, *args, **kwargs)
-        active = self.spot.active_mask.sum(dim=1) if self.kind() == "spot" else self.noise
-        if self.kind(1) == "spot":
+        num_active = self._count_active()
+        if self.next_kind == "spot":
             self._select(output, sample)
-        elif self.kind() == "spot" and self.kind(1) is None:
+        elif self.kind == "spot" and self.next_kind is None:
             result = self._replace(result)
-        self._record(0 if self.skipping else active, timestamp(sample))
-        self.index += 1
-        self.rank, self.skipping = 0, False
-        if self.on_step is not None:
-            last = self.records[-1]
-            self.on_step(StepProgress(last.index, len(self.sigmas), last.kind, last.sigma))
+        self._record_step(num_active, sample)
+        self._report_progress()
         return result
 
+    def _count_active(self) -> int | Tensor:
+        """Return the number of tokens that this step computed: of each image, or of any."""
+        if self.is_skipping:
+            return 0
+        if self.kind == "spot":
+            return self.selection.active_mask.sum(dim=1)
+        return self.loop.num_noise
+
     def _select(self, output: Tensor, sample: Tensor) -> None:
-        """Find the tokens of the next step."""
-        if self.skipping:  # the velocity of before has its clean estimate: nothing new to judge
+        """Judge the predicted clean image, and select the tokens of the next step."""
+        if self.is_skipping:  # a predicted velocity leads to the clean image that was judged before
             return
-        assert self.judging is not None
-        prediction = Prediction(sample, output, self.sigmas[self.index])
-        self.judging.after(self.index, self.kind() == "full", prediction)
-        if self.judging.misalignment is not None and self.config.on_misaligned == "dense":
+        assert self.reuse is not None
+        judging = self.reuse.judging
+        prediction = Prediction(sample, output, self.loop.sigmas[self.index])
+        judging.after(self.index, self.kind == "full", prediction)
+        if judging.misalignment is not None and self.config.on_misaligned == "dense":
             self._go_dense()
 
     def _replace(self, result: Any) -> Any:
-        """Token replacement: reused tokens are the source, exactly."""
-        previous = result[0] if isinstance(result, tuple) else result.prev_sample
-        self.unedited = self.spot.num_empty
-        distance = latent_distance(previous, self.y, impl=self.config.impl)
-        self.moved = self.spot.active_mask & (distance > LATENT_CUTS[0])
-        final = torch.where(self.spot.active_mask[..., None], previous, self.y.to(previous.dtype))
-        return with_sample(result, final)
+        """Make reused tokens the source, exactly; see how many tokens and images changed."""
+        assert self.reuse is not None
+        source, active_mask = self.reuse.source, self.selection.active_mask
+        final = result[0] if isinstance(result, tuple) else result.prev_sample
+        self.num_unedited = self.selection.num_empty
+        distance = latent_distance(final, source, impl=self.config.impl)
+        self.moved = active_mask & (distance > LATENT_CUTS[0])
+        replaced = torch.where(active_mask[..., None], final, source.to(final.dtype))
+        return with_sample(result, replaced)
 
-    def _record(self, active: int | Tensor, end: Timestamp) -> None:
-        assert self._start is not None
-        self.records.append(
+    def _record_step(self, num_active: int | Tensor, sample: Tensor) -> None:
+        """Record this step, and begin the next one."""
+        end = timestamp(sample)
+        self._step_records.append(
             StepRecord(
                 index=self.index,
-                kind="skip" if self.skipping else self.kind() or "dense",
-                sigma=self.sigmas[self.index],
+                kind="skip" if self.is_skipping else self.kind or "dense",
+                sigma=self.loop.sigmas[self.index],
                 rows=self.rows,
                 sequence=self.sequence,
-                total=self.noise,
-                active=active,
-                start=self._start,
+                total=self.loop.num_noise,
+                active=num_active,
+                start=self._step_start,
                 end=end,
             )
         )
-        self._start = end
+        self._step_start = end
+        self.index += 1
+        self.branch_index = 0
+        self.is_skipping = False
 
-    # -- start and end of the call
+    def _report_progress(self) -> None:
+        """Tell the caller's `on_step` about the step that was recorded last."""
+        if self.request.on_step is None:
+            return
+        step = self._step_records[-1]
+        self.request.on_step(StepProgress(step.index, self.loop.num_steps, step.kind, step.sigma))
 
-    def _begin(self, arguments: Mapping[str, Any]) -> None:
-        """Learn the call's grid and steps from the transformer's first arguments."""
-        scheduler, hidden, spec = self.pipe.scheduler, arguments["hidden_states"], self.spec
-        first = scheduler.begin_index or 0
-        steps = len(scheduler.timesteps) - first
-        grids = self.spec.grids(arguments)
-        self.sigmas = scheduler.sigmas[first : first + steps].tolist()
-        self.grid, self.batch = grids[0], hidden.shape[0]
-        self.noise = self.grid[0] * self.grid[1]
-        config = self.config
-        own = config.initial_steps, config.reset_steps, config.reset_every
-        kinds = plan(steps, *own, self.settings.reset_fractions)
-        if config.verify_last:
-            kinds = with_verification(kinds, self.sigmas[:steps])
-        number, self.reason = reference_number(grids, config.reference, spec.followed)
-        if not config.spatial:
-            number, self.reason = None, "no token may be reused (spatial=False)"
-        if number is not None and "spot" not in kinds:
-            self.reason = f"too few steps: of {steps}, all are initial steps or resets"
-        elif number is not None:
-            start = sum(rows * cols for rows, cols in grids[: number + 1])
-            few = hidden.is_cuda or compiled(self.pipe.transformer)
-            self.y = hidden[:, start : start + self.noise].clone()
-            self.weights = weights(config.fusion, self.sigmas)
-            mask, allowed, self.mask_note = allowed_tokens(
-                self.pipe, spec, self.arguments, self.mask, self.grid, self.batch, number
-            )
-            self.judging = Judging(
-                self.pipe, spec, config, self.y, self.grid,
-                mask, None if allowed is None else allowed.to(hidden.device), PAD_TO if few else 1,
-            )  # fmt: skip
-            self.kinds = kinds
-            mixed, model = any(weight != 1.0 for weight in self.weights), self.pipe.transformer
-            told, layers = self.told, self.layers
-            self.forwards = Forwards(model, spec, config, told, layers, self.noise, start, mixed)
-        self.begun = True
+    # -- after the call
 
-    def record(self) -> CallRecord | None:
-        """What the call did so far; None before its first forward."""
-        if not self.begun:
-            return None
-        judging = self.judging
-        selection = judging.selection if judging else None
-        return CallRecord(
-            pipeline=type(self.pipe).__name__,
-            grid=self.grid,
-            records=self.records,
-            region=selection.active_mask if selection else None,
-            scores=judging.scores if judging else None,
-            batch=self.batch,
-            cache_bytes=self.forwards.nbytes if self.kinds else 0,
+    def record(self) -> CallRecord:
+        """Return what the call has done so far."""
+        settings, reuse = self.config.settings, self.reuse
+        record = CallRecord(
+            pipeline=type(self.request.pipe).__name__,
+            grid=self.loop.grid,
+            records=self._step_records,
+            region=None,
+            scores=None,
+            batch=self.loop.batch,
+            cache_bytes=0,
             reason=self.reason,
-            threshold=self.settings.threshold,
-            judge=judge_name(self.settings.judge),
-            misalignment=judging.misalignment if judging else None,
-            temporal=self.temporal,
-            unedited=self.unedited,
-            mask_note=self.mask_note,
-            largest=judging.largest if judging else 0,
-            returned=judging.returned if judging else (),
+            threshold=settings.threshold,
+            judge=judge_name(settings.judge),
+            temporal=self.temporal_method,
+            unedited=self.num_unedited,
             moved=self.moved,
         )
+        if reuse is None:
+            return record
+        judging = reuse.judging
+        return replace(
+            record,
+            region=None if judging.selection is None else judging.selection.active_mask,
+            scores=judging.scores,
+            cache_bytes=reuse.forwards.nbytes,
+            misalignment=judging.misalignment,
+            mask_note=reuse.mask_note,
+            largest=judging.largest,
+            returned=judging.returned,
+        )
+
+
+def no_forward_error() -> RuntimeError:
+    """Make the error of a step in which no forward came through the session."""
+    return RuntimeError(
+        "this step ran no forward of the pipeline's transformer; expected one: the "
+        "transformer was replaced during the call, or its forward was called directly"
+    )
+
+
+def with_sample(result: Any, sample: Tensor) -> Any:
+    """Put other latents into a scheduler's result, which is a tuple or an output object."""
+    if isinstance(result, tuple):
+        return (sample, *result[1:])
+    result.prev_sample = sample
+    return result
+
+
+def with_velocity(output: Any, velocity: Tensor) -> Any:
+    """Put another velocity into a transformer's result, which is a tuple or an output object."""
+    if isinstance(output, tuple):
+        return (velocity, *output[1:])
+    output.sample = velocity
+    return output

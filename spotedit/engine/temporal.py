@@ -1,9 +1,9 @@
-"""Steps without a forward: what TeaCache and TaylorSeer need of the steps before.
+"""Which steps run no forward, and the velocities that are used there instead.
 
-Both act on the transformer's output, the velocity, so that a step left out runs nothing at all.
-TaylorSeer does what diffusers' lite mode does. TeaCache hands on the last velocity itself, where
-its authors' code adds the blocks' last residual to the new input: along a straight path, which
-these models are trained to follow, the velocity is what stays the same.
+TeaCache and TaylorSeer both act on the transformer's output, the velocity, so a step that is
+skipped runs nothing at all. TaylorSeer does what diffusers' lite mode does. TeaCache uses the last
+velocity again, whereas its authors' code adds the blocks' last residual to the new input: along a
+straight path, which these models are trained to follow, it is the velocity that stays the same.
 """
 
 import math
@@ -15,128 +15,143 @@ from torch import Tensor
 
 from ..options.temporal import TaylorSeer, TeaCache, Temporal
 
-Probe = Callable[[], Tensor]  # the first block's modulated input [B, S, D] at this step
+# Computes the first block's modulated input [B, S, D] at this step.
+ModulatedInput = Callable[[], Tensor]
 
 
-class History:
-    """Velocities of one guidance branch, of all N noise tokens, each with its own past.
+class VelocityHistory:
+    """The velocities of one guidance branch. Each of the N noise tokens has a past of its own.
 
     Attributes:
-        factors: fp32 [B, N, C] each: a token's last velocity and its derivatives by step index.
-        at, known: fp32 [B, N, 1]: the step of a token's last velocity, and how many it had.
+        factors: fp32 [B, N, C] each: a token's last velocity, and its derivatives by step index.
+        last_step: fp32 [B, N, 1], the step of a token's last velocity.
+        num_known: fp32 [B, N, 1], how many velocities a token has had.
     """
 
-    factors: list[Tensor]
-    at: Tensor
-    known: Tensor
-
-    def __init__(self, order: int) -> None:
-        self.order, self.factors = order, []
+    def __init__(self, order: int, like: Tensor) -> None:
+        """Start without any velocity; `like` is [B, N, C]."""
+        self.order = order
+        self.factors = [torch.zeros_like(like, dtype=torch.float32) for _ in range(order + 1)]
+        self.last_step = torch.zeros_like(self.factors[0][..., :1])
+        self.num_known = torch.zeros_like(self.last_step)
 
     def update(self, step: int, velocity: Tensor, index: Tensor | None = None) -> None:
-        """Take in what a step computed.
+        """Take in the velocities that a step computed.
 
         Args:
             velocity: [B, N, C], or [B, M, C] of the tokens in `index`.
-            index: [M] or [B, M], padded with -1; None: all tokens, as at the first time.
+            index: [M] or [B, M], padded with -1. None: all tokens, as at the first update.
         """
-        new = [velocity.float()]
-        if not self.factors:
-            self.factors = [torch.zeros_like(new[0]) for _ in range(self.order + 1)]
-            self.at, self.known = (torch.zeros_like(new[0][..., :1]) for _ in range(2))
-        state = [*self.factors, self.at, self.known]
-        if index is not None:
-            state = [gather_rows(tensor, index) for tensor in state]
-        *old, at, known = state
+        state = [*self.factors, self.last_step, self.num_known]
+        current = state if index is None else [gather_rows(tensor, index) for tensor in state]
+        *factors, last_step, num_known = current
+        updated = [velocity.float()]
         for order in range(self.order):
-            slope = (new[order] - old[order]) / (step - at)
-            new.append(torch.where(known > order, slope, 0))
-        new += [torch.full_like(at, step), known + 1]
-        for kept, values in zip([*self.factors, self.at, self.known], new, strict=True):
+            slope = (updated[order] - factors[order]) / (step - last_step)
+            updated.append(torch.where(num_known > order, slope, 0))
+        updated += [torch.full_like(last_step, step), num_known + 1]
+        for target, values in zip(state, updated, strict=True):
             if index is None:
-                kept.copy_(values)
+                target.copy_(values)
             else:
-                scatter_rows(index, (kept, values))
+                scatter_rows(index, (target, values))
 
     def predict(self, step: int) -> Tensor:
-        """Velocities at a later step, fp32 [B, N, C]."""
-        elapsed = step - self.at
+        """Return the velocities expected at a later step, fp32 [B, N, C]."""
+        elapsed = step - self.last_step
         velocity = torch.zeros_like(self.factors[0])
         for order, factor in enumerate(self.factors):
             velocity += factor * elapsed**order / math.factorial(order)
         return velocity
 
 
-class Reuse:
-    """Which steps of a call run no forward. One decision for all guidance branches of a step.
+class TemporalState:
+    """What a temporal method remembers during a call.
+
+    A step is skipped for all guidance branches or for none.
 
     Attributes:
-        histories: by the branch's rank among a step's forwards.
+        histories: the velocities of each guidance branch, by its index.
     """
 
     def __init__(self, order: int) -> None:
-        self.histories: dict[int, History] = {}
         self.order = order
+        self.histories: dict[int, VelocityHistory] = {}
 
-    def skips(self, step: int, last: bool, probe: Probe) -> bool:
-        """Whether a step that may be left out is."""
+    def decide_to_skip(self, step: int, is_last: bool, modulated_input: ModulatedInput) -> bool:
+        """Decide whether a step that may be skipped runs no forward. Called once a step."""
         raise NotImplementedError
 
-    def ran(self, step: int, probe: Probe) -> None:
-        """To be told of every computed step."""
+    def after_computed(self, step: int, modulated_input: ModulatedInput) -> None:
+        """Take note of a step that was computed."""
+        raise NotImplementedError
 
-    def update(self, rank: int, step: int, velocity: Tensor, index: Tensor | None = None) -> None:
-        """See `History.update`."""
-        self.histories.setdefault(rank, History(self.order)).update(step, velocity, index)
+    def update(
+        self, branch_index: int, step: int, velocity: Tensor, index: Tensor | None = None
+    ) -> None:
+        """Take in a branch's velocities, see `VelocityHistory.update`."""
+        if branch_index not in self.histories:
+            self.histories[branch_index] = VelocityHistory(self.order, velocity)
+        self.histories[branch_index].update(step, velocity, index)
 
 
-class TaylorReuse(Reuse):
+class TaylorState(TemporalState):
+    """Skips steps at fixed distances."""
+
     def __init__(self, method: TaylorSeer) -> None:
         super().__init__(method.order)
-        self.method, self.computed = method, 0
+        self.method = method
+        self.last_computed = 0
 
-    def skips(self, step: int, last: bool, probe: Probe) -> bool:
-        method = self.method
-        return step >= method.warm_up and step - self.computed < method.interval
+    def decide_to_skip(self, step: int, is_last: bool, modulated_input: ModulatedInput) -> bool:
+        is_warm = step >= self.method.warm_up
+        return is_warm and step - self.last_computed < self.method.interval
 
-    def ran(self, step: int, probe: Probe) -> None:
-        self.computed = step
+    def after_computed(self, step: int, modulated_input: ModulatedInput) -> None:
+        self.last_computed = step
 
 
-class TeaReuse(Reuse):
+class TeaState(TemporalState):
+    """Skips steps while the predicted change of the output, added up, is below the threshold."""
+
     def __init__(self, method: TeaCache) -> None:
-        super().__init__(0)
+        super().__init__(order=0)
         assert method.threshold is not None
         assert method.coefficients is not None
-        self.threshold, self.coefficients = method.threshold, method.coefficients
-        self.change = 0.0  # added up since the last computed step
-        self.seen: tuple[int, Tensor] | None = None  # the last step and its modulated input
+        self.threshold = method.threshold
+        self.coefficients = method.coefficients
+        self.accumulated_change = 0.0  # since the last computed step
+        self.last_input: tuple[int, Tensor] | None = None  # a step, and its modulated input
 
-    def skips(self, step: int, last: bool, probe: Probe) -> bool:
-        if last or self.seen is None:
+    def decide_to_skip(self, step: int, is_last: bool, modulated_input: ModulatedInput) -> bool:
+        if is_last or self.last_input is None:
             return False
-        _, before = self.seen
-        self.seen = step, probe().float()
-        x = relative_change(self.seen[1], before)
+        _, before = self.last_input
+        now = modulated_input().float()
+        self.last_input = (step, now)
+        self.accumulated_change += max(self._predicted_change(relative_change(now, before)), 0.0)
+        return self.accumulated_change < self.threshold
+
+    def _predicted_change(self, input_change: float) -> float:
+        """Evaluate the polynomial that maps the input's change to the output's."""
         value = 0.0
         for coefficient in self.coefficients:
-            value = value * x + coefficient
-        self.change += max(value, 0.0)
-        return self.change < self.threshold
+            value = value * input_change + coefficient
+        return value
 
-    def ran(self, step: int, probe: Probe) -> None:
-        self.change = 0.0
-        if self.seen is None or self.seen[0] != step:
-            self.seen = step, probe().float()
+    def after_computed(self, step: int, modulated_input: ModulatedInput) -> None:
+        self.accumulated_change = 0.0
+        if self.last_input is None or self.last_input[0] != step:
+            self.last_input = (step, modulated_input().float())
 
 
 def relative_change(now: Tensor, before: Tensor) -> float:
-    """Mean absolute difference over the mean absolute value of `before`; synchronises the host."""
+    """Mean absolute difference over the mean absolute value of `before`. Synchronises the host."""
     return float((now - before).abs().mean() / before.abs().mean())
 
 
-def begin(method: Temporal | None) -> Reuse | None:
-    """The state of a call; `method` is resolved."""
-    if isinstance(method, TeaCache):
-        return TeaReuse(method)
-    return None if method is None else TaylorReuse(method)
+def start(method: Temporal | None) -> TemporalState | None:
+    """Return the state of a call that begins. The coefficients of `method` must be known."""
+    if method is None:
+        return None
+    return TeaState(method) if isinstance(method, TeaCache) else TaylorState(method)

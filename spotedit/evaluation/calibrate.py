@@ -42,8 +42,9 @@ class CalibrationSession(Session):
 
     def run(self, forward: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         output = super().run(forward, kwargs)
-        if self.rank == 1:  # of several guidance branches the first, which TeaCache watches
-            now = self.modulated(kwargs).float(), output[0][:, : self.noise].float()
+        if self.branch_index == 1:  # that was the step's first forward, which TeaCache watches
+            velocity = output[0][:, : self.loop.num_noise].float()
+            now = self.hooks.modulated_input(kwargs).float(), velocity
             if self._before is not None:
                 x, y = map(relative_change, now, self._before)
                 self._changes.append((x, y))

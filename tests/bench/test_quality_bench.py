@@ -27,7 +27,7 @@ from bench.quality.record import Setting, counted_work, edit
 from bench.quality.variants import VARIANTS, Variant
 from bench.rows import RESULTS
 from spotedit.engine import forwards
-from spotedit.engine.cache import BlendSources, LayerCache, Place, Rows
+from spotedit.engine.cache import BlendSources, CachedRows, LayerCache, SequenceLayout
 from spotedit.evaluation.networks import Networks, networks
 from spotedit.tiny.scenes import KINDS
 
@@ -122,11 +122,12 @@ def test_naive_attention_does_not_see_what_the_reused_tokens_hold():
 
 
 def test_recursion_equals_one_made_by_hand():
-    place, heads = Place(prompt=1, noise=3, reference=3, sequence=7), (2, 4)
+    layout = SequenceLayout(num_prompt=1, num_noise=3, source_start=3, num_tokens=7)
+    heads = (2, 4)
     generator = torch.Generator().manual_seed(0)
 
     def rows(count):
-        return Rows(torch.randn(1, count, *heads, generator=generator))
+        return CachedRows(torch.randn(1, count, *heads, generator=generator))
 
     cache = LayerCache(rows(7), rows(7), BlendSources(rows(3), rows(3), rows(3)))
     stale, none = torch.tensor([0, 2]), torch.tensor([], dtype=torch.int64)
@@ -134,11 +135,11 @@ def test_recursion_equals_one_made_by_hand():
     v, v_ref = cache.sources.v.data.clone(), cache.v.data[:, 4:]
     with ablations.recursive():
         for weight in (0.1, 0.5, 0.8):
-            forwards.blend(cache, place, none, stale, weight, "reference")
+            forwards.blend(cache, layout, none, stale, weight, "reference")
             k = weight * k + (1 - weight) * k_ref
             v = weight * v + (1 - weight) * v_ref
-    assert torch.allclose(cache.k.data[:, place.rows][:, stale], k[:, stale], atol=1e-6)
-    assert torch.allclose(cache.v.data[:, place.rows][:, stale], v[:, stale], atol=1e-6)
+    assert torch.allclose(cache.k.data[:, layout.noise][:, stale], k[:, stale], atol=1e-6)
+    assert torch.allclose(cache.v.data[:, layout.noise][:, stale], v[:, stale], atol=1e-6)
 
 
 def test_without_replacement_reused_tokens_keep_the_latents_of_the_first_spot_step():

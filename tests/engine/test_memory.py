@@ -22,7 +22,7 @@ from diffusers import (
 from small_kontext import call_arguments, random_kontext
 
 import spotedit
-from spotedit.engine.cache import Rows, quantise
+from spotedit.engine.cache import quantise
 from spotedit.engine.forwards import Branch
 
 GUIDED = {
@@ -80,7 +80,7 @@ def test_an_int8_cache_takes_half_the_bytes_of_a_16_bit_one():
 def test_quantised_rows_come_back_within_half_a_step():
     values = torch.randn(2, 5, 3, 8, generator=torch.Generator().manual_seed(0))
     values[0, 2] = 0
-    rows = Rows(*quantise(torch.zeros(2, 9, 3, 8)))
+    rows = CachedRows(*quantise(torch.zeros(2, 9, 3, 8)))
     index = torch.tensor([[3, 0, 8, -1, 2], [1, 2, 3, 4, 5]])
     rows.write(index, values)
     step = values.abs().amax(dim=-1, keepdim=True) / 127

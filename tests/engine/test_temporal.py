@@ -13,7 +13,7 @@ from small_kontext import call_arguments, random_kontext
 
 import spotedit
 from spotedit import TaylorSeer, TeaCache
-from spotedit.engine.temporal import History, TeaReuse
+from spotedit.engine.temporal import TeaState, VelocityHistory
 from spotedit.evaluation.calibrate import calibrate, fit
 
 LINEAR = (1.0, 0.0)  # the polynomial x
@@ -41,7 +41,7 @@ def close(images, expected, bound=1e-5):
 
 def test_permuting_the_tokens_permutes_the_prediction():
     order = torch.randperm(9)
-    plain, permuted = History(2), History(2)
+    plain, permuted = (VelocityHistory(2, torch.empty(2, 9, 4)) for _ in range(2))
     for step in (0, 1, 3, 4):
         velocity = torch.randn(2, 9, 4)
         index = None if step < 3 else torch.tensor([1, 4, 7])
@@ -55,7 +55,8 @@ def test_permuting_the_tokens_permutes_the_prediction():
 @pytest.mark.parametrize("order", [0, 1, 2])
 def test_a_token_predicts_as_if_the_others_were_never_dropped(order):
     """A set that changes mid-run equals a run that kept full state, read where it was computed."""
-    partial, whole = History(order), [History(order) for _ in range(6)]
+    partial = VelocityHistory(order, torch.empty(1, 6, 2))
+    whole = [VelocityHistory(order, torch.empty(1, 1, 2)) for _ in range(6)]
     computed = [None, None, [0, 2, 3], [0, 3], None, [1, 5]]
     for step, tokens in enumerate(computed):
         velocity = torch.randn(1, 6, 2)
@@ -69,7 +70,8 @@ def test_a_token_predicts_as_if_the_others_were_never_dropped(order):
 
 @pytest.mark.parametrize("order", [0, 1, 3])
 def test_uneven_steps_agree_with_diffusers(order):
-    ours, theirs = History(order), TaylorSeerState(torch.float32, order)
+    ours = VelocityHistory(order, torch.empty(2, 5, 3))
+    theirs = TaylorSeerState(torch.float32, order)
     for step in (0, 1, 4, 6, 11):
         velocity = torch.randn(2, 5, 3)
         theirs.current_step = step
@@ -80,7 +82,7 @@ def test_uneven_steps_agree_with_diffusers(order):
 
 
 def test_padded_indices_of_a_batch_leave_other_tokens_alone():
-    history = History(1)
+    history = VelocityHistory(1, torch.empty(2, 4, 1))
     history.update(0, torch.zeros(2, 4, 1))
     velocity, index = [[[1.0], [2.0]], [[3.0], [9.0]]], [[0, 2], [3, -1]]
     history.update(1, torch.tensor(velocity), torch.tensor(index))
@@ -232,16 +234,16 @@ def test_the_decision_is_one_synchronisation(pipe):
 
 
 def test_the_change_is_added_up_until_a_step_is_computed():
-    reuse = TeaReuse(TeaCache(0.25, LINEAR))
+    state = TeaState(TeaCache(0.25, LINEAR))
     inputs = [torch.full((1, 2, 2), value) for value in (1.0, 1.1, 1.21, 1.331, 1.4641)]
-    reuse.ran(0, lambda: inputs[0])
+    state.after_computed(0, lambda: inputs[0])
     found = []
     for step in range(1, 5):
-        found.append(reuse.skips(step, False, lambda step=step: inputs[step]))
+        found.append(state.decide_to_skip(step, False, lambda step=step: inputs[step]))
         if not found[-1]:
-            reuse.ran(step, lambda: pytest.fail("seen already"))
+            state.after_computed(step, lambda: pytest.fail("seen already"))
     assert found == [True, True, False, True]
-    assert not reuse.skips(5, True, lambda: pytest.fail("the last step is computed"))
+    assert not state.decide_to_skip(5, True, lambda: pytest.fail("the last step is computed"))
 
 
 @pytest.mark.parametrize("method", [TeaCache(1e9, LINEAR), TaylorSeer(interval=3)])

@@ -19,9 +19,9 @@ def first_active_set(pipe, call):
     seen = []
 
     def look(module, args):
-        session = pipe.transformer._spotedit_run.func.__self__
-        if session.kind() == "spot" and not seen:
-            seen.append(session.spot.active_mask[0])
+        session = pipe.transformer._spotedit_run.func.__self__.session
+        if session.kind == "spot" and not seen:
+            seen.append(session.selection.active_mask[0])
 
     hook = pipe.transformer.register_forward_pre_hook(look)
     pipe(**call)
