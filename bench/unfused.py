@@ -52,12 +52,11 @@ class UnfusedForwards(Forwards):
         layout, device = branch.layout, selection.reused_index.device
         prompt = branch.prompt
         rest = torch.arange(layout.noise.stop, layout.num_tokens, device=device)
-        slots = torch.cat(
-            [prompt, layout.num_prompt + selection.active_index[selection.active_index >= 0]]
-        )
+        active_index = selection.active_index
+        slots = torch.cat([prompt, layout.num_prompt + active_index[active_index >= 0]])
         reused = layout.num_prompt + selection.reused_index
         order = torch.cat([slots, reused, rest])
-        rows = torch.cat([prompt, layout.num_prompt + selection.active_index.clamp(min=0)])
+        rows = torch.cat([prompt, layout.num_prompt + active_index.clamp(min=0)])
         queries, keys = ([table[i] for table in branch.rope] for i in (rows, order))
         for layer in branch.layers.values():
             assert isinstance(layer, UnfusedCache)

@@ -22,7 +22,7 @@ from diffusers import (
 from small_kontext import call_arguments, random_kontext
 
 import spotedit
-from spotedit.engine.cache import quantise
+from spotedit.engine.cache import CachedRows, quantise
 from spotedit.engine.forwards import Branch
 
 GUIDED = {

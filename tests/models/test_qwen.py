@@ -160,7 +160,8 @@ def test_two_images(reference, source, grids, zero_cond_t):
     branches = []
 
     def watch(pipe, step, timestep, tensors):
-        branches[:] = pipe.transformer._spotedit_run.func.__self__.forwards.branches.values()
+        session = pipe.transformer._spotedit_run.func.__self__.session
+        branches[:] = session.reuse.forwards.branches.values()
         return {}
 
     result = pipe(**call(**images, **GUIDED, callback_on_step_end=watch)).images
