@@ -1,8 +1,8 @@
-"""SpotFusion's weight: how much of a reused token's K and V comes from the cache.
+"""SpotFusion's weight: how much of a reused token's keys and values comes from the cache.
 
-A reused token's keys and values are `w cached + (1 - w) condition`. With the cosine the cache
-counts early and the condition image late, fast towards the end: `w = cos^2(pi (1 - sigma) / 2)`
-(SpotEdit, arXiv 2512.22323, eqs. 7-9 and the text below them).
+The paper calls the blend SpotFusion: a reused token's keys and values are
+`w cached + (1 - w) condition`, with `w = cos^2(pi (1 - sigma) / 2)`. So the cache counts early and
+the condition image counts late (SpotEdit, arXiv 2512.22323, eqs. 7-9 and the text below them).
 """
 
 import math
@@ -21,10 +21,10 @@ FUSIONS: dict[str, Callable[[float], float]] = {"cosine": _cosine}
 
 
 def weights(fusion: Fusion, sigmas: Sequence[float]) -> list[float]:
-    """Weight of the cached value for each sigma (0..1).
+    """Return the weight of the cached value for each sigma (0..1).
 
     Args:
-        fusion: a name of `FUSIONS`, or a callable `sigma -> weight`.
+        fusion: the name of an entry of `FUSIONS`, or a callable `sigma -> weight`.
 
     Raises:
         ValueError: the callable returned something that is not a number in [0, 1].

@@ -1,7 +1,8 @@
-"""What else may own a transformer's forward, and the refusal that says how to go on.
+"""Refusals: what else may decide what a transformer computes, and how to go on without it.
 
-Checked when a pipeline is enabled and at every call. What no look at the model can find, such as an
-exported program in place of its forward, shows while it runs: see `Forwards`.
+The checks run when a pipeline is enabled and at every call. Some things cannot be found by looking
+at the model, such as an exported program in place of its forward. They are found while it runs: see
+`Forwards.bypassed`.
 """
 
 from typing import Any
@@ -12,11 +13,13 @@ from ..models.spec import Spec
 from .processor import SpotProcessor
 
 _TEA = "temporal=spotedit.TeaCache() for the same on the edited tokens"
-_INSTEAD = {  # what replaces a cache of diffusers, by the start of its configuration's name
+# The option that replaces a cache of diffusers, by the beginning of its configuration's name.
+_INSTEAD = {
     "taylorseer": "temporal=spotedit.TaylorSeer() for the same on the edited tokens",
     "textkv": "cache_text=True for the same in spot steps",
 }
-_HARMLESS_HOOKS = {  # of diffusers: they move or cast weights
+# Hooks of diffusers that only move or cast weights.
+_HARMLESS_HOOKS = {
     "GroupOffloadingHook",
     "LayerExecutionTrackerHook",
     "LayerwiseCastingHook",
@@ -26,12 +29,12 @@ _HARMLESS_HOOKS = {  # of diffusers: they move or cast weights
 
 
 def refuse(pipe: Any, spec: Spec) -> None:
-    """Raise where something else decides what the transformer computes.
+    """Raise an error if something else decides what the transformer computes.
 
     Raises:
-        ValueError: a cache of diffusers or cache-dit, context parallelism, an IP-Adapter, an
-            attention processor or a hook of the user's, or a replaced forward is in use, or the
-            attention of some blocks cannot be reached, or there is no transformer yet.
+        ValueError: there is no transformer yet; or it has a cache of diffusers or cache-dit,
+            context parallelism, an IP-Adapter, a foreign attention processor or hook, or a replaced
+            forward; or the attention of some blocks cannot be reached.
     """
     transformer = getattr(pipe, "transformer", None)
     if transformer is None:
@@ -44,9 +47,9 @@ def refuse(pipe: Any, spec: Spec) -> None:
             f"the transformer has a cache enabled ({name}); expected none: call "
             f"pipe.transformer.disable_cache(), and enable spotedit with {_instead(name)}"
         )
-    # the class's mark alone may be another pipeline's
-    own = getattr(pipe, "_is_cached", False) and hasattr(pipe, "_context_manager")
-    if own or getattr(transformer, "_is_cached", False):
+    # the mark on the class alone may belong to another pipeline
+    is_cached = getattr(pipe, "_is_cached", False) and hasattr(pipe, "_context_manager")
+    if is_cached or getattr(transformer, "_is_cached", False):
         raise ValueError(
             "cache-dit has a cache on the pipeline; expected none: call "
             f"cache_dit.disable_cache(pipe), and enable spotedit with {_TEA}"
@@ -96,10 +99,10 @@ def _refuse_hooks(model: nn.Module) -> None:
 
 
 def _refuse_processors(model: Any, spec: Spec) -> None:
-    """Refuse processors that compute anything else than `Spec.project` and `Spec.output` do."""
-    found = getattr(model, "attn_processors", {})
+    """Refuse processors that compute something else than `Spec.project` and `Spec.output`."""
+    processors = getattr(model, "attn_processors", {})
     modules = {cls.__module__ for cls in type(model).__mro__}
-    for name, processor in found.items():
+    for name, processor in processors.items():
         kind = type(processor.stock if isinstance(processor, SpotProcessor) else processor)
         if "IPAdapter" in kind.__name__:
             raise ValueError(
@@ -122,13 +125,13 @@ def _refuse_processors(model: Any, spec: Spec) -> None:
         if not isinstance(blocks, nn.ModuleList) or not name.endswith(("blocks", "layers")):
             continue
         for number in range(len(blocks)):
-            if not any(path.startswith(f"{name}.{number}.") for path in found):
+            if not any(path.startswith(f"{name}.{number}.") for path in processors):
                 raise ValueError(
                     f"{name}.{number} ({type(blocks[number]).__name__}) shows no attention "
                     "processor; expected one in every block: spotedit cannot reach the attention "
                     "of fused or compiled blocks. Load the model with diffusers' own blocks"
                 )
-    if not found:
+    if not processors:
         raise ValueError(
             f"{type(model).__name__} has no attention processors; expected one in every block: "
             "spotedit cannot reach its attention. Load the model with diffusers' own class"

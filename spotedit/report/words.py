@@ -1,4 +1,7 @@
-"""What a call did, in words: `EditReport.summary`, and the log record of a call with a surprise."""
+"""The sentences of a report: its summary, its doubts, and the log record of a call.
+
+The private functions that may return None return one sentence, or None if there is nothing to say.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -9,23 +12,31 @@ from ..pictures.draw import KINDS
 from .figures import Figures
 
 logger = logging.getLogger("spotedit")
-_RETURNED = 0.5  # of the largest region: so many tokens that come back at a reset are a doubt
+
+# A reset gives reason to doubt if the tokens that it finds changed, but that had been reused, are
+# more than this fraction of the largest region.
+_DOUBTFUL_RETURN = 0.5
 
 
 def announce(report: Figures | None, dense_asked: bool) -> None:
-    """Log, in one record, that a call ran dense, that its frame moved, or that nothing was edited.
+    """Log, in one record, what the caller may not expect of a call.
 
-    It reads nothing from the device.
+    That is: it ran dense, its frame moved, nothing was edited, or its mask has no effect. The
+    function reads nothing from the device.
 
     Args:
-        report: of a call that has returned; None where no forward ran.
-        dense_asked: the configuration asks for a dense call, so the record is no warning.
+        report: the report of a call that has returned, or None if no forward ran.
+        dense_asked: whether the configuration asks for a dense call, which is then no warning.
     """
     if report is None:
         return
     sentences = [
-        _dense(report), _misaligned(report), _unedited(report), _returned(report), report.mask_note
-    ]  # fmt: skip
+        _why_dense(report),
+        _how_misaligned(report),
+        _how_many_unedited(report),
+        _what_returned(report),
+        report.mask_note,
+    ]
     text = "; ".join(sentence for sentence in sentences if sentence)
     if text:
         level = logging.INFO if dense_asked else logging.WARNING
@@ -33,16 +44,16 @@ def announce(report: Figures | None, dense_asked: bool) -> None:
 
 
 def summary(report: Figures) -> str:
-    """A few lines for people. Without a dense run to compare with, no speed-up is claimed."""
+    """Return a few lines for people, without a speed-up, which needs a dense call beside it."""
     images = f", {report.batch} images" if report.batch > 1 else ""
     grid = f", {report.grid[0]} x {report.grid[1]} tokens" if report.grid else ""
     steps = f"{len(report.kinds)} steps in {report.seconds:.2f} s"
     lines = [
         f"{report.pipeline}: {steps}{grid}{images}",
-        *_steps(report),
-        _temporal(report),
-        _dense(report),
-        _share(report),
+        *_lines_of_steps(report),
+        _what_temporal_did(report),
+        _why_dense(report),
+        _what_spot_saved(report),
         *doubts(report),
         report.mask_note,
         f"cache {report.cache_bytes / 2**20:.1f} MiB",
@@ -50,123 +61,144 @@ def summary(report: Figures) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _steps(report: Figures) -> list[str]:
-    """A line for each kind of step that was run."""
+def doubts(report: Figures) -> list[str]:
+    """Return sentences about what may be wrong with the edit."""
+    unedited = [number for number, image in enumerate(report.images) if image.unedited]
+    sentences = [
+        _how_misaligned(report),
+        _how_many_unedited(report, unedited),
+        _what_returned(report),
+        _whether_nothing_moved(report),
+    ]
+    return [sentence for sentence in sentences if sentence]
+
+
+def _lines_of_steps(report: Figures) -> list[str]:
+    """Return a line for each kind of step that was run."""
     lines = []
     for kind in KINDS:
         steps = [step for step in report.steps if step["kind"] == kind]
         if steps:
-            share = sum(s["active"] for s in steps) / sum(s["total"] for s in steps)
-            each = 1000 * sum(s["seconds"] for s in steps) / len(steps)
+            num_active = sum(step["active"] for step in steps)
+            num_total = sum(step["total"] for step in steps)
+            milliseconds = 1000 * sum(step["seconds"] for step in steps) / len(steps)
             lines.append(
-                f"  {kind:<5} {len(steps):>3} steps {each:>9.1f} ms each, "
-                f"{share:.0%} of the tokens computed"
+                f"  {kind:<5} {len(steps):>3} steps {milliseconds:>9.1f} ms each, "
+                f"{num_active / num_total:.0%} of the tokens computed"
             )
     return lines
 
 
-def _temporal(report: Figures) -> str | None:
-    """What the temporal method did, or why it did nothing."""
-    if report.temporal is None:
+def _what_temporal_did(report: Figures) -> str | None:
+    method, num_steps, num_skipped = report.temporal, len(report.kinds), _num_skipped(report)
+    if method is None:
         return None
-    name, total, skipped = type(report.temporal).__name__, len(report.kinds), _skipped(report)
-    if skipped:
-        ran = f"{name} ran {total - skipped} of {total} steps"
-        if "spot" in report.kinds:  # the line of the spot steps has the share
+    name = type(method).__name__
+    if num_skipped:
+        ran = f"{name} ran {num_steps - num_skipped} of {num_steps} steps"
+        if "spot" in report.kinds:  # then the line about the spot steps gives the work saved
             return ran
         return f"{ran}, {report.flops_saved:.0%} of the transformer's work skipped"
-    why = "between full steps, too much changes from one step to the next for its threshold"
-    if isinstance(report.temporal, TaylorSeer):
-        warm_up, interval = report.temporal.warm_up, report.temporal.interval
-        why = f"full steps, and its warm_up of {warm_up} and interval of {interval}, leave none out"
-    return f"{name} ran all {total} steps, so nothing is gained by it: {why}"
+    why = "the change from step to step was above its threshold everywhere between full steps"
+    if isinstance(method, TaylorSeer):
+        why = (
+            f"the full steps, its warm_up of {method.warm_up} and its interval of "
+            f"{method.interval} together leave no step to skip"
+        )
+    return f"{name} ran all {num_steps} steps and saved nothing: {why}"
 
 
-def _skipped(report: Figures) -> int:
+def _num_skipped(report: Figures) -> int:
     return report.kinds.count("skip")
 
 
-def _dense(report: Figures) -> str | None:
-    """Why no token was reused, and from which step on."""
+def _why_dense(report: Figures) -> str | None:
     if report.reason is None:
         return None
-    what = "no token was reused" if _skipped(report) else "nothing was skipped"
+    # skipped steps are savings, even if no token was reused
+    what = "no token was reused" if _num_skipped(report) else "nothing was skipped"
     if "spot" in report.kinds and "dense" in report.kinds:
         what = f"from step {report.kinds.index('dense')} on, {what}"
     return f"{what}: {report.reason}"
 
 
-def _share(report: Figures) -> str | None:
-    """What the spot steps left out."""
+def _what_spot_saved(report: Figures) -> str | None:
     if "spot" not in report.kinds:
         return None
-    limit = "the scores' own cut" if report.threshold == "auto" else report.threshold
-    rule = f"{report.judge} <= {limit} is reused" if report.judged else "as the mask says"
-    line = (
+    if not report.judged:
+        rule = "as the mask says"
+    elif report.threshold == "auto":
+        rule = f"tokens with a {report.judge} score below the picture's own threshold are reused"
+    else:
+        rule = f"tokens with a {report.judge} score of at most {report.threshold} are reused"
+    sentence = (
         f"r = {report.mean_ratio:.1%} of the tokens in a spot step, {report.flops_saved:.0%} "
         f"of the transformer's work skipped ({rule})"
     )
     if report.mean_ratio == 1.0 and report.misalignment is None:
-        line += "\nevery token was judged to change: only the condition was cached"
-    return line
+        sentence += "\nevery token was judged to change: only the condition was cached"
+    return sentence
 
 
-def _misaligned(report: Figures) -> str | None:
+def _how_misaligned(report: Figures) -> str | None:
     if report.misalignment is None:
         return None
-    rest = "the rest ran dense" if "dense" in report.kinds else "only the condition is cached"
+    consequence = (
+        "the rest ran dense" if "dense" in report.kinds else "only the condition is cached"
+    )
     return (
-        f"the whole frame does not match the source: {report.misalignment}; {rest}. "
+        f"the whole frame does not match the source: {report.misalignment}; {consequence}. "
         "Another seed, or asking to keep the framing and the colours, may help"
     )
 
 
-def _unedited(report: Figures, numbers: Sequence[int] = ()) -> str | None:
-    """How many images end as the source, and what to try. `numbers`: which of a batch."""
-    if not report.unedited or report.mask_note == KEEPS_ALL:
+def _how_many_unedited(report: Figures, indices: Sequence[int] = ()) -> str | None:
+    """Say how many images ended as the source, and what to try.
+
+    Args:
+        indices: the indices of these images in a batch, if they are known.
+    """
+    said_by_mask_note = report.mask_note == KEEPS_ALL
+    if not report.unedited or said_by_mask_note:
         return None
-    what, advice = "no token was judged to change", "a lower threshold, other words or a mask"
-    if report.largest and report.batch == 1:
-        what = f"the region shrank from {_tokens(report.largest)} to none"
     if not report.judged:
         what, advice = "the mask lets no token change", "a larger mask"
+    elif report.largest and report.batch == 1:
+        what = f"the region shrank from {_tokens(report.largest)} to none"
+        advice = "a lower threshold, other words or a mask"
+    else:
+        what = "no token was judged to change"
+        advice = "a lower threshold, other words or a mask"
     if report.batch == 1:
         return f"{what}: the picture is the source; {advice} may help"
-    which = f" (number {', '.join(map(str, numbers))})" if numbers else ""
+    which = f" (number {', '.join(map(str, indices))})" if indices else ""
     count = f"{report.unedited} of {report.batch} images{which}"
     return f"{what} in {count}: there the picture is the source; {advice} may help"
 
 
-def doubts(report: Figures) -> list[str]:
-    """Return sentences about what may be wrong with the edit."""
-    unedited = [number for number, image in enumerate(report.images) if image.unedited]
-    found = _misaligned(report), _unedited(report, unedited), _returned(report), _unmoved(report)
-    return [sentence for sentence in found if sentence]
-
-
-def _returned(report: Figures) -> str | None:
-    """Say that a reset found many tokens changed which had been reused until then."""
-    step, count = max(report.returned, key=lambda found: found[1], default=(0, 0))
-    if count <= _RETURNED * report.largest:
+def _what_returned(report: Figures) -> str | None:
+    """Say that a reset found many tokens changed that had been reused until then."""
+    step, num_returned = max(report.returned, key=lambda entry: entry[1], default=(0, 0))
+    if num_returned <= _DOUBTFUL_RETURN * report.largest:
         return None
     return (
-        f"step {step} found {_tokens(count)} changed that had been reused until then, of "
-        f"{report.largest} active ones at most; more resets (reset_every=4) or half the threshold "
-        "may help"
+        f"the full step {step} found that {_tokens(num_returned)} had changed that were reused "
+        f"until then (at most {report.largest} were active); more resets (reset_every=4) or half "
+        "the threshold may help"
     )
 
 
-def _tokens(count: int) -> str:
-    return f"{count} token" if count == 1 else f"{count} tokens"
-
-
-def _unmoved(report: Figures) -> str | None:
-    """Say that tokens were computed, and ended as the source all the same."""
-    if report.moved is None or report.region is None or report.moved.any():
+def _whether_nothing_moved(report: Figures) -> str | None:
+    """Say that tokens were computed, but all of them ended as the source."""
+    if report.moved is None or report.region is None:
         return None
-    if not report.region.any():
+    if report.moved.any() or not report.region.any():
         return None
     return (
         "every token that was computed ended as the source: the model may not have followed the "
         "instruction; other words, another seed or more guidance may help"
     )
+
+
+def _tokens(count: int) -> str:
+    return f"{count} token" if count == 1 else f"{count} tokens"

@@ -414,7 +414,7 @@ def test_edit_with_the_tiny_editor(tiny_editor, run, picture, tmp_path, capsys):
     first = (tmp_path / "out.png").read_bytes()
     assert run("--steps", 4, *guided, model="tiny") == 0
     assert (tmp_path / "out.png").read_bytes() != first
-    assert "the scores' own cut" in capsys.readouterr().out
+    assert "the picture's own threshold" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["edit", "preview"])
