@@ -19,8 +19,10 @@ MARKED = re.compile(r"(<!-- rows:([\w-]+):begin -->\n).*?(<!-- rows:\2:end -->)"
 GPU = RESULTS / "gpu"
 EDIT = "whole edit"
 RATIO, FASTER = f"{EDIT}, baseline / this", f"{EDIT}, dense / spot"
-EDIT_HEAD = ["", EDIT, "beside stock", "beside compiled stock"]
-MASK, MASK_AND_JUDGE = "region given", "region given, judge running"
+EDIT_HEAD = ["", EDIT, "speed-up over stock", "over compiled stock"]
+MASK, MASK_AND_JUDGE = "with a mask", "with a mask, judge running"
+TRUTH, DENSE = "edited region against the truth", "edited region against dense"
+EDITORS = {"Kontext": "", "Qwen": "-qwen", "drawn": "-world"}  # name -> suffix of the runs
 METHODS = {
     "spot": "spotedit", "tea": "TeaCache alone", "spot+tea": "spotedit + TeaCache",
     "seer": "TaylorSeer alone", "spot+seer": "spotedit + TaylorSeer",
@@ -68,7 +70,7 @@ def origin(results: Results, command: str, folder: str = "") -> list[str]:
     dtype = f"{e['dtype']}, " if "dtype" in e else ""
     return [
         f"{device}; {dtype}PyTorch {e['torch']}, diffusers {e['diffusers']}; commit {e['commit']}; "
-        f"`{command}`; [all rows](../bench/results/{folder}{results.name}.md)."
+        f"`{command}`; [all results](../bench/results/{folder}{results.name}.md)."
     ]
 
 
@@ -129,7 +131,7 @@ def steps() -> list[str]:
             value(results, spot, " ms", 0, **chosen),
             value(results, "share of S/M", "", **chosen),
         ])  # fmt: skip
-    head = ["pixels", "mode", "r", "stock step", "full step", "spot step", "share of the ideal"]
+    head = ["pixels", "mode", "r", "stock step", "full step", "spot step", "speed-up / ideal"]
     return table(head, lines)
 
 
@@ -145,7 +147,7 @@ def temporal() -> list[str]:
             found = row(results, "edited region, difference to dense", **chosen)
             line.append("{value:+.2f} [{low:+.2f}, {high:+.2f}]".format(**found))
         lines.append(line)
-    head = ["method", "28 steps: less work", "dB", "50 steps: less work", "dB"]
+    head = ["method", "28 steps: work", "dB", "50 steps: work", "dB"]
     return table(head, lines)
 
 
@@ -167,7 +169,7 @@ def temporal_time() -> list[str]:
                 ratio = value(results, "whole edit, dense / this", "x", **chosen)
             line.append(ratio)
         lines.append(line)
-    return table(["method", "28 steps", "faster", "50 steps", "faster"], lines)
+    return table(["method", "28 steps", "speed-up", "50 steps", "speed-up"], lines)
 
 
 def temporal_time_origin() -> list[str]:
@@ -180,12 +182,12 @@ def pipeline() -> list[str]:
     modes = {
         "stock": ("dense eager", None),
         "stock, blocks compiled": ("dense compiled", None),
-        "spotedit, region given, r = 5%": ("spot", "4.8%"),
-        "spotedit, region given, r = 10%": ("spot", "9.8%"),
-        "spotedit, region given, r = 20%": ("spot", "20.5%"),
-        "the same, with the judge running": ("spot + judge", "20.5%"),
-        "every token computed, the source cached": ("condition-cached only", "100.0%"),
-        "the method in plain PyTorch, r = 10%": ("eager-unfused", "9.8%"),
+        "spotedit, r = 5%": ("spot", "4.8%"),
+        "spotedit, r = 10%": ("spot", "9.8%"),
+        "spotedit, r = 20%": ("spot", "20.5%"),
+        "spotedit, r = 20%, judge running": ("spot + judge", "20.5%"),
+        "spotedit, r = 100%: only the source is cached": ("condition-cached only", "100.0%"),
+        "the same method in plain PyTorch, r = 10%": ("eager-unfused", "9.8%"),
     }
     lines = []
     for title, (mode, r) in modes.items():
@@ -200,7 +202,7 @@ def pipeline_short() -> list[str]:
         ["stock", *_edit("dense eager", None)],
         ["stock, blocks compiled", *_edit("dense compiled", None)],
         ["spotedit, r = 20%", *_edit("spot", "20.5%")],
-        ["spotedit, r = 20%, with the judge running", *_edit("spot + judge", "20.5%")],
+        ["spotedit, r = 20%, judge running", *_edit("spot + judge", "20.5%")],
     ])  # fmt: skip
 
 
@@ -257,9 +259,7 @@ def kernels() -> list[str]:
         title += f", {parameters['rule']}" if "rule" in parameters else ""
         faster = f"{measured['value']:.2f}x"
         lines.append([title, str(parameters.get("M", "")), baseline, faster])
-    return table(
-        ["operation", "rows M", "baseline", "baseline's time / the Triton kernel's"], lines
-    )
+    return table(["operation", "rows M", "baseline", "speed-up of the Triton kernel"], lines)
 
 
 def kernels_origin() -> list[str]:
@@ -276,7 +276,46 @@ def tiny_on_gpu() -> list[str]:
         r = percent(row(results, EDIT, **chosen)["parameters"]["r"])
         seconds = value(results, EDIT, " s", **chosen)
         lines.append([title, r, seconds, value(results, FASTER, "x", **chosen)])
-    return table(["256 x 256 pixels, 28 steps", "r", "whole edit", "beside stock"], lines)
+    return table(["256 x 256 pixels, 28 steps", "r", "whole edit", "speed-up over stock"], lines)
+
+
+def resets() -> list[str]:
+    """Schedules of full steps on the three tiny editors."""
+    titles = {
+        "default": "default", "resets published": "published", "resets every 4": "every 4 steps",
+        "last quarter full": "all steps of the last quarter", "resets none": "none",
+    }  # fmt: skip
+    return _sweep("resets", titles)
+
+
+def blends() -> list[str]:
+    """Blends of keys and values on the three tiny editors."""
+    titles = {
+        "default": "cosine (default)", "anchored": "`anchored`", "static": "`static`",
+        "condition": "the condition alone",
+    }  # fmt: skip
+    return _sweep("fusion", titles)
+
+
+def _sweep(sweep: str, titles: Mapping[str, str]) -> list[str]:
+    """A line for each method of a sweep; columns of each editor: dB to the truth and to dense."""
+    lines = [[title] for title in titles.values()]
+    for suffix in EDITORS.values():
+        results = run(f"quality-{sweep}{suffix}")
+        for line, method in zip(lines, titles, strict=True):
+            for name in (TRUTH, DENSE):
+                if method == "default":
+                    line.append(
+                        "-" if name == TRUTH else value(results, DENSE, " dB", 1, method=method)
+                    )
+                    continue
+                found = row(results, f"{name}, difference to default", method=method)
+                digits = 2 if name == TRUTH else 1
+                ends = (f"{found[end]:+.{digits}f}" for end in ("low", "high"))
+                line.append(f"{found['value']:+.{digits}f} [{', '.join(ends)}]")
+    return table(
+        ["", *(f"{editor}: {to}" for editor in EDITORS for to in ("truth", "dense"))], lines
+    )
 
 
 TABLES: Mapping[str, Callable[[], Sequence[str]]] = {
@@ -284,7 +323,7 @@ TABLES: Mapping[str, Callable[[], Sequence[str]]] = {
     for function in (
         caption, speed, speed_short, speed_origin, steps, temporal, temporal_origin, temporal_time,
         temporal_time_origin, pipeline, pipeline_short, pipeline_origin, profile, kernels,
-        kernels_origin, tiny_on_gpu,
+        kernels_origin, tiny_on_gpu, resets, blends,
     )
 }  # fmt: skip
 
