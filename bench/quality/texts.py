@@ -85,8 +85,8 @@ def readme(main: Results, hard: Results) -> str:
     columns = {
         "edits left undone": (MEASURES["undone"].name, 1, 100),
         "changed tokens found": (MEASURES["recall"].name, 1, 100),
-        "edited region, dB to dense": (MEASURES["edit_db"].name + DIFFERENCE, 2, 1),
-        "tokens computed in a spot step": (RATIO, 0, 100),
+        "PSNR of the edited region, minus stock's": (MEASURES["edit_db"].name + DIFFERENCE, 2, 1),
+        "r": (RATIO, 0, 100),
         "work saved": (WORK, 0, 100),
     }
     lines = []
@@ -98,8 +98,8 @@ def readme(main: Results, hard: Results) -> str:
         for name, digits, factor in columns.values():
             row = results.row(name, method)
             assert row is not None, f"{results.name} has no {name!r} of {method}"
-            value = f"{factor * row['value']:{'+' if factor == 1 else ''}.{digits}f}"
-            line.append(value + "%" * (factor == 100))
+            number = f"{factor * row['value']:{'+' if factor == 1 else ''}.{digits}f}"
+            line.append(number + (" dB" if factor == 1 else "%"))
         lines.append(line)
     return "\n".join([BEGIN, *table(["scenes", "settings", *columns], lines), END])
 

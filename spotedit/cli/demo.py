@@ -1,7 +1,6 @@
 """`spotedit demo`: dense against spot editing on scenes whose right answer is known."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,9 +25,8 @@ from .errors import fail_for
 from .figure import save_figure
 from .pipelines import choose_device, fitting_threads, load, timed
 
-_LARGE = 2 * NATIVE_SIZE
 _ORDER = ("dense", "spot", "spot", "dense")  # a drift of the machine's speed hits both alike
-_LARGE_ORDER = ("dense", "spot")
+_WARM_UP_ORDER = ("dense", "spot")
 _WARM_UP_STEPS = 3
 _SHOWN = 4 * NATIVE_SIZE
 _HEADER = (
@@ -75,11 +73,11 @@ def run(args: argparse.Namespace) -> None:
     figure, plot = _outputs(args.out, args.force)
     device = choose_device(None, "none")
     with fitting_threads("tiny", device):
-        trials, masked = _trials(args, load("tiny", "float32", device, "none"))
+        trials = _trials(args, load("tiny", "float32", device, "none"))
     rows = [_row(trial) for trial in trials]
     figure_problem = write_somewhere(figure, partial(save_figure, rows=rows))
     plot_problem = write_somewhere(plot, partial(plot_steps, trials[0].report.steps))
-    print(table(trials, masked))
+    print(table(trials))
     print()
     if not figure_problem:
         print(f"{figure}: the pictures")
@@ -88,18 +86,14 @@ def run(args: argparse.Namespace) -> None:
     fail_for([figure_problem, plot_problem])
 
 
-def _trials(args: argparse.Namespace, pipe: Any) -> tuple[list[Trial], Trial]:
-    """Edit the scenes, and a larger one whose mask is given."""
+def _trials(args: argparse.Namespace, pipe: Any) -> list[Trial]:
+    """Edit the scenes, after a short edit of the first one to warm up."""
     pipe.set_progress_bar_config(disable=True)
     seeds = range(args.seed, args.seed + args.scenes)
     scenes = [make_scene(seed, kind=KINDS[i % len(KINDS)]) for i, seed in enumerate(seeds)]
-    large = make_scene(args.seed, kind=KINDS[0], size=_LARGE)
-    for scene, mask in ((scenes[0], None), (large, large.mask)):
-        _trial(pipe, scene, mask, _WARM_UP_STEPS, args.seed, _LARGE_ORDER)
+    _trial(pipe, scenes[0], _WARM_UP_STEPS, args.seed, _WARM_UP_ORDER)
     progress = tqdm(scenes, desc=f"{NATIVE_SIZE} px, {len(_ORDER)} edits a scene", unit="scene")
-    trials = [_trial(pipe, scene, None, args.steps, args.seed, _ORDER) for scene in progress]
-    print(f"{_LARGE} px, 2 edits ...", file=sys.stderr)
-    return trials, _trial(pipe, large, large.mask, args.steps, args.seed, _LARGE_ORDER)
+    return [_trial(pipe, scene, args.steps, args.seed, _ORDER) for scene in progress]
 
 
 def _outputs(out: Path | None, force: bool) -> tuple[Path, Path]:
@@ -115,15 +109,8 @@ def _outputs(out: Path | None, force: bool) -> tuple[Path, Path]:
     return paths
 
 
-def _trial(
-    pipe: Any,
-    scene: Scene,
-    mask: np.ndarray | None,
-    steps: int,
-    seed: int,
-    order: Sequence[str],
-) -> Trial:
-    """Edit `scene` dense and spot in `order`; with a mask, that is what spot regenerates."""
+def _trial(pipe: Any, scene: Scene, steps: int, seed: int, order: Sequence[str]) -> Trial:
+    """Edit `scene` dense and spot in `order`."""
     height, width = scene.mask.shape
     options = {
         "image": scene.source_image,
@@ -140,7 +127,6 @@ def _trial(
             pictures[mode], taken = timed(pipe, seed, options)
         else:
             with spotedit.enable(pipe) as handle:
-                handle.set_mask(mask, mode="replace")
                 pictures[mode], taken = timed(pipe, seed, options)
             report = handle.report
         seconds[mode].append(taken)
@@ -161,8 +147,8 @@ def _row(trial: Trial) -> tuple[str, list[Image.Image]]:
     return trial.scene.instruction, [source, dense, spot, region]
 
 
-def table(trials: Sequence[Trial], masked: Trial) -> str:
-    """The figures of every trial and their mean, then those of the large one, as markdown."""
+def table(trials: Sequence[Trial]) -> str:
+    """Return the figures of every trial, and their means, as markdown."""
     figures = [trial.figures() for trial in trials]
     lines: list[Sequence[str]] = [_HEADER, ["---"] * len(_HEADER)]
     for trial, values in zip(trials, figures, strict=True):
@@ -170,8 +156,6 @@ def table(trials: Sequence[Trial], masked: Trial) -> str:
     if len(trials) > 1:
         means = np.mean(figures, axis=0).tolist()
         lines.append([f"mean of {len(trials)}", str(trials[0].dense.width), *_cells(means)])
-    instruction = f"{masked.scene.instruction} (mask given)"
-    lines.append([instruction, str(masked.dense.width), *_cells(masked.figures())])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -480,14 +480,13 @@ def test_other_models_keep_their_threads(two_threads, run, model, monkeypatch):
 
 
 def test_demo(tiny_editor, two_threads, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(demo, "_LARGE", 136)
     seen = watch_threads(monkeypatch, demo, "timed", demo.timed)
     assert main(["demo", "--scenes", "2", "--steps", "2", "--out", str(tmp_path / "d")]) == 0
     assert set(seen) == {1}
     assert torch.get_num_threads() == 2
     assert names(tmp_path / "d") == {"demo.png", "steps.png"}
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    assert len(rows) == 2 + 2 + 1 + 1  # header, scenes, their mean, the large scene
+    assert len(rows) == 2 + 2 + 1  # header, scenes, their mean
     assert all(row.count("|") == rows[0].count("|") for row in rows)
     assert main(["demo", "--out", str(tmp_path / "d")]) == 2
     assert "already exists" in capsys.readouterr().err

@@ -168,6 +168,12 @@ def test_the_readmes_memory_column_is_the_estimate(pipeline, transformer, config
     vars(pipe).update(transformer=model, vae_scale_factor=8)
     found = spotedit.estimate(pipe, 1024, 1024, prompt_tokens=prompt) / 1e9
     assert f"{found:.1f} GB" == " ".join(expected.split()[:2])
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    root = Path(__file__).parents[2]
+    readme = (root / "README.md").read_text()
     row = next(line for line in readme.splitlines() if line.startswith(f"| `{pipeline.__name__}`"))
     assert expected in row
+    guided = spotedit.estimate(pipe, 1024, 1024, prompt_tokens=prompt, branches=2) / 1e9
+    text = (root / "docs" / "memory.md").read_text()
+    rows = [line for line in text.splitlines() if f"`{pipeline.__name__}`" in line]
+    figures = f"| {prompt} | {found:.1f} GB |"
+    assert any(f"{figures} {guided:.1f} GB |" in row or f"{figures} - |" in row for row in rows)

@@ -1,0 +1,159 @@
+"""README.md and docs/: their code runs, and their links, options and figures are right."""
+
+import inspect
+import re
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+import spotedit
+from bench import tables
+from spotedit import tiny
+from spotedit.cli import main
+from spotedit.tiny.scenes import make_scene
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+LINKED = [README, *DOCS, *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md"))]
+LINKED += [ROOT / "bench" / "README.md", ROOT / "kernels" / "README.md"]
+COMMANDS = ("demo", "edit", "preview", "verify", "eval", "calibrate", "env")
+STEPS = 8  # of the edits of the pages
+LONGEST_README = 150  # lines
+OPTION = re.compile(r"--[a-z][\w-]+")
+BENCH = re.compile(r"python -m (bench[\w.]*)")
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    """The fenced blocks of a page in a language, "" where none is named."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text("utf-8"), re.M | re.S)
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors that GitHub and the site give to a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.M)
+    return {
+        re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings
+    }
+
+
+def test_the_readme_is_short():
+    assert len(README.read_text("utf-8").splitlines()) <= LONGEST_README
+
+
+@pytest.mark.parametrize("page", LINKED, ids=name)
+def test_relative_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.M | re.S)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        if anchor and not anchor.startswith("spotedit."):  # the API's anchors: mkdocs --strict
+            assert anchor in anchors(target), link
+
+
+# -- Python
+
+
+@pytest.fixture(scope="module")
+def editor():
+    pipe = tiny.load()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def names(editor, monkeypatch, tmp_path):
+    """What a page may use without defining it: the tiny editor stands in for a checkpoint."""
+    scene = make_scene(0, kind="recolour")
+    scene.source_image.save(tmp_path / "dog.png")
+    scene.source_image.point(lambda value: 255 * (value > 128)).save(tmp_path / "mask.png")
+    monkeypatch.chdir(tmp_path)
+    call = inspect.unwrap(type(editor).__call__)
+    defaults = tuple(STEPS if value == 28 else value for value in call.__defaults__)
+    monkeypatch.setattr(call, "__defaults__", defaults)
+    kontext = type(editor).__mro__[1]
+    monkeypatch.setattr(kontext, "from_pretrained", classmethod(lambda cls, *args, **more: editor))
+    monkeypatch.setattr(kontext, "to", lambda self, device: self)
+    yield {
+        "spotedit": spotedit,
+        "pipe": editor,
+        "source": scene.source_image,
+        "handle": spotedit.enable(editor),
+    }
+    spotedit.disable(editor)
+
+
+WITH_CODE = [p for p in [README, *DOCS] if blocks(p, "python") and p.stem != "new_pipeline"]
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=name)
+def test_the_python_of_a_page_runs(page, names, tmp_path):
+    for block in blocks(page, "python"):
+        exec(compile(block, name(page), "exec"), names)
+
+
+# -- commands
+
+
+@pytest.fixture(scope="module")
+def options() -> dict[str, set[str]]:
+    """The options of every command of `spotedit`."""
+    found = {}
+    for command in COMMANDS:
+        with redirect_stdout(StringIO()) as text, pytest.raises(SystemExit):
+            main([command, "--help"])
+        found[command] = set(OPTION.findall(text.getvalue()))
+    return found
+
+
+def bench_options(module: str) -> set[str]:
+    """The options that the source of a benchmark defines."""
+    path = ROOT / module.replace(".", "/")
+    path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+    return set(re.findall(r'"(--[a-z][\w-]+)"', path.read_text("utf-8")))
+
+
+def commands(page: Path) -> list[str]:
+    """The commands of a page, from its blocks without a language and its inline code."""
+    text = page.read_text("utf-8")
+    lines = [line for block in blocks(page, "") for line in block.splitlines()]
+    return lines + re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)
+
+
+@pytest.mark.parametrize("page", LINKED, ids=name)
+def test_commands_have_the_options_that_a_page_names(page, options):
+    for line in commands(page):
+        found = re.match(r"(?:torchrun .* -m spotedit\.cli|spotedit) (\w+)(.*)", line)
+        if found:
+            assert set(OPTION.findall(found[2])) <= options[found[1]], line
+        found = re.match(r"python -m (bench[\w.]*)(.*)", line)
+        if found:
+            assert set(OPTION.findall(found[2])) <= bench_options(found[1]), line
+
+
+@pytest.mark.parametrize("page", [README, *DOCS], ids=name)
+def test_options_that_stand_alone_exist(page, options):
+    benches = (bench_options(module) for module in BENCH.findall(page.read_text("utf-8")))
+    known = set().union(*options.values(), *benches)
+    for line in commands(page):
+        if line.startswith("--"):
+            assert set(OPTION.findall(line)) <= known, line
+
+
+# -- figures
+
+
+@pytest.mark.parametrize("page", [README, *DOCS], ids=name)
+def test_tables_say_what_the_rows_say(page):
+    text = page.read_text("utf-8")
+    assert tables.filled(text) == text  # else run python -m bench.tables
+    assert len(re.findall(r"not yet measured|nothing is measured", text)) <= 1
