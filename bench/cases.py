@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from spotedit_kernels.impl import HAS_TRITON, INTERPRETED
+from spotedit_kernels.impl import HAS_TRITON, is_interpreted
 from torch import Tensor
 
 Tensors = tuple[Tensor, ...]
@@ -74,7 +74,7 @@ class Inputs:
 
     def implementations(self, *more: str) -> tuple[str, ...]:
         """Those that run here, Triton's interpreter included, and `more`."""
-        triton = HAS_TRITON and (self.device == "cuda" or INTERPRETED)
+        triton = HAS_TRITON and (self.device == "cuda" or is_interpreted())
         return (*(("triton",) if triton else ()), "reference", *more)
 
 

@@ -1,9 +1,11 @@
-"""Kernels of spatially selective image editing, usable on their own.
+"""Operations for spatially selective image editing, usable without the rest of spotedit.
 
 Six operations on tensors in diffusers' layout ``[B, S, H, D]`` (batch, rows of the joint sequence,
-heads, head dim), where the joint sequence is ``[prompt, noise, condition]``. Each takes
-``impl="auto" | "triton" | "reference"``; an explicit choice never falls back to another.
-"auto" takes the Triton kernels on a GPU and the PyTorch references elsewhere.
+heads, head dim). The joint sequence is ``[prompt, noise, condition]``. Each operation takes
+``impl="auto" | "triton" | "reference"``: "auto" takes the Triton kernel on a GPU and the PyTorch
+reference elsewhere; an explicit choice never falls back to another.
+
+Importing this package does not import Triton. The first call that takes a kernel does.
 """
 
 from .gathered_attention import gathered_attention

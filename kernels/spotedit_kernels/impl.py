@@ -1,4 +1,4 @@
-"""The choice of an implementation: ``"auto"`` chooses, an explicit name is taken or refused."""
+"""Choose the implementation of an operation: the Triton kernel or the PyTorch reference."""
 
 from __future__ import annotations
 
@@ -12,16 +12,11 @@ Impl = Literal["auto", "triton", "reference"]
 IMPLS = ("auto", "triton", "reference")
 HAS_TRITON = find_spec("triton") is not None
 
-if HAS_TRITON:
-    from .primitives import INTERPRETED
-else:
-    INTERPRETED = False
-
 
 def choose_impl(op: str, impl: str, like: Tensor) -> str:
-    """Resolve `impl` to "triton" or "reference" for tensors such as `like`.
+    """Resolve `impl` to "triton" or "reference" for tensors of `like`'s dtype and device.
 
-    "auto" takes the Triton kernel where it runs on a GPU, and the reference elsewhere.
+    "auto" takes the Triton kernel for tensors on a GPU, and the reference elsewhere.
 
     Raises:
         ValueError: `impl` is not one of "auto", "triton", "reference".
@@ -29,25 +24,36 @@ def choose_impl(op: str, impl: str, like: Tensor) -> str:
     """
     if impl not in IMPLS:
         raise ValueError(f"{op}: impl must be one of {IMPLS}, got {impl!r}.")
-    if impl == "reference":
-        return impl
+    if impl == "reference" or (impl == "auto" and like.device.type != "cuda"):
+        return "reference"
     obstacle = _obstacle(like)
+    if obstacle is None:
+        return "triton"
     if impl == "auto":
-        return "triton" if obstacle is None and like.device.type == "cuda" else "reference"
-    if obstacle is not None:
-        raise RuntimeError(
-            f"{op}: impl='triton' was asked for, but {obstacle}; "
-            f"pass impl='auto' or impl='reference'."
-        )
-    return impl
+        return "reference"
+    raise RuntimeError(
+        f"{op}: impl='triton' was asked for, but {obstacle}; pass impl='auto' or impl='reference'."
+    )
+
+
+def is_interpreted() -> bool:
+    """Return whether Triton's interpreter runs the kernels, as it does with TRITON_INTERPRET=1.
+
+    Triton reads that variable when a kernel is defined, so set it before the first call.
+    """
+    if not HAS_TRITON:
+        return False
+    from .primitives import INTERPRETED
+
+    return INTERPRETED
 
 
 def _obstacle(like: Tensor) -> str | None:
-    """Why the Triton kernels cannot take `like`."""
+    """Return why the Triton kernels cannot take `like`, or None if they can."""
     if not HAS_TRITON:
         return "Triton is not installed"
     if like.dtype == torch.float64:
         return "the Triton kernels compute in fp32 and the tensors are in fp64"
-    if like.device.type != "cuda" and not INTERPRETED:
+    if like.device.type != "cuda" and not is_interpreted():
         return f"Triton kernels run on a GPU and the tensors are on {like.device}"
     return None

@@ -1,4 +1,4 @@
-"""Helpers that the Triton kernels and their launchers share. Import needs Triton."""
+"""Helpers that the Triton kernels and their launchers share. Importing this file imports Triton."""
 
 from __future__ import annotations
 
@@ -16,27 +16,34 @@ __all__ = ["INTERPRETED", "checked_row", "launch_device", "wrap_triton"]
 
 
 @triton.jit
-def checked_row(p_index, position, m_position, n_rows):
-    """Entries of an index at `position`, clamped to 0..n_rows-1, and which of them are real.
+def checked_row(p_index, position, m_position, num_rows):
+    """Load row numbers from an index, and check them against 0..num_rows-1.
 
-    p_index: start of one batch row's entries; position: [X], masked by m_position.
+    p_index points to one batch row's entries; position [X] selects entries, masked by m_position.
+    Returns the rows [X], int64, where an invalid one is replaced by 0, and the mask of valid rows.
     """
     row = tl.load(p_index + position, mask=m_position, other=-1).to(tl.int64)
-    m_row = m_position & (row >= 0) & (row < n_rows)
+    m_row = m_position & (row >= 0) & (row < num_rows)
     return tl.where(m_row, row, 0), m_row
 
 
-INTERPRETED = not isinstance(checked_row, JITFunction)  # TRITON_INTERPRET=1 was set at import
+# With TRITON_INTERPRET=1, `triton.jit` makes functions of another class.
+INTERPRETED = not isinstance(checked_row, JITFunction)
 
-# PyTorch 2.11's `wrap_triton` raises for an interpreted kernel, which is never traced anyway.
-wrap_triton: Callable[[Any], Any] = (lambda kernel: kernel) if INTERPRETED else library.wrap_triton
+
+def _unwrapped(kernel: Any) -> Any:
+    """Return `kernel`: PyTorch 2.11's `wrap_triton` refuses a kernel that is interpreted."""
+    return kernel
+
+
+wrap_triton: Callable[[Any], Any] = _unwrapped if INTERPRETED else library.wrap_triton
 
 
 def launch_device(tensor: Tensor) -> AbstractContextManager[object]:
     """Make the GPU that holds `tensor` the current one inside the block.
 
     Triton launches on the current device and its current stream, wherever the arguments are.
-    Nothing changes for a tensor on the CPU, nor before CUDA is initialised, as in tracing with
-    fake tensors on a machine without a GPU.
+    Nothing changes for a tensor on the CPU. Nothing changes either before CUDA is initialised, as
+    when fake tensors are traced on a machine without a GPU.
     """
     return torch.cuda.device_of(tensor) if torch.cuda.is_initialized() else nullcontext()

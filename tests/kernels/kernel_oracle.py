@@ -9,7 +9,7 @@ from itertools import product
 import pytest
 import torch
 from packaging.version import Version
-from spotedit_kernels.impl import HAS_TRITON, INTERPRETED
+from spotedit_kernels.impl import HAS_TRITON, is_interpreted
 from torch.utils._python_dispatch import TorchDispatchMode
 
 if HAS_TRITON:
@@ -17,7 +17,7 @@ if HAS_TRITON:
 
 NEEDS_TRITON = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 NEEDS_INTERPRETER = pytest.mark.skipif(
-    INTERPRETED  # never without Triton
+    is_interpreted()  # which implies that Triton is installed
     and Version(triton.__version__) < Version("3.7.1")
     and Version(version("numpy")) >= Version("2.4"),
     reason="Triton before 3.7.1 cannot interpret loops with NumPy 2.4 or later",

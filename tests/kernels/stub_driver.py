@@ -38,7 +38,7 @@ class Launch(NamedTuple):
 
 def install(capability: int) -> list[Launch]:
     """Make `capability` (80 for sm_80) Triton's target; returns the list that launches join."""
-    assert not impl.INTERPRETED, "unset TRITON_INTERPRET before Triton is imported"
+    assert not impl.is_interpreted(), "unset TRITON_INTERPRET before Triton is imported"
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder)  # not before: Triton 3.6 links each launcher to the stub
     library = _build_stub(Path(folder))

@@ -57,6 +57,22 @@ assert not [m for m in sys.modules if m.startswith(("spotedit.", "diffusers.", "
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+def test_import_costs_no_more_than_pytorch():
+    """Triton and the parts of PyTorch that register an op come with the first call of a kernel."""
+    code = """
+import sys
+import torch
+before = set(sys.modules)
+import spotedit_kernels
+spotedit_kernels.gathered_attention(*torch.ones(3, 1, 2, 1, 8))  # takes the reference on a CPU
+added = {module.partition(".")[0] for module in set(sys.modules) - before}
+assert "triton" not in sys.modules
+assert added <= {"spotedit_kernels", *sys.stdlib_module_names}, added
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), *sys.path])}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=environment)
+
+
 def test_a_foreign_model_in_an_environment_without_diffusers():
     example = PACKAGE.parent / "examples" / "small_dit.py"
     code = f"""
@@ -92,7 +108,6 @@ def test_choice_of_an_implementation():
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 def test_triton_needs_a_gpu_or_its_interpreter():
     code = """
-import torch
 import torch
 from spotedit_kernels.impl import HAS_TRITON, choose_impl
 try:

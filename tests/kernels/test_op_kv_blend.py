@@ -175,7 +175,7 @@ def test_errors_say_what_and_how():
         (TypeError, "t must be of dtype .* got int64", good, {"t": torch.tensor(1)}),
         (ValueError, "t must be on cpu like", good, {"t": torch.zeros((), device="meta")}),
         (ValueError, "v_out must have shape", (k, v[:, 1:], *good[2:]), {"t": 0.1}),
-        (ValueError, "k_ref must have shape .* but for the rows",
+        (ValueError, "k_ref must have shape .* except for the rows",
          (*good[:4], k_ref[:, :, :1], v_ref, index), {"t": 0.1}),
         (TypeError, "v_ref must be of dtype float32, got float16",
          (*good[:5], v_ref.half(), index), {"t": 0.1}),

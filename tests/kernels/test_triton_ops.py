@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,12 @@ OPS = [
 ]
 
 
+def registered(name):
+    """Return a registered op, after importing the kernel file that registers it."""
+    import_module(f"spotedit_kernels.{name.removesuffix('_out')}.kernel")
+    return getattr(torch.ops.spotedit, name).default
+
+
 def results(impl, given, dtype, device):
     """Every op once in `dtype`, on random tensors rounded to the dtype `given`."""
     g = torch.Generator().manual_seed(0)
@@ -134,15 +141,13 @@ def test_opcheck_on_a_cpu(name):
     checks = ["test_schema", "test_autograd_registration"]
     if name.startswith("gathered_attention"):
         checks += ["test_faketensor", "test_aot_dispatch_dynamic"]
-    op = getattr(torch.ops.spotedit, name).default
-    torch.library.opcheck(op, op_arguments(name, "cpu"), test_utils=checks)
+    torch.library.opcheck(registered(name), op_arguments(name, "cpu"), test_utils=checks)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", OPS)
 def test_opcheck(name):
-    op = getattr(torch.ops.spotedit, name).default
-    torch.library.opcheck(op, op_arguments(name, "cuda"))
+    torch.library.opcheck(registered(name), op_arguments(name, "cuda"))
 
 
 def test_traces_to_one_graph_without_a_device():
@@ -155,8 +160,7 @@ import torch
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._subclasses.fake_tensor import FakeTensorMode
-import spotedit_kernels
-from test_triton_ops import OPS, op_arguments
+from test_triton_ops import OPS, op_arguments, registered
 
 graphs = []
 
@@ -165,8 +169,8 @@ def record(graph, inputs):
     raise NotImplementedError("no device to run on")
 
 for name in OPS:
-    op = getattr(torch.ops.spotedit, name).default
-    compiled = torch.compile(op, fullgraph=True, backend=aot_autograd(fw_compiler=record))
+    backend = aot_autograd(fw_compiler=record)
+    compiled = torch.compile(registered(name), fullgraph=True, backend=backend)
     with FakeTensorMode():
         try:
             compiled(*op_arguments(name, "cuda"))

@@ -14,12 +14,9 @@ from ..checks import (
     check_shape,
     check_tensors,
 )
-from ..impl import HAS_TRITON, Impl, choose_impl
+from ..impl import Impl, choose_impl
 from . import reference
 from .plan import MAX_HEAD_DIM
-
-if HAS_TRITON:
-    from . import kernel
 
 __all__ = ["gathered_attention"]
 
@@ -39,49 +36,52 @@ def gathered_attention(
     out: Tensor | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
-    """softmax(scale q k^T) v for M query rows against all S cached keys and values.
+    """Compute ``softmax(scale q k^T) v`` for M query rows against all S cached keys and values.
 
-    It is the attention of a spot step (SpotEdit, arXiv 2512.22323): queries are the prompt and
-    the active tokens only, keys and values are the whole joint sequence.
+    It is the attention of a spot step (SpotEdit, arXiv 2512.22323): the queries are the prompt and
+    the active tokens only; the keys and values are the whole joint sequence.
 
     Args:
         q: ``[B, M, H, D]`` without `index`, ``[B, S, H, D]`` with it; fp16, bf16, fp32 or fp64.
-        k, v: ``[B, S, H, D]``, of q's dtype, or both int8 with `k_scale` and `v_scale`. All of
-            their elements must be finite, those of masked keys too.
-        index: rows of the joint sequence to compute, int32 or int64, ``[M]`` or ``[B, M]``, each
-            in 0..S-1 and at most once a batch row; negative entries are padding.
-        key_mask: bool ``[B, S]``, True = attend. Where a batch row masks every key, the result
-            is 0.
-        k_scale, v_scale: fp32 ``[B, S, H]``, the values of the int8 tensors' unit steps.
+        k, v: ``[B, S, H, D]``, of q's dtype, or both int8 with `k_scale` and `v_scale`. Every
+            element must be finite, also where the mask hides its key.
+        index: the rows of the joint sequence to compute, int32 or int64, ``[M]`` or ``[B, M]``. A
+            batch row lists each row, in 0..S-1, at most once; negative entries are padding.
+        key_mask: bool ``[B, S]``, True = attend. A batch row that masks every key gives 0.
+        k_scale, v_scale: fp32 ``[B, S, H]``; an int8 value times its scale is the key or value.
         scale: factor on the logits; default ``1 / sqrt(D)``.
-        out: receives the result in place and is returned; q's dtype and the result's shape. It may
-            be q itself.
+        out: a tensor of q's dtype and shape that receives the result and is returned. It may be q
+            itself.
         impl: "auto", "triton" or "reference"; an explicit one never falls back.
 
     Returns:
-        ``[B, M, H, D]`` without `index`. With it ``[B, S, H, D]``, where only the indexed rows
-        were read from q and written; the other rows keep `out`, or are 0 if there is no `out`.
+        ``[B, M, H, D]`` without `index`. With it ``[B, S, H, D]``: only the indexed rows are read
+        from q and written; the other rows keep `out`, or are 0 if there is no `out`.
 
     Raises:
-        TypeError: a dtype is not of those listed.
-        ValueError: a shape or a device does not fit, scales are missing or superfluous, `impl` is
+        TypeError: a dtype is not one of those listed.
+        ValueError: a shape or a device does not fit; scales are missing or superfluous; `impl` is
             unknown.
         RuntimeError: impl="triton" was asked for and cannot run here.
     """
     _check_rows(q, k, v, index)
-    scales = _check_scales(q, k, v, k_scale, v_scale)
+    kv_scales = _check_scales(q, k, v, k_scale, v_scale)
     _check_options(q, k, key_mask, scale, out)
-    plain = index is None and key_mask is None and scales is None
-    chosen = reference if _choose(impl, q, plain) == "reference" else kernel
-    return chosen.gathered_attention(q, k, v, index, key_mask, scales, scale, out)
+    is_plain = index is None and key_mask is None and kv_scales is None
+    arguments = (q, k, v, index, key_mask, kv_scales, scale, out)
+    if _choose(impl, q, is_plain) == "reference":
+        return reference.gathered_attention(*arguments)
+    from . import kernel  # not above: it imports Triton
+
+    return kernel.gathered_attention(*arguments)
 
 
-def _choose(impl: Impl, q: Tensor, plain: bool) -> str:
-    """The implementation; `plain`: compact queries, no mask, keys and values of q's dtype.
+def _choose(impl: Impl, q: Tensor, is_plain: bool) -> str:
+    """Return the implementation; `is_plain`: without an index, a mask and int8.
 
-    On a GPU "auto" leaves two cases to the reference: head dims above the kernel's, and plain
-    attention in half precision on Hopper and Blackwell, where cuDNN and FlashAttention serve
-    `scaled_dot_product_attention` and nothing has been measured against them.
+    On a GPU "auto" leaves two cases to the reference: head dims that the kernel does not take, and
+    plain attention in half precision on Hopper and Blackwell, where cuDNN, which
+    `scaled_dot_product_attention` can call, is faster than the kernel (measured on an H200).
     """
     chosen = choose_impl(_OP, impl, q)
     if chosen == "reference":
@@ -93,8 +93,9 @@ def _choose(impl: Impl, q: Tensor, plain: bool) -> str:
             f"{_OP}: impl='triton' takes head dims up to {MAX_HEAD_DIM}, "
             f"got {q.shape[-1]}; pass impl='auto' or impl='reference'."
         )
-    if impl == "auto" and plain and q.dtype != torch.float32 and torch.version.hip is None:
-        return "reference" if torch.cuda.get_device_capability(q.device)[0] in (9, 10) else chosen
+    if impl == "auto" and is_plain and q.dtype != torch.float32 and torch.version.hip is None:
+        major, _ = torch.cuda.get_device_capability(q.device)
+        return "reference" if major in (9, 10) else chosen
     return chosen
 
 
@@ -105,14 +106,16 @@ def _check_rows(q: Tensor, k: Tensor, v: Tensor, index: Tensor | None) -> None:
     check_floats(_OP, "q", q=q)
     b, s, h, d = k.shape
     if s == 0:
-        raise ValueError(f"{_OP}: k must have at least one row, got {tuple(k.shape)}; fill it.")
-    check_shape(_OP, "v", v, (b, s, h, d), "BSHD", "k and v must agree")
+        raise ValueError(
+            f"{_OP}: k must have at least one row, got {tuple(k.shape)}; fill the cache first."
+        )
+    check_shape(_OP, "v", v, (b, s, h, d), "BSHD", "k and v must have the same shape")
     if index is None:
-        fix = "q must have k's batch, heads and head dim"
-        check_shape(_OP, "q", q, (b, q.shape[1], h, d), "BMHD", fix)
+        hint = "q must have k's batch, heads and head dim"
+        check_shape(_OP, "q", q, (b, q.shape[1], h, d), "BMHD", hint)
     else:
-        fix = "with index, q covers the joint sequence; pass gathered rows without index"
-        check_shape(_OP, "q", q, (b, s, h, d), "BSHD", fix)
+        hint = "with index, q covers the joint sequence; pass gathered rows without index"
+        check_shape(_OP, "q", q, (b, s, h, d), "BSHD", hint)
         check_index(_OP, "index", index, b)
     check_device(_OP, q, k=k, v=v, index=index)
 
@@ -120,11 +123,11 @@ def _check_rows(q: Tensor, k: Tensor, v: Tensor, index: Tensor | None) -> None:
 def _check_scales(
     q: Tensor, k: Tensor, v: Tensor, k_scale: Tensor | None, v_scale: Tensor | None
 ) -> tuple[Tensor, Tensor] | None:
-    """The int8 scales, checked; None if K and V have q's dtype."""
+    """Check the dtypes of k and v and the int8 scales; return the scales, or None without int8."""
     if k.dtype != torch.int8:
-        fix = "convert it to q's dtype, or quantise it to int8 and pass its scale"
-        check_dtype(_OP, "k", k, (q.dtype, torch.int8), fix)
-        check_dtype(_OP, "v", v, (q.dtype,), "k and v must agree")
+        hint = "convert it to q's dtype, or quantise it to int8 and pass its scale"
+        check_dtype(_OP, "k", k, (q.dtype, torch.int8), hint)
+        check_dtype(_OP, "v", v, (q.dtype,), "k and v must have the same dtype")
         if k_scale is not None or v_scale is not None:
             raise ValueError(
                 f"{_OP}: k_scale and v_scale belong to int8 k and v, got k of {k.dtype}; drop them."
@@ -140,7 +143,7 @@ def _check_scales(
     check_tensors(_OP, k_scale=k_scale, v_scale=v_scale)
     for name, value in (("k_scale", k_scale), ("v_scale", v_scale)):
         check_dtype(_OP, name, value, (torch.float32,), "convert it with .float()")
-        check_shape(_OP, name, value, shape, "BSH", "one scale a row and head")
+        check_shape(_OP, name, value, shape, "BSH", "pass one scale per row and head")
     check_device(_OP, q, k_scale=k_scale, v_scale=v_scale)
     return k_scale, v_scale
 
@@ -151,11 +154,11 @@ def _check_options(
     if key_mask is not None:
         check_tensors(_OP, key_mask=key_mask)
         check_dtype(_OP, "key_mask", key_mask, (torch.bool,), "True = attend; use mask.bool()")
-        check_shape(_OP, "key_mask", key_mask, tuple(k.shape[:2]), "BS", "one flag a key")
+        check_shape(_OP, "key_mask", key_mask, tuple(k.shape[:2]), "BS", "pass one flag per key")
     if scale is not None and not isinstance(scale, int | float):
         raise TypeError(f"{_OP}: scale must be a float or None, got {type(scale).__name__}.")
     if out is not None:
         check_tensors(_OP, out=out)
         check_dtype(_OP, "out", out, (q.dtype,), "allocate it with torch.empty_like(q)")
-        check_shape(_OP, "out", out, tuple(q.shape), "BMHD", "it has q's shape")
+        check_shape(_OP, "out", out, tuple(q.shape), "BMHD", "out must have q's shape")
     check_device(_OP, q, key_mask=key_mask, out=out)

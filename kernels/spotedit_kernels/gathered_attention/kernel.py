@@ -1,4 +1,10 @@
-"""Flash attention of gathered rows: one program a tile of queries, head and share of the keys."""
+"""Flash attention of gathered query rows, with a split of the keys over programs where it helps.
+
+Names in the kernels: ``p_`` pointer, ``o_`` offset, ``m_`` mask, ``b_`` tile; ``stride_qs`` is
+the stride of q along s. The tensors are q, k, v and o (out); the axes are b batch, s rows of the
+joint sequence, h heads and d channels of a head. Shapes: M = BLOCK_M queries, N = BLOCK_N keys,
+D = BLOCK_D channels; b_q and b_acc [M, D], b_k and b_v [N, D], b_logits and b_p [M, N].
+"""
 
 from __future__ import annotations
 
@@ -22,140 +28,190 @@ REDUCE_ROWS, REDUCE_WARPS = 16, 4
 
 
 @triton.jit
-def _rows(p_x, o_x, batch, first, column, row, d, mask, x_s, x_d, BLOCK_N: tl.constexpr,
-          BLOCK_D: tl.constexpr, DESCRIPTORS: tl.constexpr):  # fmt: skip
-    """[N, D] of one head: rows `row` after the offset o_x, or, by descriptor, `first` and on.
+def _load_rows(
+    p_x, o_x, batch, first, column, row, d, mask, stride_xs, stride_xd,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, DESCRIPTORS: tl.constexpr,
+):  # fmt: skip
+    """Load [N, D] of one head of x.
 
-    It is 0 outside the mask; by descriptor, outside the tensor.
+    Through a pointer: the rows `row` after the offset o_x, and 0 outside the mask. Through a tensor
+    descriptor: the rows from `first` on, at `column` of the joined heads, and 0 outside x.
     """
     if DESCRIPTORS:
         b_x = p_x.load([batch, first, column]).reshape([BLOCK_N, BLOCK_D])
     else:
         p_x += o_x
-        b_x = tl.load(p_x + row[:, None] * x_s + d[None, :] * x_d, mask=mask, other=0.0)
+        o_tile = row[:, None] * stride_xs + d[None, :] * stride_xd
+        b_x = tl.load(p_x + o_tile, mask=mask, other=0.0)
     return b_x
 
 
 @triton.jit(do_not_specialize=[
-    "n_queries", "n_keys", "chunk", "index_b", "mask_b", "k_scale_b", "v_scale_b",
+    "num_queries", "num_keys", "keys_per_split",
+    "stride_index_b", "stride_mask_b", "stride_k_scale_b", "stride_v_scale_b",
 ])  # fmt: skip
 def _attend(
-    p_q, p_k, p_v, p_out, p_index, p_mask, p_k_scale, p_v_scale, p_part, p_lse,
-    scale, n_queries, n_keys, heads, chunk,
-    q_b, q_s, q_h, q_d, k_b, k_s, k_h, k_d, v_b, v_s, v_h, v_d, out_b, out_s, out_h, out_d,
-    index_b, mask_b, mask_s, k_scale_b, k_scale_s, k_scale_h, v_scale_b, v_scale_s, v_scale_h,
+    p_q, p_k, p_v, p_out, p_index, p_mask, p_k_scale, p_v_scale, p_partial, p_lse,
+    scale, num_queries, num_keys, num_heads, keys_per_split,
+    stride_qb, stride_qs, stride_qh, stride_qd, stride_kb, stride_ks, stride_kh, stride_kd,
+    stride_vb, stride_vs, stride_vh, stride_vd, stride_ob, stride_os, stride_oh, stride_od,
+    stride_index_b, stride_mask_b, stride_mask_s,
+    stride_k_scale_b, stride_k_scale_s, stride_k_scale_h,
+    stride_v_scale_b, stride_v_scale_s, stride_v_scale_h,
     INDEX: tl.constexpr, KEY_MASK: tl.constexpr, INT8: tl.constexpr, SPLIT: tl.constexpr,
     DESCRIPTORS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    tiles = tl.cdiv(n_queries, BLOCK_M)
-    pair, split = tl.program_id(0) // tiles, tl.program_id(1)
-    batch, head = pair // heads, pair % heads
-    b, h = batch.to(tl.int64), head.to(tl.int64)
-    start = tl.program_id(0) % tiles * BLOCK_M
+    """Attend with M queries of one head to one partition of the keys.
+
+    `scale` includes log2(e), because the softmax is computed with powers of 2. Without SPLIT the
+    program writes to p_out; with it, to p_partial and p_lse, which `_reduce` merges.
+    """
+    # Which queries, head and partition of the keys are this program's
+    num_tiles = tl.cdiv(num_queries, BLOCK_M)
+    pair, split = tl.program_id(0) // num_tiles, tl.program_id(1)
+    batch32, head32 = pair // num_heads, pair % num_heads
+    batch, head = batch32.to(tl.int64), head32.to(tl.int64)
+    start = tl.program_id(0) % num_tiles * BLOCK_M
     position = start + tl.arange(0, BLOCK_M)  # [M]
-    m_row = position < n_queries
+    m_row = position < num_queries
     if INDEX:
-        row, m_row = checked_row(p_index + b * index_b, position, m_row, n_keys)
+        row, m_row = checked_row(p_index + batch * stride_index_b, position, m_row, num_keys)
     else:
         row = position.to(tl.int64)
+
+    # Load the queries
     d = tl.arange(0, BLOCK_D)
     m_d = (d < HEAD_DIM)[None, :]
     m_q = m_row[:, None] & m_d
-    b_q = _rows(p_q, b * q_b + h * q_h, batch, start, head * HEAD_DIM, row, d, m_q, q_s, q_d,
-                BLOCK_M, BLOCK_D, DESCRIPTORS)  # fmt: skip
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    top = tl.full([BLOCK_M], -float("inf"), tl.float32)  # of the scaled logits, base 2
-    total = tl.zeros([BLOCK_M], tl.float32)
-    low = split * chunk
-    high = tl.minimum(low + chunk, n_keys)
+    b_q = _load_rows(
+        p_q, batch * stride_qb + head * stride_qh, batch32, start, head32 * HEAD_DIM,
+        row, d, m_q, stride_qs, stride_qd, BLOCK_M, BLOCK_D, DESCRIPTORS,
+    )  # fmt: skip
+
+    # Online softmax: the maximum (of the scaled logits), the sum and the result so far
+    b_acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    running_max = tl.full([BLOCK_M], -float("inf"), tl.float32)
+    running_sum = tl.zeros([BLOCK_M], tl.float32)
+    low = split * keys_per_split
+    high = tl.minimum(low + keys_per_split, num_keys)
     for first in range(low, high, BLOCK_N):
-        f = tl.cast(first, tl.int64)
-        key = tl.arange(0, BLOCK_N)  # [N], from `first` on: a tile's offsets fit 32 bits
+        # `key` counts from `first`, so that the offsets inside a tile fit 32 bits
+        first64 = tl.cast(first, tl.int64)
+        key = tl.arange(0, BLOCK_N)  # [N]
         m_key = key < high - first
         if KEY_MASK:
-            p_m = p_mask + (b * mask_b + f * mask_s)
-            m_key &= tl.load(p_m + key * mask_s, mask=m_key, other=0) != 0
+            p_tile_mask = p_mask + (batch * stride_mask_b + first64 * stride_mask_s)
+            m_key &= tl.load(p_tile_mask + key * stride_mask_s, mask=m_key, other=0) != 0
         m_kv = m_key[:, None] & m_d
-        b_k = _rows(p_k, b * k_b + h * k_h + f * k_s, batch, first, head * HEAD_DIM, key, d, m_kv,
-                    k_s, k_d, BLOCK_N, BLOCK_D, DESCRIPTORS)  # fmt: skip
-        logits = tl.dot(b_q, b_k.to(b_q.dtype).T, input_precision="ieee")  # [M, N]
+
+        # Logits of this tile of keys
+        b_k = _load_rows(
+            p_k, batch * stride_kb + head * stride_kh + first64 * stride_ks,
+            batch32, first, head32 * HEAD_DIM, key, d, m_kv, stride_ks, stride_kd,
+            BLOCK_N, BLOCK_D, DESCRIPTORS,
+        )  # fmt: skip
+        b_logits = tl.dot(b_q, b_k.to(b_q.dtype).T, input_precision="ieee")  # [M, N]
         if INT8:
-            p_s = p_k_scale + (b * k_scale_b + h * k_scale_h + f * k_scale_s)
-            logits *= tl.load(p_s + key * k_scale_s, mask=m_key, other=0.0)[None, :]
-        logits = tl.where(m_key[None, :], logits, -float("inf"))
-        new_top = tl.maximum(top, tl.max(logits, 1) * scale)
-        shift = new_top
-        if KEY_MASK:
-            shift = tl.where(new_top == -float("inf"), 0.0, new_top)  # no key so far
-        p = tl.exp2(logits * scale - shift[:, None])
-        shrink = tl.exp2(top - shift)
-        top = new_top
-        total = total * shrink + tl.sum(p, 1)
-        if INT8:  # times 64, which is undone below: products of fp16 above its subnormals
-            p_s = p_v_scale + (b * v_scale_b + h * v_scale_h + f * v_scale_s)
-            p *= 64.0 * tl.load(p_s + key * v_scale_s, mask=m_key, other=0.0)[None, :]
-        b_v = _rows(p_v, b * v_b + h * v_h + f * v_s, batch, first, head * HEAD_DIM, key, d, m_kv,
-                    v_s, v_d, BLOCK_N, BLOCK_D, DESCRIPTORS).to(b_q.dtype)  # fmt: skip
-        acc = tl.dot(p.to(b_q.dtype), b_v, acc * shrink[:, None], input_precision="ieee")
+            o_scale = batch * stride_k_scale_b + head * stride_k_scale_h
+            p_tile_scale = p_k_scale + (o_scale + first64 * stride_k_scale_s)
+            b_scale = tl.load(p_tile_scale + key * stride_k_scale_s, mask=m_key, other=0.0)  # [N]
+            b_logits *= b_scale[None, :]
+        b_logits = tl.where(m_key[None, :], b_logits, -float("inf"))
 
-    some = total > 0.0
-    total = tl.where(some, total, 1.0)
-    acc /= (total * 64.0 if INT8 else total)[:, None]
+        # Update the maximum, and rescale what was summed under the old one
+        new_max = tl.maximum(running_max, tl.max(b_logits, 1) * scale)
+        shift = new_max
+        if KEY_MASK:  # -inf - -inf would be NaN where every key so far is masked
+            shift = tl.where(new_max == -float("inf"), 0.0, new_max)
+        b_p = tl.exp2(b_logits * scale - shift[:, None])
+        rescale = tl.exp2(running_max - shift)
+        running_max = new_max
+        running_sum = running_sum * rescale + tl.sum(b_p, 1)
+
+        # Add the tile's values
+        if INT8:  # times 64, undone below: it keeps fp16 products above the subnormal numbers
+            o_scale = batch * stride_v_scale_b + head * stride_v_scale_h
+            p_tile_scale = p_v_scale + (o_scale + first64 * stride_v_scale_s)
+            b_scale = tl.load(p_tile_scale + key * stride_v_scale_s, mask=m_key, other=0.0)  # [N]
+            b_p *= 64.0 * b_scale[None, :]
+        b_v = _load_rows(
+            p_v, batch * stride_vb + head * stride_vh + first64 * stride_vs,
+            batch32, first, head32 * HEAD_DIM, key, d, m_kv, stride_vs, stride_vd,
+            BLOCK_N, BLOCK_D, DESCRIPTORS,
+        ).to(b_q.dtype)  # fmt: skip
+        b_acc = tl.dot(b_p.to(b_q.dtype), b_v, b_acc * rescale[:, None], input_precision="ieee")
+
+    # Divide by the sum, where there was a key, and write
+    has_key = running_sum > 0.0
+    running_sum = tl.where(has_key, running_sum, 1.0)
+    b_acc /= (running_sum * 64.0 if INT8 else running_sum)[:, None]
     if SPLIT:
-        o_part = (pair.to(tl.int64) * tl.num_programs(1) + split) * n_queries + position
-        tl.store(p_part + o_part[:, None] * HEAD_DIM + d[None, :], acc, mask=m_q)
-        lse = tl.where(some, top + tl.log2(total), -float("inf"))
-        tl.store(p_lse + o_part, lse, mask=m_row)
+        o_partial = (pair.to(tl.int64) * tl.num_programs(1) + split) * num_queries + position
+        tl.store(p_partial + o_partial[:, None] * HEAD_DIM + d[None, :], b_acc, mask=m_q)
+        lse = tl.where(has_key, running_max + tl.log2(running_sum), -float("inf"))
+        tl.store(p_lse + o_partial, lse, mask=m_row)
     else:
-        o_out = b * out_b + h * out_h + row[:, None] * out_s + d[None, :] * out_d
-        tl.store(p_out + o_out, acc.to(p_out.dtype.element_ty), mask=m_q)
+        o_head = batch * stride_ob + head * stride_oh
+        o_out = o_head + row[:, None] * stride_os + d[None, :] * stride_od
+        tl.store(p_out + o_out, b_acc.to(p_out.dtype.element_ty), mask=m_q)
 
 
-@triton.jit(do_not_specialize=["n_queries", "n_keys", "splits", "index_b"])
+@triton.jit(do_not_specialize=["num_queries", "num_keys", "num_splits", "stride_index_b"])
 def _reduce(
-    p_part, p_lse, p_out, p_index, n_queries, n_keys, heads, splits,
-    out_b, out_s, out_h, out_d, index_b,
+    p_partial, p_lse, p_out, p_index, num_queries, num_keys, num_heads, num_splits,
+    stride_ob, stride_os, stride_oh, stride_od, stride_index_b,
     INDEX: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    tiles = tl.cdiv(n_queries, BLOCK_M)
-    pair = (tl.program_id(0) // tiles).to(tl.int64)
-    batch, head = pair // heads, pair % heads
-    position = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)  # [M]
-    m_row = position < n_queries
+    """Merge the partitions' results of M queries of one head, weighted by their softmax sums."""
+    num_tiles = tl.cdiv(num_queries, BLOCK_M)
+    pair = (tl.program_id(0) // num_tiles).to(tl.int64)
+    batch, head = pair // num_heads, pair % num_heads
+    position = tl.program_id(0) % num_tiles * BLOCK_M + tl.arange(0, BLOCK_M)  # [M]
+    m_row = position < num_queries
     if INDEX:
-        row, m_row = checked_row(p_index + batch * index_b, position, m_row, n_keys)
+        row, m_row = checked_row(p_index + batch * stride_index_b, position, m_row, num_keys)
     else:
         row = position.to(tl.int64)
     d = tl.arange(0, BLOCK_D)[None, :]
     m_out = m_row[:, None] & (d < HEAD_DIM)
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    top = tl.full([BLOCK_M], -float("inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    for split in range(splits):
-        o_part = (pair * splits + split) * n_queries + position
-        lse = tl.load(p_lse + o_part, mask=m_row, other=-float("inf"))
-        b_part = tl.load(p_part + o_part[:, None] * HEAD_DIM + d, mask=m_out, other=0.0)
-        new_top = tl.maximum(top, lse)
-        shift = tl.where(new_top == -float("inf"), 0.0, new_top)
-        shrink, weight = tl.exp2(top - shift), tl.exp2(lse - shift)
-        acc = acc * shrink[:, None] + b_part * weight[:, None]
-        total = total * shrink + weight
-        top = new_top
-    acc /= tl.where(total > 0.0, total, 1.0)[:, None]
-    o_out = batch * out_b + head * out_h + row[:, None] * out_s + d * out_d
-    tl.store(p_out + o_out, acc.to(p_out.dtype.element_ty), mask=m_out)
+
+    b_acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    running_max = tl.full([BLOCK_M], -float("inf"), tl.float32)
+    running_sum = tl.zeros([BLOCK_M], tl.float32)
+    for split in range(num_splits):
+        o_partial = (pair * num_splits + split) * num_queries + position
+        lse = tl.load(p_lse + o_partial, mask=m_row, other=-float("inf"))
+        b_partial = tl.load(p_partial + o_partial[:, None] * HEAD_DIM + d, mask=m_out, other=0.0)
+        new_max = tl.maximum(running_max, lse)
+        shift = tl.where(new_max == -float("inf"), 0.0, new_max)  # no key so far
+        rescale, weight = tl.exp2(running_max - shift), tl.exp2(lse - shift)
+        b_acc = b_acc * rescale[:, None] + b_partial * weight[:, None]
+        running_sum = running_sum * rescale + weight
+        running_max = new_max
+
+    b_acc /= tl.where(running_sum > 0.0, running_sum, 1.0)[:, None]
+    o_out = batch * stride_ob + head * stride_oh + row[:, None] * stride_os + d * stride_od
+    tl.store(p_out + o_out, b_acc.to(p_out.dtype.element_ty), mask=m_out)
 
 
-def _describe(x: Tensor, rows: int) -> TensorDescriptor | None:
-    """Blocks of `rows` rows of one head; None if the hardware cannot read them by descriptor."""
+def _describe(x: Tensor, num_rows: int) -> TensorDescriptor | None:
+    """Return a descriptor of blocks of `num_rows` rows of one head of `x` ``[B, S, H, D]``.
+
+    It is None if the hardware cannot read such blocks of `x` by descriptor.
+    """
     b, s, h, d = x.shape
-    x_b, x_s, x_h, x_d = x.stride()
-    if d != triton.next_power_of_2(d) or d < 16 or (x_h, x_d) != (d, 1):
+    stride_b, stride_s, stride_h, stride_d = x.stride()
+    if d != triton.next_power_of_2(d) or d < 16:
         return None
-    if any(n == 0 or n * x.element_size() % 16 for n in (x_b, x_s)) or x.data_ptr() % 16:
+    if (stride_h, stride_d) != (d, 1):
         return None
-    return TensorDescriptor(x, [b, s, h * d], [x_b, x_s, 1], [1, rows, d])
+    for stride in (stride_b, stride_s):
+        if stride == 0 or stride * x.element_size() % 16:
+            return None
+    if x.data_ptr() % 16:
+        return None
+    return TensorDescriptor(x, [b, s, h * d], [stride_b, stride_s, 1], [1, num_rows, d])
 
 
 def _launch(
@@ -170,51 +226,61 @@ def _launch(
     splits: int,
     out: Tensor,
 ) -> None:
+    """Choose the tile, the reading of q, k and v, and the partitions of the keys; then launch."""
     b, s, h, d = k.shape
     m = q.shape[1] if index is None else index.shape[-1]
     if m == 0 or q.numel() == 0:
         return
-    target, multiprocessors = device_target(q.device)
+
+    # Read q, k and v by tensor descriptor where the target and their memory layout allow it.
+    target, num_multiprocessors = device_target(q.device)
     tile = choose_tile(target, q.dtype, d, int8=k_scale is not None)
-    rows: tuple = (q, k, v)
-    plain = index is None and key_mask is None and k_scale is None and q.dtype != torch.float32
-    if plain and target in DESCRIPTOR_TILES and TensorDescriptor is not None:
-        wide = choose_tile(target, q.dtype, d, descriptors=True)
-        described = (_describe(q, wide.m), _describe(k, wide.n), _describe(v, wide.n))
+    qkv: tuple = (q, k, v)
+    is_plain = index is None and key_mask is None and k_scale is None and q.dtype != torch.float32
+    if is_plain and target in DESCRIPTOR_TILES and TensorDescriptor is not None:
+        descriptor_tile = choose_tile(target, q.dtype, d, descriptors=True)
+        described = (
+            _describe(q, descriptor_tile.m),
+            _describe(k, descriptor_tile.n),
+            _describe(v, descriptor_tile.n),
+        )
         if None not in described:
-            tile, rows = wide, described
-    tiles = triton.cdiv(m, tile.m) * b * h
-    splits = splits or choose_splits(tiles, s, multiprocessors)
-    chunk = triton.cdiv(triton.cdiv(s, splits), tile.n) * tile.n
-    splits = triton.cdiv(s, chunk)  # none is empty
-    part = lse = None
+            tile, qkv = descriptor_tile, described
+
+    # Partition the keys into whole tiles, so that no partition is empty.
+    num_tiles = triton.cdiv(m, tile.m) * b * h
+    splits = splits or choose_splits(num_tiles, s, num_multiprocessors)
+    keys_per_split = triton.cdiv(triton.cdiv(s, splits), tile.n) * tile.n
+    splits = triton.cdiv(s, keys_per_split)
+    partial = lse = None
     if splits > 1:
-        part = torch.empty(b * h, splits, m, d, dtype=torch.float32, device=q.device)
+        partial = torch.empty(b * h, splits, m, d, dtype=torch.float32, device=q.device)
         lse = torch.empty(b * h, splits, m, dtype=torch.float32, device=q.device)
-    index_b = 0 if index is None or index.ndim == 1 else index.stride(0)
+
+    stride_index_b = 0 if index is None or index.ndim == 1 else index.stride(0)
     head = {"HEAD_DIM": d, "BLOCK_D": max(16, triton.next_power_of_2(d))}
     with launch_device(q):
-        _attend[(tiles, splits)](
-            *rows, out, index, key_mask, k_scale, v_scale, part, lse,
-            scale * math.log2(math.e), m, s, h, chunk,
-            *(stride for x in (q, k, v, out) for stride in x.stride()), index_b,
+        _attend[(num_tiles, splits)](
+            *qkv, out, index, key_mask, k_scale, v_scale, partial, lse,
+            scale * math.log2(math.e), m, s, h, keys_per_split,
+            *q.stride(), *k.stride(), *v.stride(), *out.stride(), stride_index_b,
             *((0, 0) if key_mask is None else key_mask.stride()),
             *((0, 0, 0) if k_scale is None else k_scale.stride()),
             *((0, 0, 0) if v_scale is None else v_scale.stride()),
             INDEX=index is not None, KEY_MASK=key_mask is not None, INT8=k_scale is not None,
-            SPLIT=splits > 1, DESCRIPTORS=rows[0] is not q, **head,
+            SPLIT=splits > 1, DESCRIPTORS=qkv[0] is not q, **head,
             BLOCK_M=tile.m, BLOCK_N=tile.n, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         if splits > 1:
             _reduce[(triton.cdiv(m, REDUCE_ROWS) * b * h,)](
-                part, lse, out, index, m, s, h, splits, *out.stride(), index_b,
+                partial, lse, out, index, m, s, h, splits, *out.stride(), stride_index_b,
                 INDEX=index is not None, **head, BLOCK_M=REDUCE_ROWS, num_warps=REDUCE_WARPS,
             )  # fmt: skip
 
 
-# Both ops are opaque to torch.compile. The number of parts of the keys depends on M: if the
-# launcher were traced, torch.compile would guard on M and make a new graph for nearly every value.
-# And a tensor descriptor needs an address, which a traced tensor does not have.
+# Both ops are opaque to torch.compile, for two reasons. The number of partitions depends on M: if
+# the launcher were traced, torch.compile would guard on M and make a new graph for nearly every
+# value. And a tensor descriptor needs an address, which a traced tensor does not have.
 @custom_op("spotedit::gathered_attention", mutates_args=())
 def _op(
     q: Tensor,
@@ -227,8 +293,10 @@ def _op(
     scale: float,
     splits: int,
 ) -> Tensor:
-    new = torch.empty if index is None else torch.zeros
-    out = new(q.shape, dtype=q.dtype, device=q.device)
+    if index is None:
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    else:
+        out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     _launch(q, k, v, index, key_mask, k_scale, v_scale, scale, splits, out)
     return out
 
@@ -251,7 +319,7 @@ def _op_out(
     splits: int,
     out: Tensor,
 ) -> None:
-    """A second op, because a registered one may not return the tensor that it was given."""
+    """Write to `out`. A second op does this, because an op may not return one of its arguments."""
     _launch(q, k, v, index, key_mask, k_scale, v_scale, scale, splits, out)
 
 
@@ -271,11 +339,15 @@ def gathered_attention(
     out: Tensor | None,
     splits: int = 0,
 ) -> Tensor:
-    """As the reference; `splits` > 0 fixes the parts of the keys, 0 chooses."""
+    """Follow the same contract as the reference.
+
+    `splits` is the number of partitions of the keys; 0 chooses it.
+    """
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    # The kernel scales after it takes the maximum, so the scale must be positive.
     if scale < 0:
         q, scale = -q, -scale
-    scale = max(scale, 1e-30)  # the kernel scales after taking the maximum: not 0
+    scale = max(scale, 1e-30)
     if index is not None and index.stride(-1) != 1:
         index = index.contiguous()
     k_scale, v_scale = kv_scales or (None, None)

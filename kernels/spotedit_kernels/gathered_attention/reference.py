@@ -1,4 +1,4 @@
-"""Gathered attention on top of ``scaled_dot_product_attention``; the production path on a CPU."""
+"""Gathered attention with ``scaled_dot_product_attention``; "auto" takes it on a CPU."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ def gathered_attention(
     scale: float | None,
     out: Tensor | None,
 ) -> Tensor:
-    rows = q if index is None else gather_rows(q, index)  # [B, M, H, D]
+    """Compute the public function's result from arguments that were checked."""
+    queries = q if index is None else gather_rows(q, index)  # [B, M, H, D]
     if kv_scales is not None:
-        k, v = (_dequantise(x, s, q.dtype) for x, s in zip((k, v), kv_scales, strict=True))
-    result = _attend(rows, k, v, key_mask, scale)
+        k_scale, v_scale = kv_scales
+        k, v = _dequantise(k, k_scale, q.dtype), _dequantise(v, v_scale, q.dtype)
+    result = _attend(queries, k, v, key_mask, scale)
     if index is None:
         return result if out is None else out.copy_(result)
     if out is None:
@@ -41,8 +43,9 @@ def _attend(
     ).transpose(1, 2)
     if key_mask is None:
         return result
-    empty = ~key_mask.any(1)  # what SDPA returns there is not documented
-    return result.masked_fill(empty[:, None, None, None], 0)
+    # SDPA does not document its result for a batch row without keys; ours is 0.
+    no_keys = ~key_mask.any(1)
+    return result.masked_fill(no_keys[:, None, None, None], 0)
 
 
 def _dequantise(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,17 +1,20 @@
-"""The schedules of the blend, for ahead-of-time compilation. Needs Triton."""
+"""The blend's schedules for ahead-of-time compilation. Importing it imports Triton."""
 
 from __future__ import annotations
 
-from ..schedules import Schedule
+from ..schedule import Schedule
 from .kernel import NUM_WARPS, TILE, _kv_blend
 
 
 def schedules(target: str) -> list[Schedule]:
-    """Heads of 64 and 128, with the weight from a device-side time."""
+    """Return the blend of heads of 64 and 128 channels, with t on the device."""
     names = _kv_blend.arg_names
+    strides = [name for name in names if name.startswith("stride_")]
+    unit_strides = [name for name in strides if name.endswith("_d")]
+    aligned = [name for name in strides if name not in (*unit_strides, "stride_index_b")]
     return [
         Schedule(
-            f"kv_blend {dtype} D={d}",
+            f"kv_blend {dtype} D={head_dim}",
             _kv_blend,
             {
                 **{name: f"*{dtype}" for name in names if name.startswith("p_")},
@@ -20,15 +23,15 @@ def schedules(target: str) -> list[Schedule]:
                 "weight": "fp32",
             },
             {
-                **{name: 1 for name in names if name.endswith("_d")},
+                **dict.fromkeys(unit_strides, 1),
                 "WEIGHT": "time",
-                "HEAD_DIM": d,
-                "BLOCK_P": TILE // d,
-                "BLOCK_D": d,
+                "HEAD_DIM": head_dim,
+                "BLOCK_P": TILE // head_dim,
+                "BLOCK_D": head_dim,
             },
             NUM_WARPS,
-            aligned=tuple(n for n in names if n.endswith(("_b", "_s", "_h")) and n != "index_b"),
+            aligned=tuple(aligned),
         )
         for dtype in ("bf16", "fp16")
-        for d in (64, 128)
+        for head_dim in (64, 128)
     ]

@@ -1,4 +1,9 @@
-"""The blend of K and V rows in one pass: one program a tile of (row, head) pairs."""
+"""The blend of K and V rows in one pass; a program takes a tile of (index entry, head) pairs.
+
+Names in the kernel: ``p_`` pointer, ``o_`` offset, ``m_`` mask, ``b_`` tile; ``stride_k_out_s`` is
+the stride of k_out along s. Axes: b batch, s rows, h heads, d channels of a head. Tiles have the
+shape [P, D], with P = BLOCK_P pairs and D = BLOCK_D channels.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +15,23 @@ from torch.library import triton_op
 
 from ..primitives import checked_row, launch_device, wrap_triton
 
-TILE = 2048  # elements of K a program blends
+TILE = 2048  # number of elements of K that a program blends
 NUM_WARPS = 4
 
 
 @triton.jit
-def _lerp(ref, cached, w):
-    """ref + w (cached - ref), exact at w = 0 and w = 1."""
-    step = cached - ref
-    return tl.where(w < 0.5, ref + w * step, cached - (1.0 - w) * step)
+def _lerp(b_ref, b_cached, w):
+    """Return ref + w (cached - ref), exact at w = 0 and w = 1."""
+    difference = b_cached - b_ref
+    return tl.where(w < 0.5, b_ref + w * difference, b_cached - (1.0 - w) * difference)
 
 
 @triton.jit
 def _cosine_weight(t):
-    """cos^2(pi t / 2) of t in 0..1: Taylor's series to x^14, below 1e-9 off; tl.cos spills."""
+    """Return cos^2(pi t / 2) of t in 0..1.
+
+    Taylor's series to x^14 is off by less than 1e-9; tl.cos would spill registers.
+    """
     x = tl.minimum(tl.maximum(t, 0.0), 1.0) * 1.5707963267948966
     xx = x * x
     cosine = 2.08767569878681e-9 - xx * 1.1470745597729725e-11
@@ -33,23 +41,35 @@ def _cosine_weight(t):
     return cosine * cosine
 
 
-@triton.jit(do_not_specialize=["n_entries", "n_rows", "index_b"])
+@triton.jit(do_not_specialize=["num_entries", "num_rows", "stride_index_b"])
 def _kv_blend(
     p_k_out, p_v_out, p_k_cached, p_v_cached, p_k_ref, p_v_ref, p_index, p_weight,
-    weight, n_entries, n_rows, heads,
-    k_out_b, k_out_s, k_out_h, k_out_d, v_out_b, v_out_s, v_out_h, v_out_d,
-    k_cached_b, k_cached_s, k_cached_h, k_cached_d, v_cached_b, v_cached_s, v_cached_h, v_cached_d,
-    k_ref_b, k_ref_s, k_ref_h, k_ref_d, v_ref_b, v_ref_s, v_ref_h, v_ref_d, index_b,
+    weight, num_entries, num_rows, num_heads,
+    stride_k_out_b, stride_k_out_s, stride_k_out_h, stride_k_out_d,
+    stride_v_out_b, stride_v_out_s, stride_v_out_h, stride_v_out_d,
+    stride_k_cached_b, stride_k_cached_s, stride_k_cached_h, stride_k_cached_d,
+    stride_v_cached_b, stride_v_cached_s, stride_v_cached_h, stride_v_cached_d,
+    stride_k_ref_b, stride_k_ref_s, stride_k_ref_h, stride_k_ref_d,
+    stride_v_ref_b, stride_v_ref_s, stride_v_ref_h, stride_v_ref_d,
+    stride_index_b,
     WEIGHT: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    """Blend the indexed rows of one batch row.
+
+    WEIGHT says where the weight comes from: "number", the argument `weight`; "weight", the device
+    scalar at p_weight; "time", the device scalar t at p_weight, from which it is computed.
+    """
+    # The rows and heads of this program
     batch = tl.program_id(1).to(tl.int64)
-    pair = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)  # [P], (entry, head)
-    entry, head = pair // heads, (pair % heads).to(tl.int64)
-    row, m_row = checked_row(p_index + batch * index_b, entry, entry < n_entries, n_rows)
+    pair = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)  # [P]
+    entry, head = pair // num_heads, (pair % num_heads).to(tl.int64)
+    p_entries = p_index + batch * stride_index_b
+    row, m_row = checked_row(p_entries, entry, entry < num_entries, num_rows)
     d = tl.arange(0, BLOCK_D)
-    mask = m_row[:, None] & (d < HEAD_DIM)[None, :]  # [P, D]
+    m_tile = m_row[:, None] & (d < HEAD_DIM)[None, :]  # [P, D]
     row, head, d = row[:, None], head[:, None], d[None, :]
 
+    # The weight on the cached values
     if WEIGHT == "number":
         w = weight
     else:
@@ -57,19 +77,29 @@ def _kv_blend(
         if WEIGHT == "time":
             w = _cosine_weight(w)
 
-    o_cached = batch * k_cached_b + row * k_cached_s + head * k_cached_h + d * k_cached_d
-    o_ref = batch * k_ref_b + row * k_ref_s + head * k_ref_h + d * k_ref_d
-    o_out = batch * k_out_b + row * k_out_s + head * k_out_h + d * k_out_d
-    b_cached = tl.load(p_k_cached + o_cached, mask=mask, other=0.0).to(tl.float32)
-    b_ref = tl.load(p_k_ref + o_ref, mask=mask, other=0.0).to(tl.float32)
-    tl.store(p_k_out + o_out, _lerp(b_ref, b_cached, w).to(p_k_out.dtype.element_ty), mask=mask)
+    # Blend the keys
+    o_cached = (batch * stride_k_cached_b + row * stride_k_cached_s
+                + head * stride_k_cached_h + d * stride_k_cached_d)  # fmt: skip
+    o_ref = (batch * stride_k_ref_b + row * stride_k_ref_s
+             + head * stride_k_ref_h + d * stride_k_ref_d)  # fmt: skip
+    o_out = (batch * stride_k_out_b + row * stride_k_out_s
+             + head * stride_k_out_h + d * stride_k_out_d)  # fmt: skip
+    b_cached = tl.load(p_k_cached + o_cached, mask=m_tile, other=0.0).to(tl.float32)
+    b_ref = tl.load(p_k_ref + o_ref, mask=m_tile, other=0.0).to(tl.float32)
+    b_out = _lerp(b_ref, b_cached, w).to(p_k_out.dtype.element_ty)
+    tl.store(p_k_out + o_out, b_out, mask=m_tile)
 
-    o_cached = batch * v_cached_b + row * v_cached_s + head * v_cached_h + d * v_cached_d
-    o_ref = batch * v_ref_b + row * v_ref_s + head * v_ref_h + d * v_ref_d
-    o_out = batch * v_out_b + row * v_out_s + head * v_out_h + d * v_out_d
-    b_cached = tl.load(p_v_cached + o_cached, mask=mask, other=0.0).to(tl.float32)
-    b_ref = tl.load(p_v_ref + o_ref, mask=mask, other=0.0).to(tl.float32)
-    tl.store(p_v_out + o_out, _lerp(b_ref, b_cached, w).to(p_v_out.dtype.element_ty), mask=mask)
+    # Blend the values
+    o_cached = (batch * stride_v_cached_b + row * stride_v_cached_s
+                + head * stride_v_cached_h + d * stride_v_cached_d)  # fmt: skip
+    o_ref = (batch * stride_v_ref_b + row * stride_v_ref_s
+             + head * stride_v_ref_h + d * stride_v_ref_d)  # fmt: skip
+    o_out = (batch * stride_v_out_b + row * stride_v_out_s
+             + head * stride_v_out_h + d * stride_v_out_d)  # fmt: skip
+    b_cached = tl.load(p_v_cached + o_cached, mask=m_tile, other=0.0).to(tl.float32)
+    b_ref = tl.load(p_v_ref + o_ref, mask=m_tile, other=0.0).to(tl.float32)
+    b_out = _lerp(b_ref, b_cached, w).to(p_v_out.dtype.element_ty)
+    tl.store(p_v_out + o_out, b_out, mask=m_tile)
 
 
 @triton_op("spotedit::kv_blend", mutates_args={"k_out", "v_out"})
@@ -85,20 +115,23 @@ def _op(
     weight: float,
     is_time: bool,
 ) -> None:
+    """Launch the kernel; `is_time`: `device_weight` holds t, not the weight."""
     b, s, h, _ = k_out.shape
     d = int(k_out.shape[3])  # static under torch.compile
     block_d = triton.next_power_of_2(d)
     block_p = max(1, TILE // block_d)
     m = index.shape[-1]
     tensors = (k_out, v_out, k_cached, v_cached, k_ref, v_ref)
+    strides = [stride for tensor in tensors for stride in tensor.stride()]
+    kind = "number"
+    if device_weight is not None:
+        kind = "time" if is_time else "weight"
     grid = (triton.cdiv(m * h, block_p), b)
     with launch_device(k_out):
         wrap_triton(_kv_blend)[grid](
             *tensors, index, device_weight, weight, m, min(s, k_ref.shape[1]), h,
-            *(stride for tensor in tensors for stride in tensor.stride()),
-            0 if index.ndim == 1 else index.stride(0),
-            WEIGHT="number" if device_weight is None else "time" if is_time else "weight",
-            HEAD_DIM=d, BLOCK_P=block_p, BLOCK_D=block_d, num_warps=NUM_WARPS,
+            *strides, 0 if index.ndim == 1 else index.stride(0),
+            WEIGHT=kind, HEAD_DIM=d, BLOCK_P=block_p, BLOCK_D=block_d, num_warps=NUM_WARPS,
         )  # fmt: skip
 
 
@@ -113,12 +146,14 @@ def kv_blend(
     weight: float | Tensor,
     is_time: bool,
 ) -> None:
-    """As the reference; with `is_time`, a tensor `weight` is t and becomes cos^2(pi t / 2)."""
+    """Follow the reference's contract; with `is_time`, a tensor `weight` is t."""
     if index.numel() == 0 or k_out.numel() == 0:
         return
-    number = 0.0 if isinstance(weight, Tensor) else weight
-    tensor = weight if isinstance(weight, Tensor) else None
+    if isinstance(weight, Tensor):
+        device_weight, number = weight, 0.0
+    else:
+        device_weight, number = None, weight
     index = index if index.stride(-1) == 1 else index.contiguous()
     torch.ops.spotedit.kv_blend(
-        k_out, v_out, k_cached, v_cached, k_ref, v_ref, index, tensor, number, is_time
+        k_out, v_out, k_cached, v_cached, k_ref, v_ref, index, device_weight, number, is_time
     )

@@ -1,4 +1,4 @@
-"""The blend of K and V with ``lerp`` over all rows, kept on the indexed ones."""
+"""The blend of K and V with ``lerp`` over all rows, of which the indexed ones are kept."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ def kv_blend(
     index: Tensor,
     weight: float | Tensor,
 ) -> None:
+    """Write ``weight * cached + (1 - weight) * ref`` to the indexed rows of `k_out` and `v_out`."""
     for out, cached, ref in ((k_out, k_cached, k_ref), (v_out, v_cached, v_ref)):
         wide = compute_dtype(out.dtype)
-        rows = min(out.shape[1], ref.shape[1])  # the index stays below both
-        out, cached, ref = (x[:, :rows] for x in (out, cached, ref))
+        num_rows = min(out.shape[1], ref.shape[1])  # every index is below both
+        out, cached, ref = out[:, :num_rows], cached[:, :num_rows], ref[:, :num_rows]
         w = weight.to(wide) if isinstance(weight, Tensor) else weight
         blended = torch.lerp(ref.to(wide), cached.to(wide), w).to(out.dtype)
-        out.copy_(torch.where(row_mask(index, rows)[..., None, None], blended, out))
+        mask = row_mask(index, num_rows)[..., None, None]
+        out.copy_(torch.where(mask, blended, out))

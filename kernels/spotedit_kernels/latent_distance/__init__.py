@@ -1,4 +1,4 @@
-"""Squared distance of predicted clean latents from the source's, one score a token."""
+"""Squared distance of predicted clean latents from the source's, one score per token."""
 
 from __future__ import annotations
 
@@ -14,11 +14,8 @@ from ..checks import (
     check_shape,
     check_tensors,
 )
-from ..impl import HAS_TRITON, Impl, choose_impl
+from ..impl import Impl, choose_impl
 from . import reference
-
-if HAS_TRITON:
-    from . import kernel
 
 __all__ = ["latent_distance"]
 
@@ -48,7 +45,7 @@ def latent_distance(
         velocity: ``[B, N, C]``, or None. The dtypes of x, y and velocity may differ. Arithmetic
             is in fp32, and in fp64 if one of the three is fp64.
         sigma: the noise level of x, in [0, 1]: a float or a 0-d tensor on x's device, whose value
-            is not checked. It is given exactly where `velocity` is given.
+            is not checked. It is needed with `velocity`, and only with it.
         impl: "auto", "triton" or "reference"; an explicit one never falls back. fp64 latents need
             the reference.
 
@@ -57,12 +54,14 @@ def latent_distance(
 
     Raises:
         TypeError: a dtype or the type of `sigma` is not one of those listed.
-        ValueError: a shape or a device does not fit, `x` is empty, only one of `velocity` and
-            `sigma` is given, a float `sigma` is not finite, or `impl` is unknown.
+        ValueError: a shape or a device does not fit; `x` is empty; only one of `velocity` and
+            `sigma` is given; a float `sigma` is not finite; `impl` is unknown.
         RuntimeError: impl="triton" was asked for and cannot run here.
     """
-    given = {"x": x, "y": y} if velocity is None else {"x": x, "y": y, "velocity": velocity}
-    _check_latents(given)
+    latents = {"x": x, "y": y}
+    if velocity is not None:
+        latents["velocity"] = velocity
+    _check_latents(latents)
     if (velocity is None) != (sigma is None):
         raise ValueError(
             f"{_OP}: velocity and sigma must be given together, got only "
@@ -71,27 +70,34 @@ def latent_distance(
         )
     sigma = 0.0 if sigma is None else sigma
     check_scalar(_OP, "sigma", sigma, x)
-    widest = next((latents for latents in given.values() if latents.dtype == torch.float64), x)
-    compute = kernel if choose_impl(_OP, impl, widest) == "triton" else reference
-    return compute.latent_distance(
-        x, y, velocity, sigma if isinstance(sigma, Tensor) else float(sigma)
-    )
+    sigma = sigma if isinstance(sigma, Tensor) else float(sigma)
+    # If any tensor is in fp64, so is the arithmetic, and the kernels refuse it.
+    widest = next((each for each in latents.values() if each.dtype == torch.float64), x)
+    if choose_impl(_OP, impl, widest) == "reference":
+        return reference.latent_distance(x, y, velocity, sigma)
+    from . import kernel  # not above: it imports Triton
+
+    return kernel.latent_distance(x, y, velocity, sigma)
 
 
-def _check_latents(given: dict[str, Tensor]) -> None:
-    check_tensors(_OP, **given)
-    x = given["x"]
+def _check_latents(latents: dict[str, Tensor]) -> None:
+    check_tensors(_OP, **latents)
+    x = latents["x"]
     check_rank(_OP, "x", x, "BNC")
     if x.numel() == 0:
         raise ValueError(
             f"{_OP}: x must have at least one image, token and channel, got {tuple(x.shape)}; "
-            f"an empty token has no mean: leave the call out."
+            f"an empty token has no mean: skip the call."
         )
-    batch, n, channels = x.shape
-    for name, latents in given.items():
-        check_rank(_OP, name, latents, "BNC")
-        check_dtype(_OP, name, latents, FLOATS, "convert it with .float()")
-        one_for_all = name == "y" and latents.shape[0] == 1
-        fix = "it has x's shape" + ("; its batch may be 1" if name == "y" else "")
-        check_shape(_OP, name, latents, (1 if one_for_all else batch, n, channels), "BNC", fix)
-    check_device(_OP, x, **given)
+    batch, num_tokens, num_channels = x.shape
+    for name, tensor in latents.items():
+        check_rank(_OP, name, tensor, "BNC")
+        check_dtype(_OP, name, tensor, FLOATS, "convert it with .float()")
+        expected_batch, hint = batch, f"{name} must have x's shape"
+        if name == "y":
+            hint += "; its batch may be 1"
+            if tensor.shape[0] == 1:
+                expected_batch = 1
+        expected = (expected_batch, num_tokens, num_channels)
+        check_shape(_OP, name, tensor, expected, "BNC", hint)
+    check_device(_OP, x, **latents)

@@ -1,17 +1,19 @@
-"""The schedules of the latent distance, for ahead-of-time compilation. Needs Triton."""
+"""The latent distance's schedules for ahead-of-time compilation. Importing it imports Triton."""
 
 from __future__ import annotations
 
-from ..schedules import Schedule
+from ..schedule import Schedule
 from .kernel import BLOCK_C, BLOCK_N, NUM_WARPS, _latent_distance
 
 
 def schedules(target: str) -> list[Schedule]:
-    """bf16 and fp32 latents with a velocity, whose sigma is on the device; a clean estimate."""
-    names = _latent_distance.arg_names
+    """Return bf16 and fp32 latents with sigma on the device, and clean latents in bf16."""
+    strides = [name for name in _latent_distance.arg_names if name.startswith("stride_")]
+    unit_strides = [name for name in strides if name.endswith("c")]
+    aligned_strides = [name for name in strides if name not in unit_strides]
     return [
         Schedule(
-            f"latent_distance {dtype}{what}",
+            f"latent_distance {dtype}{suffix}",
             _latent_distance,
             {
                 **dict.fromkeys(("p_x", "p_y", "p_velocity"), f"*{dtype}"),
@@ -19,15 +21,15 @@ def schedules(target: str) -> list[Schedule]:
                 "sigma": "fp32",
             },
             {
-                **{name: 1 for name in names if name.endswith("_c")},
+                **dict.fromkeys(unit_strides, 1),
                 "SIGMA": sigma,
                 "BLOCK_N": BLOCK_N,
                 "BLOCK_C": BLOCK_C,
             },
             NUM_WARPS,
-            aligned=("channels", *(name for name in names if name.endswith(("_b", "_n")))),
+            aligned=("num_channels", *aligned_strides),
         )
-        for dtype, what, sigma in (
+        for dtype, suffix, sigma in (
             ("bf16", "", "tensor"),
             ("fp32", "", "tensor"),
             ("bf16", " clean", "none"),

@@ -1,4 +1,4 @@
-"""Latent distance with one PyTorch operation after the other."""
+"""Latent distance, as a sequence of PyTorch operations."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def latent_distance(x: Tensor, y: Tensor, velocity: Tensor | None, sigma: float | Tensor) -> Tensor:
-    """Return the scores; `sigma` is not used where `velocity` is None."""
-    given = (x, y) if velocity is None else (x, y, velocity)
-    fp64 = any(latents.dtype == torch.float64 for latents in given)
-    wide = torch.float64 if fp64 else torch.float32
+    """Compute the public function's scores; `sigma` is ignored if `velocity` is None."""
+    latents = (x, y) if velocity is None else (x, y, velocity)
+    has_fp64 = any(each.dtype == torch.float64 for each in latents)
+    wide = torch.float64 if has_fp64 else torch.float32
     clean = x.to(wide)
     if velocity is not None:
         factor = sigma.to(wide) if isinstance(sigma, Tensor) else sigma

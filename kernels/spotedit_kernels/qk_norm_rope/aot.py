@@ -1,20 +1,22 @@
-"""The schedules of norm and rotation, for ahead-of-time compilation. Needs Triton."""
+"""Norm and rotation's schedules for ahead-of-time compilation. Importing it imports Triton."""
 
 from __future__ import annotations
 
-from ..schedules import Schedule
+from ..schedule import Schedule
 from .kernel import NUM_WARPS, TILE, _qk_norm_rope
 
 
 def schedules(target: str) -> list[Schedule]:
-    """Spot steps with the prompt's own weights, a full step with k_ref, and half-split pairs."""
+    """Return spot steps with prompt weights, a full step with k_ref, and half-split pairs."""
     names = _qk_norm_rope.arg_names
-    spot = ("p_slots", "p_text_q_weight", "p_text_k_weight")
-    full = ("p_k_ref", "p_cos_ref", "p_sin_ref", "p_text_q_weight", "p_text_k_weight")
-    optional = {*spot, *full}
+    strides = [name for name in names if name.startswith("stride_")]
+    unit_strides = [name for name in strides if name.endswith("d")]
+    aligned_strides = [name for name in strides if name not in (*unit_strides, "stride_slots_b")]
+    spot = {"p_slots", "p_text_q_weight", "p_text_k_weight"}
+    full = {"p_k_ref", "p_cos_ref", "p_sin_ref", "p_text_q_weight", "p_text_k_weight"}
     return [
         Schedule(
-            f"qk_norm_rope {dtype} D={d} {what}",
+            f"qk_norm_rope {dtype} D={head_dim} {suffix}",
             _qk_norm_rope,
             {
                 **{name: f"*{dtype}" for name in names if name.startswith("p_")},
@@ -23,18 +25,18 @@ def schedules(target: str) -> list[Schedule]:
                 "eps": "fp32",
             },
             {
-                **{name: 1 for name in names if name.endswith("_d")},
-                **dict.fromkeys(optional - set(given)),
+                **dict.fromkeys(unit_strides, 1),
+                **dict.fromkeys((spot | full) - passed),
                 "ALIGNED": aligned,
                 "INTERLEAVED": interleaved,
-                "HEAD_DIM": d,
-                "BLOCK_P": TILE // d,
-                "BLOCK_D": d,
+                "HEAD_DIM": head_dim,
+                "BLOCK_P": TILE // head_dim,
+                "BLOCK_D": head_dim,
             },
             NUM_WARPS,
-            aligned=tuple(n for n in names if n.endswith(("_b", "_s", "_h")) and n != "slots_b"),
+            aligned=tuple(aligned_strides),
         )
-        for what, dtype, d, given, aligned, interleaved in (
+        for suffix, dtype, head_dim, passed, aligned, interleaved in (
             ("spot", "bf16", 64, spot, True, True),
             ("spot", "bf16", 128, spot, True, True),
             ("spot", "fp16", 128, spot, True, True),

@@ -1,4 +1,11 @@
-"""Norm, rotation and cache write in one pass: one program a tile of (row, head) pairs."""
+"""Norm, rotation and cache write in one pass; a program takes a tile of (row, head) pairs.
+
+Names in the kernel: ``p_`` pointer, ``m_`` mask, ``b_`` tile; ``stride_qs`` is the stride of q
+along s. The axes are b batch, s rows, h heads and d channels of a head. An entry is one of the M
+rows of a step; its row is its place in the joint sequence. Shapes: P = BLOCK_P (entry, head) pairs,
+D = BLOCK_D channels. The rotation turns pairs of channels, so most tiles come in two halves,
+``b_x_first`` and ``b_x_second`` [P, D/2], which hold the first and the second members.
+"""
 
 from __future__ import annotations
 
@@ -9,153 +16,182 @@ from torch import Tensor
 from torch.library import triton_op
 
 from ..primitives import checked_row, launch_device, wrap_triton
-from .reference import Weights
+from .reference import ConditionKeys, Weights
 
-TILE = 1024  # elements of each of q, k and v that a program takes
+TILE = 1024  # number of elements of each of q, k and v that a program takes
 NUM_WARPS = 4
 
 
 @triton.jit
 def _load_pairs(
-    p_x, d_stride, m_x, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, INTERLEAVED: tl.constexpr
+    p_x, stride_d, m_x, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, INTERLEAVED: tl.constexpr
 ):
-    """First and second members of the pairs of the rows at p_x [P, 1]: [P, BLOCK_D / 2], fp32."""
-    if INTERLEAVED:  # a contiguous tile, split in registers: stride-2 loads would not vectorise
+    """Load both members of the pairs in the rows at p_x [P, 1], as two fp32 tiles [P, D/2]."""
+    if INTERLEAVED:  # one contiguous tile, split in registers: stride-2 loads would not vectorise
         d = tl.arange(0, BLOCK_D)[None, :]
-        b_x = tl.load(p_x + d * d_stride, mask=(d < HEAD_DIM) & m_x, other=0.0).to(tl.float32)
-        first, second = tl.split(tl.reshape(b_x, (b_x.shape[0], BLOCK_D // 2, 2)))
+        b_x = tl.load(p_x + d * stride_d, mask=(d < HEAD_DIM) & m_x, other=0.0).to(tl.float32)
+        b_first, b_second = tl.split(tl.reshape(b_x, (b_x.shape[0], BLOCK_D // 2, 2)))
     else:
         d = tl.arange(0, BLOCK_D // 2)[None, :]
-        mask, p_second = (d < HEAD_DIM // 2) & m_x, p_x + HEAD_DIM // 2 * d_stride
-        first = tl.load(p_x + d * d_stride, mask=mask, other=0.0).to(tl.float32)
-        second = tl.load(p_second + d * d_stride, mask=mask, other=0.0).to(tl.float32)
-    return first, second
+        m_half, p_second = (d < HEAD_DIM // 2) & m_x, p_x + HEAD_DIM // 2 * stride_d
+        b_first = tl.load(p_x + d * stride_d, mask=m_half, other=0.0).to(tl.float32)
+        b_second = tl.load(p_second + d * stride_d, mask=m_half, other=0.0).to(tl.float32)
+    return b_first, b_second
 
 
 @triton.jit
 def _store_pairs(
-    p_x, d_stride, m_x, first, second,
+    p_x, stride_d, m_x, b_first, b_second,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, INTERLEAVED: tl.constexpr,
 ):  # fmt: skip
-    """The inverse of _load_pairs, rounding to the dtype."""
-    first, second = first.to(p_x.dtype.element_ty), second.to(p_x.dtype.element_ty)
+    """Store pairs where `_load_pairs` loads them, rounded to the dtype of p_x."""
+    b_first, b_second = b_first.to(p_x.dtype.element_ty), b_second.to(p_x.dtype.element_ty)
     if INTERLEAVED:
         d = tl.arange(0, BLOCK_D)[None, :]
-        b_x = tl.interleave(first, second)
-        tl.store(p_x + d * d_stride, b_x, mask=(d < HEAD_DIM) & m_x)
+        b_x = tl.interleave(b_first, b_second)
+        tl.store(p_x + d * stride_d, b_x, mask=(d < HEAD_DIM) & m_x)
     else:
         d = tl.arange(0, BLOCK_D // 2)[None, :]
-        mask, p_second = (d < HEAD_DIM // 2) & m_x, p_x + HEAD_DIM // 2 * d_stride
-        tl.store(p_x + d * d_stride, first, mask=mask)
-        tl.store(p_second + d * d_stride, second, mask=mask)
+        m_half, p_second = (d < HEAD_DIM // 2) & m_x, p_x + HEAD_DIM // 2 * stride_d
+        tl.store(p_x + d * stride_d, b_first, mask=m_half)
+        tl.store(p_second + d * stride_d, b_second, mask=m_half)
 
 
 @triton.jit
 def _load_table(p_x, m_x, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, INTERLEAVED: tl.constexpr):
-    """A table's values for both members of the pairs: [P, BLOCK_D / 2]."""
-    first, second = _load_pairs(p_x, 1, m_x, HEAD_DIM, BLOCK_D, INTERLEAVED)
+    """Load a table's values for the first and second members of the pairs, [P, D/2] each."""
+    b_first, b_second = _load_pairs(p_x, 1, m_x, HEAD_DIM, BLOCK_D, INTERLEAVED)
     if not INTERLEAVED:
-        second = first  # the same angle; unused members of an interleaved load make it strided
-    return first, second
+        # Both members have the same angle. An interleaved load must use both halves that it reads:
+        # if one were unused, the compiler would make it a strided load.
+        b_second = b_first
+    return b_first, b_second
 
 
 @triton.jit
-def _rotate(first, second, cos, sin):
-    """Turn the pairs by the angles of both members, unrounded."""
-    return first * cos[0] - second * sin[0], second * cos[1] + first * sin[1]
+def _rotate(b_first, b_second, cos, sin):
+    """Rotate the pairs, unrounded; `cos` and `sin` are what `_load_table` returns."""
+    return b_first * cos[0] - b_second * sin[0], b_second * cos[1] + b_first * sin[1]
 
 
 @triton.jit
 def _normalise(
-    first, second, p_weight, p_text_weight, is_text, eps, DTYPE: tl.constexpr,
+    b_first, b_second, p_weight, p_text_weight, is_text, eps, DTYPE: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, INTERLEAVED: tl.constexpr,
 ):  # fmt: skip
-    """RMSNorm of the pairs [P, BLOCK_D / 2], rounded to DTYPE; no text weight: p_weight's."""
-    scale = tl.rsqrt(tl.sum(first * first + second * second, 1) / HEAD_DIM + eps)[:, None]
-    w_first, w_second = 1.0, 1.0
-    # a row for each of [P]: a single one for the tile would pass through shared memory
+    """Apply RMSNorm to the pairs and round them to DTYPE.
+
+    Without p_text_weight the text rows take p_weight; without p_weight the weight is 1.
+    """
+    scale = tl.rsqrt(tl.sum(b_first * b_first + b_second * b_second, 1) / HEAD_DIM + eps)[:, None]
+    b_w_first, b_w_second = 1.0, 1.0
+    # Load the weights once for each pair: a single row of them would pass through shared memory.
     o_w = tl.zeros(is_text.shape, tl.int32)
     if p_weight is not None:
-        w_first, w_second = _load_pairs(p_weight + o_w, 1, True, HEAD_DIM, BLOCK_D, INTERLEAVED)
+        b_w_first, b_w_second = _load_pairs(p_weight + o_w, 1, True, HEAD_DIM, BLOCK_D, INTERLEAVED)
     if p_text_weight is not None:
-        text = _load_pairs(p_text_weight + o_w, 1, is_text, HEAD_DIM, BLOCK_D, INTERLEAVED)
-        w_first = tl.where(is_text, text[0], w_first)
-        w_second = tl.where(is_text, text[1], w_second)
-    first, second = first * scale * w_first, second * scale * w_second
-    return first.to(DTYPE).to(tl.float32), second.to(DTYPE).to(tl.float32)
+        b_text_first, b_text_second = _load_pairs(
+            p_text_weight + o_w, 1, is_text, HEAD_DIM, BLOCK_D, INTERLEAVED
+        )
+        b_w_first = tl.where(is_text, b_text_first, b_w_first)
+        b_w_second = tl.where(is_text, b_text_second, b_w_second)
+    b_first, b_second = b_first * scale * b_w_first, b_second * scale * b_w_second
+    return b_first.to(DTYPE).to(tl.float32), b_second.to(DTYPE).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["n_entries", "n_rows", "n_ref", "text_len", "slots_b"])
+@triton.jit(do_not_specialize=["num_entries", "num_rows", "num_ref", "text_len", "stride_slots_b"])
 def _qk_norm_rope(
     p_q_out, p_q, p_k, p_v, p_k_cache, p_v_cache, p_k_ref, p_slots,
     p_cos, p_sin, p_cos_ref, p_sin_ref,
     p_q_weight, p_k_weight, p_text_q_weight, p_text_k_weight,
-    eps, n_entries, n_rows, n_ref, text_len, heads,
-    q_b, q_s, q_h, q_d, k_b, k_s, k_h, k_d, v_b, v_s, v_h, v_d,
-    k_cache_b, k_cache_s, k_cache_h, k_cache_d, v_cache_b, v_cache_s, v_cache_h, v_cache_d,
-    k_ref_b, k_ref_s, k_ref_h, k_ref_d,
-    slots_b, cos_b, cos_s, sin_b, sin_s, cos_ref_s, sin_ref_s,
+    eps, num_entries, num_rows, num_ref, text_len, num_heads,
+    stride_qb, stride_qs, stride_qh, stride_qd,
+    stride_kb, stride_ks, stride_kh, stride_kd,
+    stride_vb, stride_vs, stride_vh, stride_vd,
+    stride_k_cache_b, stride_k_cache_s, stride_k_cache_h, stride_k_cache_d,
+    stride_v_cache_b, stride_v_cache_s, stride_v_cache_h, stride_v_cache_d,
+    stride_k_ref_b, stride_k_ref_s, stride_k_ref_h, stride_k_ref_d,
+    stride_slots_b,
+    stride_cos_b, stride_cos_s, stride_sin_b, stride_sin_s, stride_cos_ref_s, stride_sin_ref_s,
     ALIGNED: tl.constexpr, INTERLEAVED: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """No slots: rows in order. ALIGNED: the tables have a row an entry, else one a slot."""
+    """Process P (entry, head) pairs of one batch row.
+
+    Without p_slots the entries are all rows in order. ALIGNED: the tables cos and sin have a row
+    for each entry; otherwise they have one for each row of the joint sequence.
+    """
     DTYPE: tl.constexpr = p_q.dtype.element_ty
+
+    # The entries, rows and heads of this program
     batch = tl.program_id(1).to(tl.int64)
-    pair = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)  # [P], (entry, head)
-    entry, head = pair // heads, (pair % heads).to(tl.int64)[:, None]
-    m_entry = entry < n_entries
+    pair = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)  # [P]
+    entry, head = pair // num_heads, (pair % num_heads).to(tl.int64)[:, None]
+    m_entry = entry < num_entries
     if p_slots is None:
         row, m_row = entry.to(tl.int64), m_entry
     else:
-        row, m_row = checked_row(p_slots + batch * slots_b, entry, m_entry, n_rows)
+        row, m_row = checked_row(p_slots + batch * stride_slots_b, entry, m_entry, num_rows)
     entry, row = entry.to(tl.int64)[:, None], row[:, None]  # [P, 1]
     m_entry, m_row, is_text = m_entry[:, None], m_row[:, None], entry < text_len
     d = tl.arange(0, BLOCK_D)[None, :]
 
-    # masked by m_entry: none of the three waits for the slots
-    p_q += batch * q_b + entry * q_s + head * q_h
-    p_k += batch * k_b + entry * k_s + head * k_h
-    p_v += batch * v_b + entry * v_s + head * v_h
-    q_first, q_second = _load_pairs(p_q, q_d, m_entry, HEAD_DIM, BLOCK_D, INTERLEAVED)
-    k_first, k_second = _load_pairs(p_k, k_d, m_entry, HEAD_DIM, BLOCK_D, INTERLEAVED)
-    b_v = tl.load(p_v + d * v_d, mask=(d < HEAD_DIM) & m_entry, other=0.0)
+    # Load q, k and v: masked by m_entry, so that none of them waits for the slots
+    p_q += batch * stride_qb + entry * stride_qs + head * stride_qh
+    p_k += batch * stride_kb + entry * stride_ks + head * stride_kh
+    p_v += batch * stride_vb + entry * stride_vs + head * stride_vh
+    b_q_first, b_q_second = _load_pairs(p_q, stride_qd, m_entry, HEAD_DIM, BLOCK_D, INTERLEAVED)
+    b_k_first, b_k_second = _load_pairs(p_k, stride_kd, m_entry, HEAD_DIM, BLOCK_D, INTERLEAVED)
+    b_v = tl.load(p_v + d * stride_vd, mask=(d < HEAD_DIM) & m_entry, other=0.0)  # [P, D]
 
-    at = entry if ALIGNED else row
-    p_cos += batch * cos_b + at * cos_s
-    p_sin += batch * sin_b + at * sin_s
+    # Load the tables
+    table_row = entry if ALIGNED else row
+    p_cos += batch * stride_cos_b + table_row * stride_cos_s
+    p_sin += batch * stride_sin_b + table_row * stride_sin_s
     cos = _load_table(p_cos, m_row, HEAD_DIM, BLOCK_D, INTERLEAVED)
     sin = _load_table(p_sin, m_row, HEAD_DIM, BLOCK_D, INTERLEAVED)
 
-    tl.debug_barrier()  # all loads in flight: ptxas would move those of k and v below q's norm
+    # Start all loads before any arithmetic: ptxas would move those of k and v below q's norm
+    tl.debug_barrier()
 
-    q_first, q_second = _normalise(
-        q_first, q_second, p_q_weight, p_text_q_weight, is_text, eps,
+    # Normalise and rotate q
+    b_q_first, b_q_second = _normalise(
+        b_q_first, b_q_second, p_q_weight, p_text_q_weight, is_text, eps,
         DTYPE, HEAD_DIM, BLOCK_D, INTERLEAVED,
     )  # fmt: skip
-    p_q_out += ((batch * n_entries + entry) * heads + head) * HEAD_DIM
-    first, second = _rotate(q_first, q_second, cos, sin)
-    _store_pairs(p_q_out, 1, m_entry, first, second, HEAD_DIM, BLOCK_D, INTERLEAVED)
+    p_q_out += ((batch * num_entries + entry) * num_heads + head) * HEAD_DIM
+    b_first, b_second = _rotate(b_q_first, b_q_second, cos, sin)
+    _store_pairs(p_q_out, 1, m_entry, b_first, b_second, HEAD_DIM, BLOCK_D, INTERLEAVED)
 
-    k_first, k_second = _normalise(
-        k_first, k_second, p_k_weight, p_text_k_weight, is_text, eps,
+    # Normalise and rotate k, and write it to its cache
+    b_k_first, b_k_second = _normalise(
+        b_k_first, b_k_second, p_k_weight, p_text_k_weight, is_text, eps,
         DTYPE, HEAD_DIM, BLOCK_D, INTERLEAVED,
     )  # fmt: skip
-    p_k_cache += batch * k_cache_b + row * k_cache_s + head * k_cache_h
-    first, second = _rotate(k_first, k_second, cos, sin)
-    _store_pairs(p_k_cache, k_cache_d, m_row, first, second, HEAD_DIM, BLOCK_D, INTERLEAVED)
+    p_k_cache += batch * stride_k_cache_b + row * stride_k_cache_s + head * stride_k_cache_h
+    b_first, b_second = _rotate(b_k_first, b_k_second, cos, sin)
+    _store_pairs(
+        p_k_cache, stride_k_cache_d, m_row, b_first, b_second, HEAD_DIM, BLOCK_D, INTERLEAVED
+    )
 
-    p_v_cache += batch * v_cache_b + row * v_cache_s + head * v_cache_h
-    tl.store(p_v_cache + d * v_cache_d, b_v, mask=(d < HEAD_DIM) & m_row)
+    # Copy v to its cache
+    p_v_cache += batch * stride_v_cache_b + row * stride_v_cache_s + head * stride_v_cache_h
+    tl.store(p_v_cache + d * stride_v_cache_d, b_v, mask=(d < HEAD_DIM) & m_row)
 
+    # Write the normalised k of the last num_ref rows to k_ref, rotated by the other tables
     if p_k_ref is not None:
-        at = row - (n_rows - n_ref)
-        m_ref = m_row & (at >= 0)
-        at = tl.where(m_ref, at, 0)
-        cos = _load_table(p_cos_ref + at * cos_ref_s, m_ref, HEAD_DIM, BLOCK_D, INTERLEAVED)
-        sin = _load_table(p_sin_ref + at * sin_ref_s, m_ref, HEAD_DIM, BLOCK_D, INTERLEAVED)
-        p_k_ref += batch * k_ref_b + at * k_ref_s + head * k_ref_h
-        first, second = _rotate(k_first, k_second, cos, sin)
-        _store_pairs(p_k_ref, k_ref_d, m_ref, first, second, HEAD_DIM, BLOCK_D, INTERLEAVED)
+        ref_row = row - (num_rows - num_ref)
+        m_ref = m_row & (ref_row >= 0)
+        ref_row = tl.where(m_ref, ref_row, 0)
+        p_cos_ref += ref_row * stride_cos_ref_s
+        p_sin_ref += ref_row * stride_sin_ref_s
+        cos = _load_table(p_cos_ref, m_ref, HEAD_DIM, BLOCK_D, INTERLEAVED)
+        sin = _load_table(p_sin_ref, m_ref, HEAD_DIM, BLOCK_D, INTERLEAVED)
+        p_k_ref += batch * stride_k_ref_b + ref_row * stride_k_ref_s + head * stride_k_ref_h
+        b_first, b_second = _rotate(b_k_first, b_k_second, cos, sin)
+        _store_pairs(
+            p_k_ref, stride_k_ref_d, m_ref, b_first, b_second, HEAD_DIM, BLOCK_D, INTERLEAVED
+        )
 
 
 @triton_op("spotedit::qk_norm_rope", mutates_args={"k_cache", "v_cache", "k_ref"})
@@ -179,28 +215,37 @@ def _op(
     eps: float,
     interleaved: bool,
 ) -> Tensor:
+    """Launch the kernel; cos, sin, their ref tables and the weights have unit strides along D."""
     b, m, h, _ = q.shape
     d = int(q.shape[3])  # static under torch.compile
     q_out = torch.empty_like(q, memory_format=torch.contiguous_format)
     block_d = triton.next_power_of_2(d)
     block_p = max(1, TILE // block_d)
-    aligned = cos.ndim == 3
+    is_aligned = cos.ndim == 3
+    num_ref = 0 if k_ref is None else k_ref.shape[1]
     grid = (triton.cdiv(m * h, block_p), b)
     with launch_device(q):
         wrap_triton(_qk_norm_rope)[grid](
             q_out, q, k, v, k_cache, v_cache, k_ref, slots, cos, sin, cos_ref, sin_ref,
             q_weight, k_weight, text_q_weight, text_k_weight,
-            eps, m, k_cache.shape[1], 0 if k_ref is None else k_ref.shape[1], text_len, h,
-            *(stride for x in (q, k, v, k_cache, v_cache) for stride in x.stride()),
+            eps, m, k_cache.shape[1], num_ref, text_len, h,
+            *q.stride(), *k.stride(), *v.stride(), *k_cache.stride(), *v_cache.stride(),
             *((0, 0, 0, 0) if k_ref is None else k_ref.stride()),
             slots.stride(0) if slots is not None and slots.ndim == 2 else 0,
-            *(stride for x in (cos, sin)
-              for stride in (x.stride()[:2] if aligned else (0, x.stride(0)))),
-            *(0 if x is None else x.stride(0) for x in (cos_ref, sin_ref)),
-            ALIGNED=aligned, INTERLEAVED=interleaved,
+            *_table_strides(cos), *_table_strides(sin),
+            0 if cos_ref is None else cos_ref.stride(0),
+            0 if sin_ref is None else sin_ref.stride(0),
+            ALIGNED=is_aligned, INTERLEAVED=interleaved,
             HEAD_DIM=d, BLOCK_P=block_p, BLOCK_D=block_d, num_warps=NUM_WARPS,
         )  # fmt: skip
     return q_out
+
+
+def _table_strides(table: Tensor) -> tuple[int, int]:
+    """Return the strides along the batch and the rows of ``[S, D]`` or ``[B, M, D]``."""
+    if table.ndim == 2:
+        return 0, table.stride(0)
+    return table.stride(0), table.stride(1)
 
 
 def qk_norm_rope(
@@ -217,22 +262,25 @@ def qk_norm_rope(
     k_weights: Weights,
     eps: float,
     interleaved: bool,
-    ref: tuple[Tensor, Tensor, Tensor] | None,
+    condition: ConditionKeys | None,
 ) -> Tensor:
-    """As the reference; padded rows of the result are 0 if q is finite there."""
+    """Follow the reference's contract; padded rows of the result are 0 if q is finite there."""
     if q.numel() == 0:
         return torch.empty_like(q, memory_format=torch.contiguous_format)
-    k_ref, cos_ref, sin_ref = ref or (None, None, None)
-    (text_q, image_q), (text_k, image_k) = q_weights, k_weights
+    k_ref, cos_ref, sin_ref = condition or (None, None, None)
+    # The kernel takes no text weights to mean the same weights for all rows.
+    text_q_weight = None if q_weights.text is q_weights.image else q_weights.text
+    text_k_weight = None if k_weights.text is k_weights.image else k_weights.text
+    dense = [
+        _dense(x)
+        for x in (slots, cos, sin, cos_ref, sin_ref,
+                  q_weights.image, k_weights.image, text_q_weight, text_k_weight)
+    ]  # fmt: skip
     return torch.ops.spotedit.qk_norm_rope(
-        q, k, v, k_cache, v_cache, k_ref,
-        *(_dense(x) for x in (slots, cos, sin, cos_ref, sin_ref, image_q, image_k)),
-        *(None if text is image else _dense(text)
-          for text, image in ((text_q, image_q), (text_k, image_k))),
-        text_len, eps, interleaved,
-    )  # fmt: skip
+        q, k, v, k_cache, v_cache, k_ref, *dense, text_len, eps, interleaved
+    )
 
 
 def _dense(x: Tensor | None) -> Tensor | None:
-    """`x` with its last dimension contiguous."""
+    """Return `x` with its last dimension contiguous."""
     return x if x is None or x.stride(-1) == 1 else x.contiguous()

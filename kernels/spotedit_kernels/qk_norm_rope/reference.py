@@ -1,6 +1,8 @@
-"""Normalisation and rotation with ``rms_norm`` and a complex product, then row copies."""
+"""Normalise with ``rms_norm``, rotate with a complex product, then copy rows to the caches."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,20 @@ from torch import Tensor
 from ..checks import compute_dtype
 from ..rows import scatter_rows
 
-Weights = tuple[Tensor | None, Tensor | None]  # of the prompt rows, of the others
+
+class Weights(NamedTuple):
+    """The norm's weights ``[D]`` for the prompt rows and for all other rows; None = no weight."""
+
+    text: Tensor | None
+    image: Tensor | None
+
+
+class ConditionKeys(NamedTuple):
+    """Where to write the keys of the last C rows, ``[B, C, H, D]``, and their tables ``[C, D]``."""
+
+    k_ref: Tensor
+    cos_ref: Tensor
+    sin_ref: Tensor
 
 
 def qk_norm_rope(
@@ -26,14 +41,14 @@ def qk_norm_rope(
     k_weights: Weights,
     eps: float,
     interleaved: bool,
-    ref: tuple[Tensor, Tensor, Tensor] | None,  # k_ref, cos_ref, sin_ref
+    condition: ConditionKeys | None,
 ) -> Tensor:
+    """Compute the public function's result from arguments that were checked."""
     cos, sin = _table_rows(cos, slots), _table_rows(sin, slots)
     k = _normalise(k, text_len, k_weights, eps)
-    if ref is not None:
-        k_ref, cos_ref, sin_ref = ref
-        start = k_cache.shape[1] - k_ref.shape[1]
-        _write_ref(k_ref, k, slots, start, cos_ref, sin_ref, interleaved)
+    if condition is not None:
+        start = k_cache.shape[1] - condition.k_ref.shape[1]
+        _write_ref(condition, k, slots, start, interleaved)
     k = _rotate(k, cos, sin, interleaved)
     if slots is None:
         k_cache.copy_(k)
@@ -44,15 +59,10 @@ def qk_norm_rope(
 
 
 def _write_ref(
-    k_ref: Tensor,
-    k: Tensor,
-    slots: Tensor | None,
-    start: int,
-    cos_ref: Tensor,
-    sin_ref: Tensor,
-    interleaved: bool,
+    condition: ConditionKeys, k: Tensor, slots: Tensor | None, start: int, interleaved: bool
 ) -> None:
-    """Rotate the normalised keys `k` whose slots are `start` or more into `k_ref`."""
+    """Rotate the normalised keys `k` with slots from `start` on, and write them to `k_ref`."""
+    k_ref, cos_ref, sin_ref = condition
     if k_ref.shape[1] == 0:
         return
     if slots is None:
@@ -64,7 +74,7 @@ def _write_ref(
 
 
 def _table_rows(table: Tensor, slots: Tensor | None) -> Tensor:
-    """The table of the M rows, ``[1 or B, M, D]``."""
+    """Return the table of the M rows, ``[1 or B, M, D]``."""
     if table.ndim == 3:
         return table
     if slots is None:
@@ -74,13 +84,14 @@ def _table_rows(table: Tensor, slots: Tensor | None) -> Tensor:
 
 
 def _normalise(x: Tensor, text_len: int, weights: Weights, eps: float) -> Tensor:
-    text, image = weights
-    if text is image or text_len == 0:
-        return _rms_norm(x, image, eps)
+    """Apply RMSNorm to `x` ``[B, M, H, D]``, with the text weights in its first `text_len` rows."""
+    if weights.text is weights.image or text_len == 0:
+        return _rms_norm(x, weights.image, eps)
     if text_len == x.shape[1]:
-        return _rms_norm(x, text, eps)
-    parts = _rms_norm(x[:, :text_len], text, eps), _rms_norm(x[:, text_len:], image, eps)
-    return torch.cat(parts, 1)
+        return _rms_norm(x, weights.text, eps)
+    text = _rms_norm(x[:, :text_len], weights.text, eps)
+    image = _rms_norm(x[:, text_len:], weights.image, eps)
+    return torch.cat((text, image), 1)
 
 
 def _rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -91,14 +102,14 @@ def _rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """Rotate the pairs of `x` ``[B, M, H, D]`` by the angles of ``[1 or B, M, D]`` tables."""
+    """Rotate the pairs of `x` ``[B, M, H, D]`` by tables ``[1 or B, M, D]``."""
     wide = compute_dtype(x.dtype)
     cos, sin = cos.to(wide)[:, :, None], sin.to(wide)[:, :, None]
     if interleaved:
-        turn = torch.complex(cos[..., ::2].contiguous(), sin[..., ::2].contiguous())
+        rotation = torch.complex(cos[..., ::2].contiguous(), sin[..., ::2].contiguous())
         pairs = torch.view_as_complex(x.to(wide).contiguous().unflatten(-1, (-1, 2)))
-        return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
+        return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
     half = x.shape[-1] // 2
     cos, sin = cos[..., :half], sin[..., :half]
-    a, b = x.to(wide).split(half, -1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(x.dtype)
+    first, second = x.to(wide).split(half, -1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)

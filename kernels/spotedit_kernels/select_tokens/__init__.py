@@ -1,4 +1,4 @@
-"""The active set of the next step, and its list of tokens, without asking the host."""
+"""Choice of the tokens to compute at the next step, without synchronising with the device."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ import torch
 from torch import Tensor
 
 from ..checks import check_device, check_dtype, check_rank, check_shape, check_tensors
-from ..impl import HAS_TRITON, Impl, choose_impl
+from ..impl import Impl, choose_impl
 from . import reference
-
-if HAS_TRITON:
-    from . import kernel
 
 __all__ = ["select_tokens"]
 
@@ -36,45 +33,47 @@ def select_tokens(
     pad_to: int = 1,
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Which tokens to compute at the next step, as a mask and as a padded index.
+    """Choose the tokens to compute at the next step, as a mask and as a padded index.
 
-    A token is judged active if its score exceeds the threshold, or is not finite, and it was
-    active before (SpotEdit, arXiv 2512.22323, section on SpotSelector). The judged set grows by
-    `dilation` tokens on every side; then the user's mask applies, which is never dilated.
+    A token is judged active if its score exceeds the threshold, or is not finite, and if it was
+    active before (SpotEdit, arXiv 2512.22323, section on SpotSelector). The judged set then grows
+    by `dilation` tokens on every side. Last, the user's mask applies; it is never dilated.
 
     With `hysteresis` a token joins by dilation only if its own score is at least that share of the
-    threshold, or is not finite: the lower threshold of an edge detector (Canny 1986). No judged
-    token is removed.
+    threshold, or is not finite: the lower threshold of an edge detector (Canny 1986). Hysteresis
+    removes no judged token.
 
-    Without a threshold every image gets its own: a two-means cut of its finite scores s, found by
-    iteration from their mean (Ridler and Calvard 1978), 16 times, in fp32:
-    ``cut = (mean(s <= cut) + mean(s > cut)) / 2``. It holds if the two clusters separate: neither
-    is empty, and the scores within a quarter of the distance of their means from the cut are at
-    most a third as many as the smaller cluster (a half for uniform scores, 0.6 for normal ones).
-    Otherwise every token is judged active. The cut assumes that the image has unchanged tokens:
-    where all have changed, two groups of scores would still be parted.
+    Without a threshold every image gets its own: a two-means cut of its finite scores s (Ridler and
+    Calvard 1978). From their mean, ``cut = (mean(s <= cut) + mean(s > cut)) / 2`` is iterated 16
+    times in fp32. The cut holds if the two clusters separate: neither is empty, and the smaller one
+    has at least three times as many scores as lie near the cut, within a quarter of the distance of
+    the two means. (For uniform scores, half as many as the smaller cluster lie there; for normal
+    ones, 0.6 times as many.) Otherwise every token is judged active. The cut assumes that the image
+    has unchanged tokens: where all have changed, it would still part them in two groups.
 
     Args:
         scores: fp32 ``[B, N]``, row-major over the grid.
         grid: the token grid (rows, cols), N = rows * cols.
-        threshold: tokens above it are judged active; None: the two-means cut.
-        previous: bool ``[B, N]``, the active set before; None: every token is judged afresh.
-        dilation: tokens on the grid, in the maximum norm: 1 reaches the eight neighbours.
-        hysteresis: in [0, 1], times the threshold, or times the image's two-means cut: the least
-            score that joins by dilation. 0 lets every token in reach join, as a cut that does not
-            hold does.
-        mask: bool ``[B, N]``, what may change.
-        mode: "replace": the mask alone; "union", "intersect": of the mask and the judged set.
-            Without a mask all mean the judged set.
-        pad_to: the index' length is N rounded up to a multiple of it.
+        threshold: tokens with a higher score are judged active; None = the two-means cut.
+        previous: bool ``[B, N]``, the active set before; None = every token is judged afresh.
+        dilation: distance on the grid in tokens, in the maximum norm: 1 reaches the eight
+            neighbours.
+        hysteresis: in [0, 1]; times the threshold, or times the image's cut, it is the least score
+            that joins by dilation. With 0 every token in reach joins, and so it does in an image
+            whose cut does not hold.
+        mask: bool ``[B, N]``, True = the token may change.
+        mode: "replace" takes the mask alone; "union" and "intersect" combine it with the judged
+            set. Without a mask the mode does not matter.
+        pad_to: the length of `index` is N rounded up to a multiple of this.
         impl: "auto", "triton" or "reference"; an explicit one never falls back.
 
     Returns:
-        ``active``, bool ``[B, N]``; ``index``, int32 ``[B, P]``: each image's active tokens,
-        ascending, then -1; ``count``, int32 ``[B]`` on the device: how many of them are real.
+        ``active``, bool ``[B, N]``; ``index``, int32 ``[B, P]``, which holds each image's active
+        tokens in ascending order, then -1; ``count``, int32 ``[B]`` on the device, the number of
+        active tokens.
 
     Raises:
-        TypeError: a dtype or the type of a number is not of those listed.
+        TypeError: a dtype or the type of a number is not one of those listed.
         ValueError: a shape, a device, the grid or a number does not fit; `mode` or `impl` is
             unknown.
         RuntimeError: impl="triton" was asked for and cannot run here.
@@ -83,16 +82,19 @@ def select_tokens(
     _check_flags(scores, previous=previous, mask=mask)
     if mode not in _MODES:
         raise ValueError(f"{_OP}: mode must be one of {_MODES}, got {mode!r}.")
-    cut = _threshold(threshold)
-    hysteresis = _hysteresis(hysteresis)
+    threshold = _check_threshold(threshold)
+    hysteresis = _check_hysteresis(hysteresis)
     _check_whole("dilation", dilation, 0)
     _check_whole("pad_to", pad_to, 1)
     dilation = min(dilation, max(grid))
     rule = "none" if mask is None else mode
-    compute = kernel if choose_impl(_OP, impl, scores) == "triton" else reference
-    return compute.select_tokens(
-        scores, (grid[0], grid[1]), cut, previous, dilation, hysteresis, mask, rule, pad_to
-    )
+    grid = (grid[0], grid[1])
+    arguments = (scores, grid, threshold, previous, dilation, hysteresis, mask, rule, pad_to)
+    if choose_impl(_OP, impl, scores) == "reference":
+        return reference.select_tokens(*arguments)
+    from . import kernel  # not above: it imports Triton
+
+    return kernel.select_tokens(*arguments)
 
 
 def _check_scores(scores: Tensor, grid: tuple[int, int]) -> None:
@@ -105,38 +107,40 @@ def _check_scores(scores: Tensor, grid: tuple[int, int]) -> None:
             f"got {grid}; it is the latent size divided by the patch."
         )
     if scores.shape[0] == 0:
-        raise ValueError(f"{_OP}: scores must hold an image, got {tuple(scores.shape)}.")
+        raise ValueError(
+            f"{_OP}: scores must hold an image, got {tuple(scores.shape)}; skip the call."
+        )
 
 
 def _check_flags(scores: Tensor, **flags: Tensor | None) -> None:
     for name, flag in flags.items():
         if flag is not None:
             check_tensors(_OP, **{name: flag})
-            check_dtype(_OP, name, flag, (torch.bool,), "compare it with a number")
+            check_dtype(_OP, name, flag, (torch.bool,), "compare it with a threshold")
             check_shape(
                 _OP, name, flag, tuple(scores.shape), "BN", "expand it to the scores' batch"
             )
             check_device(_OP, scores, **{name: flag})
 
 
-def _threshold(threshold: float | None) -> float | None:
+def _check_threshold(threshold: float | None) -> float | None:
     if threshold is None:
         return None
     if isinstance(threshold, bool) or not isinstance(threshold, Real):
         raise TypeError(
             f"{_OP}: threshold must be a float or None, got {type(threshold).__name__}; "
-            f"a tensor would have to be read from its device."
+            f"reading a tensor would synchronise with its device."
         )
     if math.isnan(threshold):
-        raise ValueError(f"{_OP}: threshold must be a number, got nan; None chooses one.")
+        raise ValueError(f"{_OP}: threshold must be a number, got nan; pass None to choose one.")
     return float(threshold)
 
 
-def _hysteresis(hysteresis: float) -> float:
+def _check_hysteresis(hysteresis: float) -> float:
     if isinstance(hysteresis, bool) or not isinstance(hysteresis, Real):
         raise TypeError(
             f"{_OP}: hysteresis must be a float, got {type(hysteresis).__name__}; "
-            f"a tensor would have to be read from its device."
+            f"reading a tensor would synchronise with its device."
         )
     if not 0 <= hysteresis <= 1:
         raise ValueError(

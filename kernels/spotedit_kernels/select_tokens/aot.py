@@ -1,8 +1,8 @@
-"""The schedules of the selection, for ahead-of-time compilation. Needs Triton."""
+"""The selection's schedules for ahead-of-time compilation. Importing it imports Triton."""
 
 from __future__ import annotations
 
-from ..schedules import Schedule
+from ..schedule import Schedule
 from .kernel import (
     CUT_BLOCK,
     CUT_WARPS,
@@ -18,7 +18,7 @@ from .reference import ITERATIONS
 
 
 def schedules(target: str) -> list[Schedule]:
-    """The two-means cut, the active set with everything on, and the list."""
+    """Return the two-means cut, the active set with every option on, and the list."""
     return [
         Schedule(
             "select_tokens two-means cut",
@@ -26,7 +26,7 @@ def schedules(target: str) -> list[Schedule]:
             {"p_scores": "*fp32", "p_cut": "*fp32"},
             {"ITERATIONS": ITERATIONS, "BLOCK": CUT_BLOCK},
             CUT_WARPS,
-            aligned=("scores_b",),
+            aligned=("stride_scores_b",),
         ),
         Schedule(
             "select_tokens active set",
@@ -38,7 +38,7 @@ def schedules(target: str) -> list[Schedule]:
             },
             {"AUTO": True, "RULE": "intersect", "PREVIOUS": True, "BLOCK": MARK_BLOCK},
             MARK_WARPS,
-            aligned=("scores_b", "previous_b", "mask_b"),
+            aligned=("stride_scores_b", "stride_previous_b", "stride_mask_b"),
         ),
         Schedule(
             "select_tokens list",

@@ -1,4 +1,9 @@
-"""Selection in two kernels, or three: the cut of each image, its active set, the list of tokens."""
+"""Selection in two kernels, or three: each image's cut, its active tokens, and their list.
+
+Names in the kernels: ``p_`` pointer, ``o_`` offset, ``m_`` mask, ``b_`` block; ``stride_scores_b``
+is the stride of the scores along the batch. Blocks have the shape [X], with X = BLOCK tokens of one
+image. Along the tokens all strides are 1.
+"""
 
 from __future__ import annotations
 
@@ -16,105 +21,132 @@ MARK_BLOCK, MARK_WARPS = 256, 4
 LIST_BLOCK, LIST_WARPS = 2048, 8
 
 
-@triton.jit(do_not_specialize=["n"])
-def _cut(p_scores, p_cut, n, scores_b, ITERATIONS: tl.constexpr, BLOCK: tl.constexpr):
-    """One program an image: iterations of the two-means cut, then the guard."""
+@triton.jit(do_not_specialize=["num_tokens"])
+def _cut(
+    p_scores, p_cut, num_tokens, stride_scores_b, ITERATIONS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Find one image's two-means cut; it is -inf if the two clusters do not separate.
+
+    The low cluster holds the finite scores up to the cut, the high cluster those above it.
+    """
     batch = tl.program_id(0).to(tl.int64)
-    p_scores += batch * scores_b
-    cut = float("-inf")  # all above: the next cut is the mean
+    p_scores += batch * stride_scores_b
+
+    # Iterate. At first every score is above the cut, which makes the mean the second cut
+    cut = float("-inf")
     width = 0.0
     for _ in range(1 + ITERATIONS):
+        # Sums and sizes of the two clusters
         b_low = tl.zeros([BLOCK], dtype=tl.float32)
         b_high = tl.zeros([BLOCK], dtype=tl.float32)
-        b_n_low = tl.zeros([BLOCK], dtype=tl.int32)
-        b_n_high = tl.zeros([BLOCK], dtype=tl.int32)
-        for i in range(0, tl.cdiv(n, BLOCK)):
+        b_num_low = tl.zeros([BLOCK], dtype=tl.int32)
+        b_num_high = tl.zeros([BLOCK], dtype=tl.int32)
+        for i in range(0, tl.cdiv(num_tokens, BLOCK)):
             token = i * BLOCK + tl.arange(0, BLOCK)
-            b_score = tl.load(p_scores + token, mask=token < n, other=float("inf"))  # [X]
-            finite = tl.abs(b_score) < float("inf")
-            above = finite & (b_score > cut)
-            below = finite & ~above
-            b_low += tl.where(below, b_score, 0.0)
-            b_high += tl.where(above, b_score, 0.0)
-            b_n_low += below.to(tl.int32)
-            b_n_high += above.to(tl.int32)
-        low, high = tl.sum(b_low, 0), tl.sum(b_high, 0)
-        n_low, n_high = tl.sum(b_n_low, 0), tl.sum(b_n_high, 0)
-        both = tl.minimum(n_low, n_high) > 0
-        mean_low = low / tl.maximum(n_low, 1).to(tl.float32)
-        mean_high = high / tl.maximum(n_high, 1).to(tl.float32)
-        mean = (low + high) / tl.maximum(n_low + n_high, 1).to(tl.float32)
-        cut = tl.where(both, 0.5 * (mean_low + mean_high), mean)
-        width = tl.where(both, 0.25 * (mean_high - mean_low), 0.0)
+            b_score = tl.load(p_scores + token, mask=token < num_tokens, other=float("inf"))
+            m_finite = tl.abs(b_score) < float("inf")
+            m_high = m_finite & (b_score > cut)
+            m_low = m_finite & ~m_high
+            b_low += tl.where(m_low, b_score, 0.0)
+            b_high += tl.where(m_high, b_score, 0.0)
+            b_num_low += m_low.to(tl.int32)
+            b_num_high += m_high.to(tl.int32)
+        sum_low, sum_high = tl.sum(b_low, 0), tl.sum(b_high, 0)
+        num_low, num_high = tl.sum(b_num_low, 0), tl.sum(b_num_high, 0)
 
-    b_n_low = tl.zeros([BLOCK], dtype=tl.int32)
-    b_n_high = tl.zeros([BLOCK], dtype=tl.int32)
-    b_near = tl.zeros([BLOCK], dtype=tl.int32)
-    for i in range(0, tl.cdiv(n, BLOCK)):
+        # The next cut lies midway between the means; with one cluster it is the mean
+        has_both = tl.minimum(num_low, num_high) > 0
+        mean_low = sum_low / tl.maximum(num_low, 1).to(tl.float32)
+        mean_high = sum_high / tl.maximum(num_high, 1).to(tl.float32)
+        mean = (sum_low + sum_high) / tl.maximum(num_low + num_high, 1).to(tl.float32)
+        cut = tl.where(has_both, 0.5 * (mean_low + mean_high), mean)
+        width = tl.where(has_both, 0.25 * (mean_high - mean_low), 0.0)
+
+    # Keep the cut only if few scores lie near it
+    b_num_low = tl.zeros([BLOCK], dtype=tl.int32)
+    b_num_high = tl.zeros([BLOCK], dtype=tl.int32)
+    b_num_near = tl.zeros([BLOCK], dtype=tl.int32)
+    for i in range(0, tl.cdiv(num_tokens, BLOCK)):
         token = i * BLOCK + tl.arange(0, BLOCK)
-        b_score = tl.load(p_scores + token, mask=token < n, other=float("inf"))
-        finite = tl.abs(b_score) < float("inf")
-        above = finite & (b_score > cut)
-        b_n_low += (finite & ~above).to(tl.int32)
-        b_n_high += above.to(tl.int32)
-        b_near += (finite & (tl.abs(b_score - cut) <= width)).to(tl.int32)
-    smaller = tl.minimum(tl.sum(b_n_low, 0), tl.sum(b_n_high, 0))
-    separate = (smaller > 0) & (3 * tl.sum(b_near, 0) <= smaller)
-    tl.store(p_cut + batch, tl.where(separate, cut, float("-inf")))
+        b_score = tl.load(p_scores + token, mask=token < num_tokens, other=float("inf"))
+        m_finite = tl.abs(b_score) < float("inf")
+        m_high = m_finite & (b_score > cut)
+        b_num_low += (m_finite & ~m_high).to(tl.int32)
+        b_num_high += m_high.to(tl.int32)
+        b_num_near += (m_finite & (tl.abs(b_score - cut) <= width)).to(tl.int32)
+    num_smaller = tl.minimum(tl.sum(b_num_low, 0), tl.sum(b_num_high, 0))
+    is_separate = (num_smaller > 0) & (3 * tl.sum(b_num_near, 0) <= num_smaller)
+    tl.store(p_cut + batch, tl.where(is_separate, cut, float("-inf")))
 
 
 @triton.jit(do_not_specialize=["threshold", "hysteresis", "rows", "cols", "dilation"])
 def _mark(
     p_scores, p_cut, p_previous, p_mask, p_active,
-    threshold, hysteresis, rows, cols, dilation, scores_b, previous_b, mask_b,
+    threshold, hysteresis, rows, cols, dilation,
+    stride_scores_b, stride_previous_b, stride_mask_b,
     AUTO: tl.constexpr, RULE: tl.constexpr, PREVIOUS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The active set [B, N]: each program reads the neighbours of its tokens."""
+    """Write which tokens are active to p_active [B, N]; each token looks at its neighbours.
+
+    AUTO: the cut at p_cut takes the place of the threshold. RULE says how the mask applies.
+    """
     batch = tl.program_id(1).to(tl.int64)
-    token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # [X]
-    n = rows * cols
-    m_token = token < n
-    active = tl.zeros([BLOCK], dtype=tl.int1)
+    token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    num_tokens = rows * cols
+    m_token = token < num_tokens
+    b_active = tl.zeros([BLOCK], dtype=tl.int1)
     if RULE != "replace":
+        # Which tokens join if a neighbour is judged active
         cut = tl.load(p_cut + batch) if AUTO else threshold
-        b_own = tl.load(p_scores + batch * scores_b + token, mask=m_token, other=0.0)
-        share = tl.full([BLOCK], hysteresis, dtype=tl.float32)
-        least = tl.where(share > 0, share * cut, float("-inf"))  # 0 * -inf would be NaN
-        joins = (b_own >= least) | ~(tl.abs(b_own) < float("inf"))  # where a neighbour is judged
+        b_score = tl.load(p_scores + batch * stride_scores_b + token, mask=m_token, other=0.0)
+        b_share = tl.full([BLOCK], hysteresis, dtype=tl.float32)
+        b_least = tl.where(b_share > 0, b_share * cut, float("-inf"))  # 0 * -inf would be NaN
+        b_joins = (b_score >= b_least) | ~(tl.abs(b_score) < float("inf"))
+
+        # Judge the neighbours, and the token itself, which needs no joining
         row, col = token // cols, token % cols
         side = 2 * dilation + 1
         for i in range(0, side * side):
-            r, c = row + i // side - dilation, col + i % side - dilation
-            m_near = m_token & (r >= 0) & (r < rows) & (c >= 0) & (c < cols)
-            near = r * cols + c
-            b_score = tl.load(p_scores + batch * scores_b + near, mask=m_near, other=0.0)
-            judged = m_near & ((b_score > cut) | ~(tl.abs(b_score) < float("inf")))
+            near_row, near_col = row + i // side - dilation, col + i % side - dilation
+            m_near = m_token & (near_row >= 0) & (near_row < rows)
+            m_near = m_near & (near_col >= 0) & (near_col < cols)
+            near = near_row * cols + near_col
+            p_near = p_scores + batch * stride_scores_b + near
+            b_near_score = tl.load(p_near, mask=m_near, other=0.0)
+            b_judged = m_near & ((b_near_score > cut) | ~(tl.abs(b_near_score) < float("inf")))
             if PREVIOUS:
-                judged &= tl.load(p_previous + batch * previous_b + near, mask=m_near, other=0)
-            active |= judged & (joins | (near == token))
+                p_near = p_previous + batch * stride_previous_b + near
+                b_judged &= tl.load(p_near, mask=m_near, other=0)
+            b_active |= b_judged & (b_joins | (near == token))
+
+    # Apply the user's mask
     if RULE != "none":
-        allowed = tl.load(p_mask + batch * mask_b + token, mask=m_token, other=0)
-        active = active & allowed if RULE == "intersect" else active | allowed
-    tl.store(p_active + batch * n + token, active, mask=m_token)
+        b_allowed = tl.load(p_mask + batch * stride_mask_b + token, mask=m_token, other=0)
+        b_active = b_active & b_allowed if RULE == "intersect" else b_active | b_allowed
+    tl.store(p_active + batch * num_tokens + token, b_active, mask=m_token)
 
 
-@triton.jit(do_not_specialize=["n", "length"])
-def _list(p_active, p_index, p_count, n, length, BLOCK: tl.constexpr):
-    """One program an image: its active tokens, ascending, then -1 up to `length`."""
+@triton.jit(do_not_specialize=["num_tokens", "length"])
+def _list(p_active, p_index, p_count, num_tokens, length, BLOCK: tl.constexpr):
+    """List one image's active tokens in ascending order, then -1 up to `length`."""
     batch = tl.program_id(0).to(tl.int64)
-    p_active += batch * n
+    p_active += batch * num_tokens
     p_index += batch * length
+
+    # The running count of active tokens is the place of the next one
     count = 0
-    for i in range(0, tl.cdiv(n, BLOCK)):
+    for i in range(0, tl.cdiv(num_tokens, BLOCK)):
         token = i * BLOCK + tl.arange(0, BLOCK)
-        found = tl.load(p_active + token, mask=token < n, other=0).to(tl.int32)
-        place = count + tl.cumsum(found, 0) - 1
-        tl.store(p_index + place, token, mask=found > 0)
-        count += tl.sum(found, 0)
+        b_active = tl.load(p_active + token, mask=token < num_tokens, other=0).to(tl.int32)
+        place = count + tl.cumsum(b_active, 0) - 1
+        tl.store(p_index + place, token, mask=b_active > 0)
+        count += tl.sum(b_active, 0)
+
+    # Pad the rest
     for i in range(0, tl.cdiv(length, BLOCK)):
         place = i * BLOCK + tl.arange(0, BLOCK)
-        padding = tl.full([BLOCK], -1, dtype=tl.int32)
-        tl.store(p_index + place, padding, mask=(place >= count) & (place < length))
+        b_padding = tl.full([BLOCK], -1, dtype=tl.int32)
+        tl.store(p_index + place, b_padding, mask=(place >= count) & (place < length))
     tl.store(p_count + batch, count)
 
 
@@ -131,29 +163,30 @@ def _op(
     rule: str,
     pad_to: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    batch, n = scores.shape
-    length = triton.cdiv(n, pad_to) * pad_to
-    automatic = threshold is None and rule != "replace"
-    cut = scores.new_empty(batch) if automatic else None
-    active = scores.new_empty(batch, n, dtype=torch.bool)
+    """Launch the kernels; the tensors have a stride of 1 along the tokens."""
+    batch, num_tokens = scores.shape
+    length = triton.cdiv(num_tokens, pad_to) * pad_to
+    needs_cut = threshold is None and rule != "replace"
+    cut = scores.new_empty(batch) if needs_cut else None
+    active = scores.new_empty(batch, num_tokens, dtype=torch.bool)
     index = scores.new_empty(batch, length, dtype=torch.int32)
     count = scores.new_empty(batch, dtype=torch.int32)
     with launch_device(scores):
-        if automatic:
+        if needs_cut:
             wrap_triton(_cut)[(batch,)](
-                scores, cut, n, scores.stride(0),
+                scores, cut, num_tokens, scores.stride(0),
                 ITERATIONS=ITERATIONS, BLOCK=CUT_BLOCK, num_warps=CUT_WARPS,
             )  # fmt: skip
-        wrap_triton(_mark)[(triton.cdiv(n, MARK_BLOCK), batch)](
+        wrap_triton(_mark)[(triton.cdiv(num_tokens, MARK_BLOCK), batch)](
             scores, cut, previous, mask, active,
             0.0 if threshold is None else threshold, hysteresis, rows, cols, dilation,
             scores.stride(0),
             0 if previous is None else previous.stride(0), 0 if mask is None else mask.stride(0),
-            AUTO=automatic, RULE=rule, PREVIOUS=previous is not None,
+            AUTO=needs_cut, RULE=rule, PREVIOUS=previous is not None,
             BLOCK=MARK_BLOCK, num_warps=MARK_WARPS,
         )  # fmt: skip
         wrap_triton(_list)[(batch,)](
-            active, index, count, n, length, BLOCK=LIST_BLOCK, num_warps=LIST_WARPS
+            active, index, count, num_tokens, length, BLOCK=LIST_BLOCK, num_warps=LIST_WARPS
         )
     return active, index, count
 
@@ -169,13 +202,15 @@ def select_tokens(
     rule: str,
     pad_to: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As the reference."""
-    previous, mask = (None if x is None else _dense(x) for x in (previous, mask))
+    """Follow the same contract as the reference."""
+    rows, cols = grid
+    previous = None if previous is None else _dense(previous)
+    mask = None if mask is None else _dense(mask)
     return torch.ops.spotedit.select_tokens(
-        _dense(scores), previous, mask, *grid, threshold, dilation, hysteresis, rule, pad_to
+        _dense(scores), previous, mask, rows, cols, threshold, dilation, hysteresis, rule, pad_to
     )
 
 
-def _dense(rows: Tensor) -> Tensor:
-    """`rows` ``[B, N]`` with a stride of 1 along N."""
-    return rows if rows.stride(1) == 1 else rows.contiguous()
+def _dense(x: Tensor) -> Tensor:
+    """Return `x` ``[B, N]`` with a stride of 1 along N."""
+    return x if x.stride(1) == 1 else x.contiguous()

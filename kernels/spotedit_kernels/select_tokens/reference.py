@@ -1,4 +1,4 @@
-"""The active set with ``max_pool2d`` for dilation and a scatter for compaction."""
+"""Token selection with ``max_pool2d`` for the dilation and a scatter for the list."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ITERATIONS = 16  # of the two-means cut, after its start at the mean
+ITERATIONS = 16  # of the two-means cut, after it starts at the mean
 
 
 def select_tokens(
@@ -22,7 +22,7 @@ def select_tokens(
     rule: str,
     pad_to: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`rule`: how the mask applies, or "none"."""
+    """Compute the public function's results; `rule` is its mode, or "none" without a mask."""
     if mask is not None and rule == "replace":
         active = mask.clone()
     else:
@@ -30,57 +30,69 @@ def select_tokens(
         judged = (scores > cut) | ~scores.isfinite()
         if previous is not None:
             judged = judged & previous
-        active = _dilate(judged, grid, dilation)
-        share = scores.new_full((), hysteresis)  # so that the product is rounded as the kernel's
+        in_reach = _dilate(judged, grid, dilation)
+        share = scores.new_full((), hysteresis)  # a tensor, so that the product rounds to fp32
         least = torch.where(share > 0, share * cut, -math.inf)  # 0 * -inf would be NaN
-        active = judged | (active & ((scores >= least) | ~scores.isfinite()))
+        joins = (scores >= least) | ~scores.isfinite()
+        active = judged | (in_reach & joins)
         if mask is not None:
             active = active | mask if rule == "union" else active & mask
-    return active, *_compact(active, pad_to)
+    index, count = _compact(active, pad_to)
+    return active, index, count
 
 
 def two_means_cut(scores: Tensor) -> Tensor:
-    """The cut ``[B, 1]`` of each image; -inf where its two clusters do not separate."""
+    """Return each image's cut ``[B, 1]``; it is -inf if the two clusters do not separate."""
     finite = scores.isfinite()
     value = torch.where(finite, scores, 0.0)
-    cut = scores.new_full((scores.shape[0], 1), -math.inf)  # all above: the next cut is the mean
+    # At first every score is above the cut, which makes the mean the second cut.
+    cut = scores.new_full((scores.shape[0], 1), -math.inf)
     width = torch.zeros_like(cut)
     for _ in range(1 + ITERATIONS):
-        n_low, n_high, low, high = _clusters(value, finite, cut)
-        both = torch.minimum(n_low, n_high) > 0
-        mean_low, mean_high = low / n_low.clamp(min=1), high / n_high.clamp(min=1)
-        mean = (low + high) / (n_low + n_high).clamp(min=1)
-        cut = torch.where(both, 0.5 * (mean_low + mean_high), mean)
-        width = torch.where(both, 0.25 * (mean_high - mean_low), 0.0)
-    n_low, n_high, _, _ = _clusters(value, finite, cut)
-    near = (finite & ((value - cut).abs() <= width)).sum(1, keepdim=True)
-    smaller = torch.minimum(n_low, n_high)
-    return torch.where((smaller > 0) & (3 * near <= smaller), cut, -math.inf)
+        num_low, num_high, sum_low, sum_high = _clusters(value, finite, cut)
+        has_both = torch.minimum(num_low, num_high) > 0
+        mean_low, mean_high = sum_low / num_low.clamp(min=1), sum_high / num_high.clamp(min=1)
+        mean = (sum_low + sum_high) / (num_low + num_high).clamp(min=1)
+        cut = torch.where(has_both, 0.5 * (mean_low + mean_high), mean)
+        width = torch.where(has_both, 0.25 * (mean_high - mean_low), 0.0)
+    num_low, num_high, _, _ = _clusters(value, finite, cut)
+    num_near = (finite & ((value - cut).abs() <= width)).sum(1, keepdim=True)
+    num_smaller = torch.minimum(num_low, num_high)
+    is_separate = (num_smaller > 0) & (3 * num_near <= num_smaller)
+    return torch.where(is_separate, cut, -math.inf)
 
 
 def _clusters(value: Tensor, finite: Tensor, cut: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sizes and sums ``[B, 1]`` of the finite values up to the cut and above it."""
-    above = finite & (value > cut)
-    below = finite & ~above
-    n_low, n_high = (x.sum(1, keepdim=True) for x in (below, above))
-    low, high = (torch.where(x, value, 0.0).sum(1, keepdim=True) for x in (below, above))
-    return n_low, n_high, low, high
+    """Return the sizes, then the sums, of the finite values up to the cut and above it.
+
+    Each is ``[B, 1]``.
+    """
+    high = finite & (value > cut)
+    low = finite & ~high
+    num_low, num_high = low.sum(1, keepdim=True), high.sum(1, keepdim=True)
+    sum_low = torch.where(low, value, 0.0).sum(1, keepdim=True)
+    sum_high = torch.where(high, value, 0.0).sum(1, keepdim=True)
+    return num_low, num_high, sum_low, sum_high
 
 
-def _dilate(active: Tensor, grid: tuple[int, int], tokens: int) -> Tensor:
-    if tokens == 0:
+def _dilate(active: Tensor, grid: tuple[int, int], distance: int) -> Tensor:
+    """Mark every token within `distance` of a True one, in the maximum norm."""
+    if distance == 0:
         return active
+    side = 2 * distance + 1
     image = active.unflatten(1, grid)[:, None].float()
-    for size, padding in (((2 * tokens + 1, 1), (tokens, 0)), ((1, 2 * tokens + 1), (0, tokens))):
-        image = F.max_pool2d(image, size, stride=1, padding=padding)
+    image = F.max_pool2d(image, (side, 1), stride=1, padding=(distance, 0))
+    image = F.max_pool2d(image, (1, side), stride=1, padding=(0, distance))
     return image.flatten(1) > 0
 
 
 def _compact(active: Tensor, pad_to: int) -> tuple[Tensor, Tensor]:
-    """Index of the True entries of each row of `active` ``[B, N]``, padded, and their number."""
-    batch, n = active.shape
-    length = -(-n // pad_to) * pad_to
-    place = torch.where(active, active.cumsum(1) - 1, length)  # the last slot takes the others
-    tokens = torch.arange(n, dtype=torch.int32, device=active.device).expand(batch, n)
+    """List the True entries of each row of `active` ``[B, N]``, and count them."""
+    batch, num_tokens = active.shape
+    length = -(-num_tokens // pad_to) * pad_to
+    # An extra last place takes the inactive tokens and is cut off.
+    place = torch.where(active, active.cumsum(1) - 1, length)
+    tokens = torch.arange(num_tokens, dtype=torch.int32, device=active.device)
+    tokens = tokens.expand(batch, num_tokens)
     index = tokens.new_full((batch, length + 1), -1).scatter_(1, place, tokens)
     return index[:, :length], active.sum(dim=1, dtype=torch.int32)

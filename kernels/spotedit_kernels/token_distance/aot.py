@@ -1,8 +1,8 @@
-"""The schedules of the distance, for ahead-of-time compilation. Needs Triton."""
+"""The token distance's schedules for ahead-of-time compilation. Importing it imports Triton."""
 
 from __future__ import annotations
 
-from ..schedules import Schedule
+from ..schedule import Schedule
 from .kernel import (
     BLOCK_C,
     BLOCK_P,
@@ -15,25 +15,26 @@ from .kernel import (
 
 
 def schedules(target: str) -> list[Schedule]:
-    """bf16 maps against prepared unit vectors; channels_last against plain maps; the pooling."""
+    """Return the distance in NCHW to unit vectors and in channels_last to maps, and the pooling."""
     pointers = {"p_x": "*bf16", "p_y": "*bf16", "p_map": "*fp32"}
+    sizes = ("num_positions", "num_channels")
     blocks = {"BLOCK_P": BLOCK_P, "BLOCK_C": BLOCK_C}
     return [
         Schedule(
             "token_distance bf16 NCHW, unit y",
             _distance,
             {**pointers, "p_y": "*fp32"},
-            {"x_p": 1, "y_p": 1, "UNIT_Y": True, **blocks},
+            {"stride_xp": 1, "stride_yp": 1, "UNIT_Y": True, **blocks},
             NUM_WARPS,
-            aligned=("n", "channels", "x_b", "x_c", "y_b", "y_c"),
+            aligned=(*sizes, "stride_xb", "stride_xc", "stride_yb", "stride_yc"),
         ),
         Schedule(
             "token_distance bf16 channels_last",
             _distance,
             pointers,
-            {"x_c": 1, "y_c": 1, "UNIT_Y": False, **blocks},
+            {"stride_xc": 1, "stride_yc": 1, "UNIT_Y": False, **blocks},
             NUM_WARPS,
-            aligned=("n", "channels", "x_b", "x_p", "y_b", "y_p"),
+            aligned=(*sizes, "stride_xb", "stride_xp", "stride_yb", "stride_yp"),
         ),
         Schedule(
             "token_distance pooling",

@@ -1,4 +1,10 @@
-"""Token distance in two kernels a layer: distances at the map's positions, then tokens of them."""
+"""Token distance in two kernels per layer: one for the map of distances, one to pool it to tokens.
+
+Names in the kernels: ``p_`` pointer, ``o_`` offset, ``m_`` mask, ``b_`` tile; ``stride_xc`` is the
+stride of x along c. Axes: b batch, c channels, p positions (a map's H and W, flattened). Tiles have
+the shape [P, C], with P = BLOCK_P positions and C = BLOCK_C channels, and in the pooling [X], with
+X = BLOCK tokens.
+"""
 
 from __future__ import annotations
 
@@ -12,73 +18,96 @@ from torch.library import triton_op
 
 from ..primitives import launch_device, wrap_triton
 
-BLOCK_P = 64  # positions, or tokens, of a program
-BLOCK_C = 32
+BLOCK_P = 64  # number of positions that a program takes
+BLOCK_C = 32  # number of channels that it reads at a time
 NUM_WARPS = 4
-POOL_BLOCK = 128
+POOL_BLOCK = 128  # number of tokens that a program of the pooling takes
 POOL_WARPS = 4
 
 
 @triton.jit
-def _features(p_features, batch, position, channel, n, channels, s_b, s_c, s_p):
-    """fp32 tile [P, C] of a map [B, C, n] with the strides s_b, s_c, s_p; 0 outside it."""
-    offset = batch * s_b + position.to(tl.int64)[:, None] * s_p
-    offset += channel.to(tl.int64)[None, :] * s_c
-    mask = (position < n)[:, None] & (channel < channels)[None, :]
-    return tl.load(p_features + offset, mask=mask, other=0.0).to(tl.float32)
+def _load_features(
+    p_features, batch, position, channel, num_positions, num_channels, stride_b, stride_c, stride_p
+):
+    """Load an fp32 tile [P, C] of a map [B, C, num_positions]; it is 0 outside the map."""
+    o_tile = batch * stride_b + position.to(tl.int64)[:, None] * stride_p
+    o_tile += channel.to(tl.int64)[None, :] * stride_c
+    m_tile = (position < num_positions)[:, None] & (channel < num_channels)[None, :]
+    return tl.load(p_features + o_tile, mask=m_tile, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _inverse_length(squares):
-    """1 / |vector| [P] of squares [P, C]; a zero vector stays zero when multiplied by it."""
-    return 1.0 / tl.maximum(tl.sqrt(tl.sum(squares, 1)), 1e-12)
+def _inverse_length(b_squares):
+    """Return 1 / |vector| [P] from squares [P, C]; a zero vector times it stays zero."""
+    return 1.0 / tl.maximum(tl.sqrt(tl.sum(b_squares, 1)), 1e-12)
 
 
-# n is specialised, unlike other sizes: without its divisibility by 16 no masked load is wide. The
-# strides of a dense map have the same divisibility, so this adds no further variant.
+# num_positions is specialised, unlike other sizes: no masked load is wide unless the compiler knows
+# that it is divisible by 16. The strides of a dense map have the same divisibility, so this adds no
+# further variant.
 @triton.jit
 def _distance(
-    p_x, p_y, p_map, n, channels, x_b, x_c, x_p, y_b, y_c, y_p,
+    p_x, p_y, p_map, num_positions, num_channels,
+    stride_xb, stride_xc, stride_xp, stride_yb, stride_yc, stride_yp,
     UNIT_Y: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """``|x/|x| - y/|y||^2`` of maps [B, C, n] to [B, n]; the difference is taken before it is
-    squared, so that close vectors keep their relative accuracy."""
+    """Write ``|x/|x| - y/|y||^2`` at every position to p_map [B, num_positions].
+
+    UNIT_Y: the vectors of y have unit length. The difference is taken before it is squared, so that
+    close vectors keep their relative accuracy.
+    """
     batch = tl.program_id(1).to(tl.int64)
     position = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)  # [P]
-    blocks = tl.cdiv(channels, BLOCK_C)
+    num_blocks = tl.cdiv(num_channels, BLOCK_C)
 
-    xx = tl.zeros([BLOCK_P, BLOCK_C], dtype=tl.float32)
-    yy = tl.zeros([BLOCK_P, BLOCK_C], dtype=tl.float32)
-    for i in range(0, blocks):
-        c = i * BLOCK_C + tl.arange(0, BLOCK_C)
-        b_x = _features(p_x, batch, position, c, n, channels, x_b, x_c, x_p)
-        xx += b_x * b_x
+    # Lengths of the channel vectors
+    b_xx = tl.zeros([BLOCK_P, BLOCK_C], dtype=tl.float32)
+    b_yy = tl.zeros([BLOCK_P, BLOCK_C], dtype=tl.float32)
+    for i in range(0, num_blocks):
+        channel = i * BLOCK_C + tl.arange(0, BLOCK_C)  # [C]
+        b_x = _load_features(
+            p_x, batch, position, channel, num_positions, num_channels,
+            stride_xb, stride_xc, stride_xp,
+        )  # fmt: skip
+        b_xx += b_x * b_x
         if not UNIT_Y:
-            b_y = _features(p_y, batch, position, c, n, channels, y_b, y_c, y_p)
-            yy += b_y * b_y
-    per_x = _inverse_length(xx)[:, None]
+            b_y = _load_features(
+                p_y, batch, position, channel, num_positions, num_channels,
+                stride_yb, stride_yc, stride_yp,
+            )  # fmt: skip
+            b_yy += b_y * b_y
+    x_factor = _inverse_length(b_xx)[:, None]
     if not UNIT_Y:
-        per_y = _inverse_length(yy)[:, None]
+        y_factor = _inverse_length(b_yy)[:, None]
 
-    total = tl.zeros([BLOCK_P, BLOCK_C], dtype=tl.float32)
-    for i in range(0, blocks):
-        c = (blocks - 1 - i) * BLOCK_C + tl.arange(0, BLOCK_C)  # backwards: what was read last
-        b_x = _features(p_x, batch, position, c, n, channels, x_b, x_c, x_p)
-        b_y = _features(p_y, batch, position, c, n, channels, y_b, y_c, y_p)
+    # Squared difference of the unit vectors; backwards, as the caches hold what was read last
+    b_total = tl.zeros([BLOCK_P, BLOCK_C], dtype=tl.float32)
+    for i in range(0, num_blocks):
+        channel = (num_blocks - 1 - i) * BLOCK_C + tl.arange(0, BLOCK_C)
+        b_x = _load_features(
+            p_x, batch, position, channel, num_positions, num_channels,
+            stride_xb, stride_xc, stride_xp,
+        )  # fmt: skip
+        b_y = _load_features(
+            p_y, batch, position, channel, num_positions, num_channels,
+            stride_yb, stride_yc, stride_yp,
+        )  # fmt: skip
         if not UNIT_Y:
-            b_y *= per_y
-        step = b_x * per_x - b_y
-        total += step * step
-    tl.store(p_map + batch * n + position, tl.sum(total, 1), mask=position < n)
+            b_y *= y_factor
+        b_difference = b_x * x_factor - b_y
+        b_total += b_difference * b_difference
+    o_out = batch * num_positions + position
+    tl.store(p_map + o_out, tl.sum(b_total, 1), mask=position < num_positions)
 
 
 @triton.jit
-def _taps(at, size_in, size_out):
-    """Of output cells `at`: the two input cells and the share of the second, in exact integers.
+def _taps(cell, size_in, size_out):
+    """Return the two input cells of each output cell, and the second one's share.
 
-    The second cell is the first where its share is 0, so what it holds cannot matter.
+    The arithmetic is in exact integers. Where the share is 0 the second cell is the first, so that
+    a NaN in the next cell cannot spread.
     """
-    numerator = tl.maximum((2 * at + 1) * size_in - size_out, 0)  # (at + 1/2) in/out - 1/2
+    numerator = tl.maximum((2 * cell + 1) * size_in - size_out, 0)  # (cell + 1/2) in/out - 1/2
     low = numerator // (2 * size_out)
     rest = numerator - low * (2 * size_out)
     high = tl.where((rest > 0) & (low + 1 < size_in), low + 1, low)
@@ -90,30 +119,34 @@ def _pool(
     p_map, p_out, share, add, height, width, rows, cols,
     PATCH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """`share` times the map [B, H, W], resized to (rows*PATCH, cols*PATCH) and averaged over
-    PATCH x PATCH cells, to [B, rows*cols]; on top of what is there if `add` is not 0."""
+    """Resize a map [B, height, width] to (rows*PATCH, cols*PATCH), and pool it to p_out [B, N].
+
+    N = rows*cols tokens, each the average of PATCH x PATCH cells, times `share`. If `add` is not 0,
+    the result is added to p_out.
+    """
     batch = tl.program_id(1).to(tl.int64)
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # [X]
     m_token = token < rows * cols
     row, col = token // cols, token % cols
     p_map += batch * height * width
 
-    total = tl.zeros([BLOCK], dtype=tl.float32)
+    # Sum the token's cells, each interpolated between four cells of the map
+    b_total = tl.zeros([BLOCK], dtype=tl.float32)
     for dy in range(PATCH):
         top, bottom, down = _taps(row * PATCH + dy, height, rows * PATCH)
         for dx in range(PATCH):
             left, right, across = _taps(col * PATCH + dx, width, cols * PATCH)
-            b_tl = tl.load(p_map + top * width + left, mask=m_token, other=0.0)
-            b_tr = tl.load(p_map + top * width + right, mask=m_token, other=0.0)
-            b_bl = tl.load(p_map + bottom * width + left, mask=m_token, other=0.0)
-            b_br = tl.load(p_map + bottom * width + right, mask=m_token, other=0.0)
-            upper = (1.0 - across) * b_tl + across * b_tr
-            lower = (1.0 - across) * b_bl + across * b_br
-            total += (1.0 - down) * upper + down * lower
+            b_top_left = tl.load(p_map + top * width + left, mask=m_token, other=0.0)
+            b_top_right = tl.load(p_map + top * width + right, mask=m_token, other=0.0)
+            b_bottom_left = tl.load(p_map + bottom * width + left, mask=m_token, other=0.0)
+            b_bottom_right = tl.load(p_map + bottom * width + right, mask=m_token, other=0.0)
+            b_upper = (1.0 - across) * b_top_left + across * b_top_right
+            b_lower = (1.0 - across) * b_bottom_left + across * b_bottom_right
+            b_total += (1.0 - down) * b_upper + down * b_lower
 
     o_out = batch * rows * cols + token
-    before = tl.load(p_out + o_out, mask=m_token & (add != 0), other=0.0)
-    tl.store(p_out + o_out, before + share * (total / (PATCH * PATCH)), mask=m_token)
+    b_before = tl.load(p_out + o_out, mask=m_token & (add != 0), other=0.0)
+    tl.store(p_out + o_out, b_before + share * (b_total / (PATCH * PATCH)), mask=m_token)
 
 
 @triton_op("spotedit::token_distance", mutates_args=())
@@ -126,19 +159,22 @@ def _op(
     shares: Sequence[float],
     y_normalised: bool,
 ) -> Tensor:
+    """Launch both kernels for each layer; the first layer writes the scores, the others add."""
     batch = x_features[0].shape[0]
     out = x_features[0].new_empty(batch, rows * cols, dtype=torch.float32)
     for layer, (x, y, share) in enumerate(zip(x_features, y_features, shares, strict=True)):
         height, width = x.shape[2:]
-        x, y = x.flatten(2), y.flatten(2)  # copies neither in NCHW nor in channels_last
-        channels, n = x.shape[1:]
-        distance = x.new_empty(batch, n, dtype=torch.float32)
+        x, y = x.flatten(2), y.flatten(2)  # views, both in NCHW and in channels_last
+        num_channels, num_positions = x.shape[1:]
+        distance = x.new_empty(batch, num_positions, dtype=torch.float32)
+        stride_yb, stride_yc, stride_yp = y.stride()
         with launch_device(x):
-            wrap_triton(_distance)[(triton.cdiv(n, BLOCK_P), batch)](
-                x, y, distance, n, channels, *x.stride(),
-                0 if y.shape[0] == 1 else y.stride(0), *y.stride()[1:],
+            wrap_triton(_distance)[(triton.cdiv(num_positions, BLOCK_P), batch)](
+                x, y, distance, num_positions, num_channels, *x.stride(),
+                0 if y.shape[0] == 1 else stride_yb, stride_yc, stride_yp,
                 UNIT_Y=y_normalised, BLOCK_P=BLOCK_P, BLOCK_C=BLOCK_C, num_warps=NUM_WARPS,
-                enable_fp_fusion=False,  # else equal maps differ by the rounding of a fused product
+                # A fused product is rounded differently, so that equal maps would differ.
+                enable_fp_fusion=False,
             )  # fmt: skip
             wrap_triton(_pool)[(triton.cdiv(rows * cols, POOL_BLOCK), batch)](
                 distance, out, share, min(layer, 1), height, width, rows, cols,
@@ -155,6 +191,8 @@ def token_distance(
     shares: tuple[float, ...],
     y_normalised: bool,
 ) -> Tensor:
+    """Follow the same contract as the reference."""
+    rows, cols = grid
     return torch.ops.spotedit.token_distance(
-        x_features, y_features, *grid, patch, shares, y_normalised
+        x_features, y_features, rows, cols, patch, shares, y_normalised
     )

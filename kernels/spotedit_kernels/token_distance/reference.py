@@ -1,4 +1,4 @@
-"""Token distance from unit vectors, their difference, ``interpolate`` and pooling."""
+"""Token distance: normalise, subtract, square, resize with ``interpolate``, then pool."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..checks import compute_dtype
 
-EPS = 1e-12  # F.normalize's: a zero vector stays zero
+EPS = 1e-12  # least length to divide by, as in F.normalize: a zero vector stays zero
 
 
 def token_distance(
@@ -19,6 +19,7 @@ def token_distance(
     shares: tuple[float, ...],
     y_normalised: bool,
 ) -> Tensor:
+    """Compute the public function's scores; `shares` are its weights divided by their sum."""
     size = (grid[0] * patch, grid[1] * patch)
     total = x_features[0].new_zeros((), dtype=torch.float32)
     for x, y, share in zip(x_features, y_features, shares, strict=True):
@@ -30,7 +31,7 @@ def token_distance(
 
 
 def _squared_distance(x: Tensor, y: Tensor, y_normalised: bool) -> Tensor:
-    """``|x/|x| - y/|y||^2``, ``[B, H, W]``."""
+    """Return ``|x/|x| - y/|y||^2``, ``[B, H, W]``."""
     x = x.to(compute_dtype(x.dtype))
     y = y.to(compute_dtype(y.dtype)) if y_normalised else normalise(y)
     length = torch.linalg.vecdot(x, x, dim=1).sqrt().clamp(min=EPS)
@@ -39,5 +40,5 @@ def _squared_distance(x: Tensor, y: Tensor, y_normalised: bool) -> Tensor:
 
 
 def normalise(x: Tensor) -> Tensor:
-    """`x` ``[B, C, H, W]`` with unit channel vectors, at least in fp32."""
+    """Return `x` ``[B, C, H, W]`` with unit channel vectors, in fp32, or fp64 for an fp64 map."""
     return F.normalize(x.to(compute_dtype(x.dtype)), dim=1, eps=EPS)
