@@ -1,23 +1,26 @@
-"""Spot steps in a DiT of one's own, without diffusers: ``python kernels/examples/small_dit.py``.
+"""Run spot steps in your own DiT, without diffusers: ``python kernels/examples/small_dit.py``.
 
-The model calls `self.attend(block, q, k, v)`; replacing that one function patches it. A full step
-fills the caches of keys and values; a spot step then computes some rows only.
+The model calls `self.attend(block, q, k, v)`, so replacing that one function patches it. A full
+step fills the caches of keys and values; a spot step then computes only the rows that it is given.
 """
 
 import torch
 from spotedit_kernels import gathered_attention, qk_norm_rope
 from torch import Tensor, nn
 
-HEADS, DIM, TEXT, IMAGE = 4, 32, 7, 64  # the rows are [text, noise, condition]
-ROWS = TEXT + 2 * IMAGE
+HEADS, DIM = 4, 32
+TEXT, IMAGE = 7, 64  # numbers of tokens
+ROWS = TEXT + 2 * IMAGE  # the joint sequence is [text, noise, condition]
 
 
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         width = HEADS * DIM
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.q_scale, self.k_scale = (nn.Parameter(torch.rand(DIM)) for _ in range(2))
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.q_scale = nn.Parameter(torch.rand(DIM))
+        self.k_scale = nn.Parameter(torch.rand(DIM))
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
 
 
@@ -30,14 +33,14 @@ class SmallDiT(nn.Module):
         self.attend = self.plain_attention
 
     def plain_attention(self, block: Block, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        def prepare(x: Tensor, scale: Tensor) -> Tensor:
-            x = nn.functional.rms_norm(x, (DIM,), scale, 1e-6)
-            turned = torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2)
-            return x * self.cos[:, None] + turned * self.sin[:, None]
-
-        q, k = prepare(q, block.q_scale), prepare(k, block.k_scale)
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        q, k = self.norm_and_rotate(q, block.q_scale), self.norm_and_rotate(k, block.k_scale)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+    def norm_and_rotate(self, x: Tensor, scale: Tensor) -> Tensor:
+        x = nn.functional.rms_norm(x, (DIM,), scale, 1e-6)
+        rotated = torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2)
+        return x * self.cos[:, None] + rotated * self.sin[:, None]
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -48,10 +51,12 @@ class SmallDiT(nn.Module):
 
 
 class SpotAttention:
-    """In place of `SmallDiT.attend`: `slots` are the rows of the step, None = all of them."""
+    """Replaces `SmallDiT.attend`; `slots` are the rows of the step, and None means all rows."""
 
     def __init__(self, model: SmallDiT) -> None:
-        self.model, self.slots, self.caches = model, None, {}
+        self.model = model
+        self.slots: Tensor | None = None
+        self.caches: dict[Block, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, block: Block, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if block not in self.caches:
@@ -70,14 +75,23 @@ def main() -> None:
     torch.manual_seed(0)
     model, x = SmallDiT(), torch.randn(1, ROWS, HEADS * DIM)
     expected = model(x)
-    model.attend = spot = SpotAttention(model)
-    full = model(x)  # fills the caches
+
+    spot_attention = SpotAttention(model)
+    model.attend = spot_attention
+    full_step = model(x)  # fills the caches
+
     active = TEXT + torch.randperm(IMAGE)[:10]
-    spot.slots = torch.cat([torch.arange(TEXT), active])
-    part = model(x[:, spot.slots])  # 17 of 135 rows
-    for name, error in (("full", full - expected), ("spot", part - expected[:, spot.slots])):
-        print(f"{name} step: largest difference to the unpatched model {error.abs().max():.1e}")
-        assert error.abs().max() < 1e-4
+    rows = torch.cat([torch.arange(TEXT), active])  # 17 of 135
+    spot_attention.slots = rows
+    spot_step = model(x[:, rows])
+
+    for name, result, want in (
+        ("full", full_step, expected),
+        ("spot", spot_step, expected[:, rows]),
+    ):
+        error = (result - want).abs().max()
+        print(f"{name} step: largest difference to the unpatched model {error:.1e}")
+        assert error < 1e-4
 
 
 if __name__ == "__main__":

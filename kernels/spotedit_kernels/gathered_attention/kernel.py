@@ -41,8 +41,8 @@ def _load_rows(
         b_x = p_x.load([batch, first, column]).reshape([BLOCK_N, BLOCK_D])
     else:
         p_x += o_x
-        o_tile = row[:, None] * stride_xs + d[None, :] * stride_xd
-        b_x = tl.load(p_x + o_tile, mask=mask, other=0.0)
+        p_tile = p_x + row[:, None] * stride_xs + d[None, :] * stride_xd
+        b_x = tl.load(p_tile, mask=mask, other=0.0)
     return b_x
 
 
@@ -67,7 +67,7 @@ def _attend(
     `scale` includes log2(e), because the softmax is computed with powers of 2. Without SPLIT the
     program writes to p_out; with it, to p_partial and p_lse, which `_reduce` merges.
     """
-    # Which queries, head and partition of the keys are this program's
+    # Find this program's queries, head and partition of the keys
     num_tiles = tl.cdiv(num_queries, BLOCK_M)
     pair, split = tl.program_id(0) // num_tiles, tl.program_id(1)
     batch32, head32 = pair // num_heads, pair % num_heads

@@ -86,8 +86,7 @@ def _kv_blend(
              + head * stride_k_out_h + d * stride_k_out_d)  # fmt: skip
     b_cached = tl.load(p_k_cached + o_cached, mask=m_tile, other=0.0).to(tl.float32)
     b_ref = tl.load(p_k_ref + o_ref, mask=m_tile, other=0.0).to(tl.float32)
-    b_out = _lerp(b_ref, b_cached, w).to(p_k_out.dtype.element_ty)
-    tl.store(p_k_out + o_out, b_out, mask=m_tile)
+    tl.store(p_k_out + o_out, _lerp(b_ref, b_cached, w).to(p_k_out.dtype.element_ty), mask=m_tile)
 
     # Blend the values
     o_cached = (batch * stride_v_cached_b + row * stride_v_cached_s
@@ -98,8 +97,7 @@ def _kv_blend(
              + head * stride_v_out_h + d * stride_v_out_d)  # fmt: skip
     b_cached = tl.load(p_v_cached + o_cached, mask=m_tile, other=0.0).to(tl.float32)
     b_ref = tl.load(p_v_ref + o_ref, mask=m_tile, other=0.0).to(tl.float32)
-    b_out = _lerp(b_ref, b_cached, w).to(p_v_out.dtype.element_ty)
-    tl.store(p_v_out + o_out, b_out, mask=m_tile)
+    tl.store(p_v_out + o_out, _lerp(b_ref, b_cached, w).to(p_v_out.dtype.element_ty), mask=m_tile)
 
 
 @triton_op("spotedit::kv_blend", mutates_args={"k_out", "v_out"})

@@ -61,8 +61,8 @@ def _latent_distance(
         b_y = _load_latents(p_image, token, channel, m_tile, stride_yn, stride_yc)
         b_difference = b_clean - b_y
         b_total += b_difference * b_difference
-    score = tl.sum(b_total, 1) / num_channels  # [N]
-    tl.store(p_out + batch * num_tokens + token, score, mask=m_token)
+    p_out += batch * num_tokens
+    tl.store(p_out + token, tl.sum(b_total, 1) / num_channels, mask=m_token)
 
 
 def _strides(latents: Tensor) -> tuple[int, int, int]:

@@ -184,8 +184,8 @@ def _qk_norm_rope(
         m_ref = m_row & (ref_row >= 0)
         ref_row = tl.where(m_ref, ref_row, 0)
         p_cos_ref += ref_row * stride_cos_ref_s
-        p_sin_ref += ref_row * stride_sin_ref_s
         cos = _load_table(p_cos_ref, m_ref, HEAD_DIM, BLOCK_D, INTERLEAVED)
+        p_sin_ref += ref_row * stride_sin_ref_s
         sin = _load_table(p_sin_ref, m_ref, HEAD_DIM, BLOCK_D, INTERLEAVED)
         p_k_ref += batch * stride_k_ref_b + ref_row * stride_k_ref_s + head * stride_k_ref_h
         b_first, b_second = _rotate(b_k_first, b_k_second, cos, sin)
