@@ -1,4 +1,4 @@
-"""What the kernel tests share: fp64 oracles, the one error bound, a ban on synchronising."""
+"""Shared parts of the kernel tests: fp64 oracles, the error bound and a ban on synchronising."""
 
 from __future__ import annotations
 
@@ -27,11 +27,13 @@ SYNCHRONISING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero"
 
 
 def _case(impl, device, *dtype):
-    """A parameter of the fixture `impl`, which takes the device too."""
-    marks = [pytest.mark.gpu] * (device == "cuda")
+    """Return a parameter for the fixture `impl`: an implementation, a device, maybe a dtype."""
+    marks = [pytest.mark.gpu] if device == "cuda" else []
     if impl == "triton":
         marks += [NEEDS_TRITON, NEEDS_INTERPRETER]
-    names = [impl, *(str(x).removeprefix("torch.") for x in dtype)] + ["cuda"] * (device == "cuda")
+    names = [impl, *(str(each).removeprefix("torch.") for each in dtype)]
+    if device == "cuda":
+        names.append("cuda")
     return pytest.param((impl, device), *dtype, id="-".join(names), marks=marks)
 
 
@@ -45,25 +47,28 @@ TRITON = pytest.mark.parametrize(
 
 
 def each_impl_in(dtypes, impls=IMPLS):
-    """Parametrise by implementation, device and dtype: Triton's interpreter is wrong in bf16, and
-    no kernel takes fp64."""
-    unable = {("triton", "cpu", torch.bfloat16)}
-    unable |= {("triton", device, torch.float64) for device in DEVICES}
-    cases = [each for each in product(impls, DEVICES, dtypes) if each not in unable]
+    """Parametrise by implementation, device and dtype.
+
+    Triton's interpreter is wrong in bf16, and no kernel takes fp64, so these cases are left out.
+    """
+    left_out = {("triton", "cpu", torch.bfloat16)}
+    left_out |= {("triton", device, torch.float64) for device in DEVICES}
+    cases = [each for each in product(impls, DEVICES, dtypes) if each not in left_out]
     return pytest.mark.parametrize(
         ("impl", "dtype"), [_case(*each) for each in cases], indirect=["impl"]
     )
 
 
 def seeded(seed):
-    """A generator of the device on which a test makes its tensors."""
+    """Return a seeded generator on the default device, where a test makes its tensors."""
     return torch.Generator(torch.get_default_device()).manual_seed(seed)
 
 
 def assert_bounded(actual, oracle, eager, dtype, what=""):
-    """|actual - oracle| <= 2 |eager - oracle| + 2 eps(dtype) max|oracle|, in the maximum norm.
+    """Check that |actual - oracle| <= 2 |eager - oracle| + 2 eps(dtype) max|oracle|.
 
-    `oracle` is the fp64 result, `eager` the plain composition in `dtype`.
+    The differences are taken in the maximum norm. `oracle` is the fp64 result, and `eager` that of
+    the plain composition in `dtype`.
     """
     assert not actual.isnan().any(), f"{what}: NaN in the result"
     error = (actual.double() - oracle).abs().max().item()
@@ -73,7 +78,7 @@ def assert_bounded(actual, oracle, eager, dtype, what=""):
 
 
 class NoSync(TorchDispatchMode):
-    """Fails on an operation whose result or size the host would have to wait for."""
+    """Raise an error where an operation would make the host wait for the device."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
@@ -84,7 +89,7 @@ class NoSync(TorchDispatchMode):
 
 
 def entries(index, batch):
-    """The (batch row, position, row) triples of the real entries of an index."""
+    """Return a triple (batch row, position, row) for each real entry of an index."""
     index = index.expand(batch, -1) if index.ndim == 1 else index
     return [
         (b, m, r) for b, rows in enumerate(index.tolist()) for m, r in enumerate(rows) if r >= 0
@@ -92,20 +97,20 @@ def entries(index, batch):
 
 
 def attention_row(q, k, v, scale, keep=None):
-    """One query ``[D]`` against keys and values ``[S, D]`` of one head, in fp64."""
+    """Attend with one query ``[D]`` to keys and values ``[S, D]`` of one head, in fp64."""
     logits = [
         scale * sum(a * b for a, b in zip(q.tolist(), row, strict=True)) for row in k.tolist()
     ]
     kept = [s for s in range(len(logits)) if keep is None or keep[s]]
     if not kept:
         return torch.zeros_like(v[0])
-    top = max(logits[s] for s in kept)
-    parts = {s: math.exp(logits[s] - top) for s in kept}
-    return sum(parts[s] * v[s] for s in kept) / sum(parts.values())
+    largest = max(logits[s] for s in kept)
+    weights = {s: math.exp(logits[s] - largest) for s in kept}
+    return sum(weights[s] * v[s] for s in kept) / sum(weights.values())
 
 
 def attention(q, k, v, scale=None, key_mask=None):
-    """fp64 attention of ``[B, M, H, D]`` against ``[B, S, H, D]``, row by row."""
+    """Attend with ``[B, M, H, D]`` to ``[B, S, H, D]`` in fp64, row by row."""
     device = q.device
     q, k, v = (x.double().cpu() for x in (q, k, v))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -119,7 +124,7 @@ def attention(q, k, v, scale=None, key_mask=None):
 
 
 def eager_attention(q, k, v, scale=None, key_mask=None):
-    """The plain composition in q's dtype."""
+    """Compute attention by the plain composition in q's dtype."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     logits = torch.einsum("bmhd,bshd->bhms", q, k) * scale
     if key_mask is not None:
@@ -128,7 +133,7 @@ def eager_attention(q, k, v, scale=None, key_mask=None):
 
 
 def norm_rope_row(x, weight, eps, cos, sin, interleaved):
-    """RMSNorm and rotation of one head's row ``[D]``, element by element in fp64."""
+    """Apply RMSNorm and rotation to one head's row ``[D]``, element by element in fp64."""
     x = x.double().tolist()
     d = len(x)
     root = math.sqrt(sum(a * a for a in x) / d + eps)
@@ -143,7 +148,10 @@ def norm_rope_row(x, weight, eps, cos, sin, interleaved):
 
 
 def norm_rope(x, weights, eps, cos, sin, interleaved):
-    """`x` ``[B, M, H, D]``; one weight a row in `weights`; cos, sin ``[B, M, D]``."""
+    """Apply RMSNorm and rotation to `x` ``[B, M, H, D]`` in fp64.
+
+    `weights` has one entry for each of the M rows; `cos` and `sin` are ``[B, M, D]``.
+    """
     device, result = x.device, torch.empty(x.shape, dtype=torch.float64, device="cpu")
     x, cos, sin = x.cpu(), cos.cpu(), sin.cpu()
     weights = [None if weight is None else weight.cpu() for weight in weights]
@@ -157,8 +165,8 @@ def norm_rope(x, weights, eps, cos, sin, interleaved):
 
 
 def latent_distance(x, y, velocity=None, sigma=0.0):
-    """Mean squared error of each token's clean latents, channel by channel in fp64."""
-    device, batch = x.device, x.shape[0]
+    """Return the mean squared error of each token's clean latents, by channel in fp64."""
+    device, batch, sigma = x.device, x.shape[0], float(sigma)
     velocity = torch.zeros_like(x) if velocity is None else velocity
     x, y, velocity = (latents.double().cpu().tolist() for latents in (x, y, velocity))
     scores = []
@@ -176,9 +184,9 @@ def bilinear(image, height, width):
     h, w = len(image), len(image[0])
 
     def taps(i, size_in, size_out):
-        at = max((i + 0.5) * size_in / size_out - 0.5, 0.0)
-        low = min(int(at), size_in - 1)
-        return low, min(low + 1, size_in - 1), at - low
+        coordinate = max((i + 0.5) * size_in / size_out - 0.5, 0.0)
+        low = min(int(coordinate), size_in - 1)
+        return low, min(low + 1, size_in - 1), coordinate - low
 
     result = []
     for i in range(height):
@@ -194,7 +202,7 @@ def bilinear(image, height, width):
 
 
 def token_distance(x_features, y_features, grid, patch, weights):
-    """The token score of single images (maps ``[C, H, W]``), cell by cell in fp64."""
+    """Score the tokens of single images (maps ``[C, H, W]``), cell by cell in fp64."""
 
     def unit(vector):
         length = max(math.sqrt(sum(a * a for a in vector)), 1e-12)

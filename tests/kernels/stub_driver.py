@@ -1,4 +1,4 @@
-"""Run Triton's real compiler and launcher without a GPU: all but the launch itself.
+"""Run Triton's real compiler and launcher without a GPU; only the launch itself is left out.
 
 `install` puts Triton's own CUDA driver on top of a stub of libcuda (stub_libcuda.c). Kernels are
 then compiled for the target through `kernel[grid](...)`, and Triton's launcher converts and checks
@@ -26,18 +26,18 @@ from triton.backends.nvidia import driver
 
 HERE = Path(__file__).parent
 MULTIPROCESSORS = 132
-SHARED_MEMORY = {80: 166912, 89: 101376, 90: 232448}  # bytes a block can have, by capability
+SHARED_MEMORY = {80: 166912, 89: 101376, 90: 232448}  # most bytes of a block, by capability
 
 
 class Launch(NamedTuple):
-    """A launch that did not happen: the kernel's name and its compile-time arguments."""
+    """A launch that the stub took: the kernel's name and its compile-time arguments."""
 
     kernel: str
     constants: dict[str, Any]
 
 
 def install(capability: int) -> list[Launch]:
-    """Make `capability` (80 for sm_80) Triton's target; returns the list that launches join."""
+    """Make `capability` (80 for sm_80) Triton's target; return the list that records launches."""
     assert not impl.is_interpreted(), "unset TRITON_INTERPRET before Triton is imported"
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder)  # not before: Triton 3.6 links each launcher to the stub
@@ -52,7 +52,7 @@ def install(capability: int) -> list[Launch]:
 
 
 def _build_stub(folder: Path) -> ctypes.CDLL:
-    """Compile the stub under libcuda's name, and load it: what links to that name finds it."""
+    """Compile the stub under libcuda's name and load it, so that links to that name find it."""
     include = Path(driver.__file__).parent / "include"
     file = folder / "libcuda.so.1"
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
@@ -69,7 +69,7 @@ def _driver(capability: int, launches: list[Launch]) -> driver.CudaDriver:
     """Make Triton's CUDA driver for `capability`, whose launchers append to `launches`."""
     active = driver.CudaDriver()
     active.get_device_capability = lambda device: divmod(capability, 10)
-    # Triton caches compiled kernels by device, so each capability gets a number of its own.
+    # Triton caches compiled kernels by device, so each capability needs a different number.
     active.get_current_device = lambda: capability
     active.get_current_stream = lambda device: 0
     active.get_current_target = lambda: GPUTarget("cuda", capability, 32)

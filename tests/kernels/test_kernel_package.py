@@ -1,4 +1,4 @@
-"""The package as a whole: its names, its place, and what it imports."""
+"""Test the package as a whole: its names, its place, and what it imports."""
 
 import os
 import re

@@ -1,7 +1,7 @@
-"""Each launcher passes Triton's real compiler and argument checks, without a GPU.
+"""Test each launcher against Triton's real compiler and argument checks, without a GPU.
 
-The interpreter takes arguments that the real launcher refuses; stub_driver.py finds those here.
-Each test works in a process of its own, because Triton reads TRITON_INTERPRET at its import.
+The interpreter takes arguments that the real launcher refuses; with stub_driver.py these tests find
+them. Each test works in a process of its own, because Triton reads TRITON_INTERPRET at its import.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def attention_calls(dtype: torch.dtype) -> None:
     gathered_attention(q, k, k, key_mask=mask, **TRITON)
     gathered_attention(q, k8, k8, **scales, **TRITON)
     gathered_attention(joint, k8, k8, index=index, key_mask=mask, **scales, **TRITON)
-    long = rows(4096, dtype)  # keys for several parts
+    long = rows(4096, dtype)  # enough keys for several partitions
     gathered_attention(q, long, long, **TRITON)
     gathered_attention(long, long, long, index=index, **TRITON)
     gathered_attention(q[:, :0], k, k, **TRITON)
@@ -109,15 +109,16 @@ def rope_calls(dtype: torch.dtype) -> None:
         )
         table, aligned = torch.rand(2, KEYS, dim), torch.rand(2, 1, len(slots), dim)
         ref = {"k_ref": caches[2][:, :100], "cos_ref": table[0, :100], "sin_ref": table[1, :100]}
-        given = dict.fromkeys(("q_weight", "k_weight", "text_q_weight", "text_k_weight"))
-        given |= {"text_len": 5, "eps": 1e-6, "interleaved": interleaved} | TRITON
-        qk_norm_rope(*fresh, *caches[:2], slots, *table, **given)
-        given |= {"q_weight": torch.rand(dim, dtype=weight), "k_weight": torch.rand(dim).to(dtype)}
-        qk_norm_rope(*full, *caches[:2], None, *table, **ref, **given)
-        given |= {"text_q_weight": given["k_weight"], "text_k_weight": given["q_weight"]}
-        qk_norm_rope(*fresh, *caches[:2], slots[None].int(), *aligned, **given)
+        settings = dict.fromkeys(("q_weight", "k_weight", "text_q_weight", "text_k_weight"))
+        settings |= {"text_len": 5, "eps": 1e-6, "interleaved": interleaved} | TRITON
+        qk_norm_rope(*fresh, *caches[:2], slots, *table, **settings)
+        q_weight, k_weight = torch.rand(dim, dtype=weight), torch.rand(dim).to(dtype)
+        settings |= {"q_weight": q_weight, "k_weight": k_weight}
+        qk_norm_rope(*full, *caches[:2], None, *table, **ref, **settings)
+        settings |= {"text_q_weight": k_weight, "text_k_weight": q_weight}
+        qk_norm_rope(*fresh, *caches[:2], slots[None].int(), *aligned, **settings)
     qk_norm_rope(*(x[:, :0] for x in fresh), *caches[:2], slots[:0], *table,
-                 **given | {"text_len": 0})  # fmt: skip
+                 **settings | {"text_len": 0})  # fmt: skip
 
 
 def select_calls(dtype: torch.dtype) -> None:
@@ -162,28 +163,28 @@ LAUNCHES = [
 def launch_everything(capability: int, dtype: str) -> tuple[list[Any], list[str]]:
     """Make all the calls in `dtype`; return the launches, and faults in their device guards.
 
-    Entering a guard is recorded in place of a change of the device, which needs one.
+    A stand-in for the guard counts the launches inside it: changing the device would need a GPU.
     """
     import stub_driver
 
     launches = stub_driver.install(capability)
     faults: list[str] = []
-    guarded = 0
+    num_guarded = 0
 
     @contextmanager
     def device_of(tensor: Tensor):
-        nonlocal guarded
-        before = len(launches)
+        nonlocal num_guarded
+        num_before = len(launches)
         yield
-        guarded += len(launches) - before
-        if len(launches) == before:
+        num_guarded += len(launches) - num_before
+        if len(launches) == num_before:
             faults.append("a guard without a launch")
 
     with patch("torch.cuda.is_initialized", lambda: True), patch("torch.cuda.device_of", device_of):
         for call in LAUNCHES:
             call(getattr(torch, dtype))
-    if guarded != len(launches):
-        faults.append(f"{len(launches) - guarded} of {len(launches)} launches without a guard")
+    if num_guarded != len(launches):
+        faults.append(f"{len(launches) - num_guarded} of {len(launches)} launches without a guard")
     return launches, faults
 
 
@@ -204,7 +205,7 @@ def test_the_real_launcher_accepts_every_branch_inside_a_device_guard(capability
         "INDEX KEY_MASK INT8",
     }  # fmt: skip
     if capability == 90 and dtype != "float32":
-        # plain calls come by tensor descriptor, where the memory's layout allows it
+        # plain calls use tensor descriptors, where the memory's layout allows it
         attended = attended - {"SPLIT"} | {"DESCRIPTORS", "SPLIT DESCRIPTORS"}
     assert seen == {
         "_attend": attended,
@@ -259,7 +260,7 @@ def compiled(op: Callable[..., Any], graphs: list[Any]) -> Callable[..., Any]:
 def graphs_of_attention(*capabilities: int) -> dict[str, tuple[int, list[bool]]]:
     """Compile attention and call it with 24 numbers of rows.
 
-    Returns, for each target and kind of call, the number of graphs and the values of SPLIT.
+    Return the number of graphs and the values of SPLIT for each target and kind of call.
     """
     import stub_driver
 
@@ -272,7 +273,7 @@ def graphs_of_attention(*capabilities: int) -> dict[str, tuple[int, list[bool]]]
         "masked": (k, {"key_mask": mask}, True),
         "int8": (k8, {"k_scale": scale, "v_scale": scale}, False),
     }
-    found = {}
+    results = {}
     for capability in capabilities:
         launches = stub_driver.install(capability)
         for name, (keys, options, indexed) in kinds.items():
@@ -280,43 +281,45 @@ def graphs_of_attention(*capabilities: int) -> dict[str, tuple[int, list[bool]]]
             attend = compiled(gathered_attention, graphs)
             launches.clear()
             for m in range(29, 4096, 176):  # 24 of them, to 4077
-                given = {"index": torch.arange(m)} if indexed else {}
-                attend(k if indexed else k[:, :m], keys, keys, **given, **options, **TRITON)
+                if indexed:
+                    attend(k, keys, keys, index=torch.arange(m), **options, **TRITON)
+                else:
+                    attend(k[:, :m], keys, keys, **options, **TRITON)
             splits = {
                 launch.constants["SPLIT"] for launch in launches if "SPLIT" in launch.constants
             }
-            found[f"sm_{capability} {name}"] = len(graphs), sorted(splits)
-    return found
+            results[f"sm_{capability} {name}"] = len(graphs), sorted(splits)
+    return results
 
 
 def graphs_of_every_op() -> list[tuple[int, int]]:
-    """Compile each op, call it with several numbers of rows, and count its graphs and launches."""
+    """Compile each op, call it with several numbers of rows, and count graphs and launches."""
     import stub_driver
     from test_op_compile import CALLS, COUNTS, index
 
     launches = stub_driver.install(90)
-    found = []
+    counts = []
     for op, use in CALLS:
         graphs: list[Any] = []
         call = partial(compiled(op, graphs), **TRITON)
         launches.clear()
         for m in COUNTS:
             use(call, index(m, 64))
-        found.append((len(graphs), len(launches)))
-    return found
+        counts.append((len(graphs), len(launches)))
+    return counts
 
 
 def test_attention_is_two_graphs_whatever_the_number_of_rows():
-    found = in_a_process(graphs_of_attention, 80, 89, 90)
-    assert len(found) == 12
-    for name, (graphs, splits) in found.items():
-        assert graphs <= 2, name
-        assert splits == [False, True], name  # the number of parts does change
+    results = in_a_process(graphs_of_attention, 80, 89, 90)
+    assert len(results) == 12
+    for name, (num_graphs, splits) in results.items():
+        assert num_graphs <= 2, name
+        assert splits == [False, True], name  # the number of partitions does change
 
 
 def test_every_op_is_two_graphs_whatever_the_number_of_rows():
-    found = in_a_process(graphs_of_every_op)
-    assert len(found) == 7
-    for graphs, launches in found:
-        assert graphs <= 2
-        assert launches >= 6  # one at least for each number of rows
+    counts = in_a_process(graphs_of_every_op)
+    assert len(counts) == 7
+    for num_graphs, num_launches in counts:
+        assert num_graphs <= 2
+        assert num_launches >= 6  # at least one for each number of rows

@@ -1,4 +1,4 @@
-"""torch.compile makes few graphs, however many different numbers of rows come."""
+"""Test that torch.compile makes few graphs for many different numbers of rows."""
 
 import pytest
 import torch
@@ -16,12 +16,12 @@ COUNTS = [37, 301, 52, 198, 77, 130]
 
 
 def rows(count):
-    """``[1, count, H, D]``."""
+    """Return random rows ``[1, count, H, D]``."""
     return torch.randn(1, count, H, D)
 
 
 def index(count, pad_to):
-    """`count` rows and padding."""
+    """List the first `count` rows, padded to a multiple of `pad_to`."""
     length = -(-count // pad_to) * pad_to
     return torch.cat([torch.arange(count), torch.full((length - count,), -1)])
 
@@ -79,7 +79,7 @@ CALLS = [
 @pytest.mark.parametrize("pad_to", [1, 64, 128])
 @pytest.mark.parametrize(("op", "use"), CALLS, ids=[use.__name__ for _, use in CALLS])
 def test_graphs_do_not_grow_with_the_numbers_of_rows(op, use, pad_to):
-    """One graph for the first number of rows, one for all others."""
+    """There is one graph for the first number of rows, and one for all others."""
     graphs = []
 
     def count(graph, inputs):

@@ -1,4 +1,4 @@
-"""gathered_attention against a row-by-row fp64 oracle."""
+"""Test gathered_attention against a row-by-row fp64 oracle."""
 
 import math
 from unittest.mock import MagicMock
@@ -175,7 +175,7 @@ def test_key_mask_with_index(impl):
 
 
 def int8_cache(s=S):
-    """int8 k and v, their scales, and what they stand for in fp64."""
+    """Return int8 k and v, their scales, and the fp64 values that they stand for."""
     g = seeded(2)
     k, v = (torch.randint(-127, 128, (B, s, H, D), generator=g).to(torch.int8) for _ in range(2))
     k_scale, v_scale = (torch.rand(B, s, H, generator=g) / 64 for _ in range(2))
@@ -197,7 +197,7 @@ def test_int8_cache(dtype, impl):
 @EACH_IMPL
 @pytest.mark.parametrize(("spread", "error"), [(1, 0.009), (4, 0.017)])
 def test_what_an_int8_cache_costs_in_accuracy(spread, error, impl):
-    """Relative error on normal q, k and v, by the standard deviation of the logits."""
+    """Measure the relative error on normal data, by the standard deviation of the logits."""
     g = torch.Generator("cpu").manual_seed(0)  # the error is that of these numbers on any device
     device = torch.get_default_device()
     q, k, v = (
@@ -207,8 +207,8 @@ def test_what_an_int8_cache_costs_in_accuracy(spread, error, impl):
     small = [(x / s[..., None]).round().to(torch.int8) for x, s in zip((k, v), scales, strict=True)]
     want = gathered_attention(spread * q, k, v, impl="reference")
     k_scale, v_scale = scales
-    found = gathered_attention(spread * q, *small, k_scale=k_scale, v_scale=v_scale, impl=impl)
-    assert ((found - want).norm() / want.norm()).item() == pytest.approx(error, rel=0.1)
+    result = gathered_attention(spread * q, *small, k_scale=k_scale, v_scale=v_scale, impl=impl)
+    assert ((result - want).norm() / want.norm()).item() == pytest.approx(error, rel=0.1)
 
 
 OPTIONS = ("plain", "index", "index and mask", "int8")
@@ -218,7 +218,7 @@ OPTIONS = ("plain", "index", "index and mask", "int8")
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("splits", [2, 4])
 def test_split_keys(dtype, option, splits, impl, monkeypatch):
-    """Of three parts, the mask leaves one of batch row 0 and all of batch row 1 without keys."""
+    """Split the keys, where the mask empties one partition of batch row 0 and all of row 1."""
     s = 131  # prime; five tiles of keys in fp32, three in fp16
     q, k, v = qkv(dtype, s if "index" in option else 3, s)
     index = torch.tensor([7, -1, 130, 0]) if "index" in option else None
@@ -259,7 +259,7 @@ def test_splits_only_where_multiprocessors_would_idle():
 @NEEDS_INTERPRETER
 @pytest.mark.parametrize("d", [24, 64])
 def test_descriptors_pointers_and_what_lies_beyond_the_keys(d, monkeypatch):
-    """A device is taken for sm_90 here: with a head dim of 64, q, k and v come by descriptor."""
+    """Without a GPU the target is sm_90: at head dim 64 the kernel reads by tensor descriptor."""
     q, _, _ = qkv(torch.float16, 5, d=d)
     storage = torch.full((2, B, 150, H, d), math.nan, dtype=torch.float16)
     storage[:, :, :131] = torch.randn(2, B, 131, H, d)
@@ -302,22 +302,22 @@ def test_out_of_range_entries_and_masked_values_are_not_read(impl):
 )  # fmt: skip
 def test_what_auto_takes_on_a_gpu(capability, head_dim, options, want, monkeypatch):
     dtypes = {"index": torch.int64, "key_mask": torch.bool}
-    taken = []
+    chosen = []
     for name, module in (("kernel", kernel), ("reference", reference)):
-        monkeypatch.setattr(module, "gathered_attention", lambda *_, name=name: taken.append(name))
+        monkeypatch.setattr(module, "gathered_attention", lambda *_, name=name: chosen.append(name))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     with FakeTensorMode():
         q = torch.empty(B, S, H, head_dim, dtype=torch.bfloat16, device="cuda")
         k = q.to(torch.int8) if "k_scale" in options else q
-        given = {
+        tensors = {
             name: torch.empty(shape, dtype=dtypes.get(name, torch.float32), device="cuda")
             for name, shape in options.items()
         }
-        gathered_attention(q, k, k, **given)
-        assert taken == [want]
+        gathered_attention(q, k, k, **tensors)
+        assert chosen == [want]
         if head_dim > plan.MAX_HEAD_DIM:
             with pytest.raises(RuntimeError, match="head dims up to 512, got 640; pass impl="):
-                gathered_attention(q, k, k, **given, impl="triton")
+                gathered_attention(q, k, k, **tensors, impl="triton")
 
 
 def test_no_synchronisation():

@@ -1,4 +1,4 @@
-"""kv_blend and cosine_weight against element-wise fp64."""
+"""Test kv_blend and cosine_weight against element-wise fp64."""
 
 import math
 
@@ -28,7 +28,7 @@ INDICES = {
 
 
 def tensors(dtype=torch.float32, rows=S, seed=0):
-    """k_cached, v_cached, k_ref, v_ref."""
+    """Return random k_cached, v_cached, k_ref and v_ref."""
     g = seeded(seed)
     return tuple(torch.randn(B, r, H, D, generator=g).to(dtype) for r in (S, S, rows, rows))
 
@@ -68,7 +68,7 @@ def test_halves_are_rounded_once(dtype, impl):
 
 
 @EACH_IMPL
-def test_in_place_and_reference_with_its_own_row_count(impl):
+def test_in_place_and_a_reference_with_fewer_rows(impl):
     k, v, _, _ = tensors()
     noise, rows = 4, torch.tensor([1, 3, -1])  # condition row = noise row + 4
     want_k, want_v = ((0.25 * x + 0.75 * x.roll(-noise, 1))[:, [1, 3]] for x in (k, v))
@@ -104,14 +104,14 @@ def test_end_points_are_exact(wrap, weight, impl):
 def test_t_and_weight_agree_in_every_form(impl):
     k, v, k_ref, v_ref = tensors()
     results = []
-    for given in (
+    for weight in (
         {"t": 0.4},
         {"t": torch.tensor(0.4)},
         {"weight": cosine_weight(0.4)},
         {"weight": cosine_weight(torch.tensor(0.4))},
     ):
         k_out, v_out = torch.zeros_like(k), torch.zeros_like(v)
-        kv_blend(k_out, v_out, k, v, k_ref, v_ref, torch.tensor([2, 5]), **given, impl=impl)
+        kv_blend(k_out, v_out, k, v, k_ref, v_ref, torch.tensor([2, 5]), **weight, impl=impl)
         results.append(torch.stack((k_out, v_out)))
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=0, atol=1e-6)

@@ -1,4 +1,4 @@
-"""latent_distance against a channel-by-channel fp64 oracle."""
+"""Test latent_distance against a channel-by-channel fp64 oracle."""
 
 import math
 
@@ -22,32 +22,32 @@ SIGMA = 0.375  # exact in every dtype
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():
-    """Fill uninitialised memory, and with it an output that nothing is written to, with NaN."""
+    """Fill uninitialised memory with NaN, which shows where an output was not written."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
 
 
 def draw(batch=2, tokens=35, channels=7, dtype=torch.float32, seed=0):
-    """x, y, velocity."""
+    """Return random x, y and velocity."""
     g = seeded(seed)
     return [torch.randn(batch, tokens, channels, generator=g).to(dtype) for _ in range(3)]
 
 
 def eager(x, y, velocity=None, sigma=0.0):
-    """Compute the same in the latents' own dtype."""
+    """Compute the plain composition in the latents' dtype."""
     clean = x if velocity is None else x - sigma * velocity
     return (clean - y).square().mean(-1)
 
 
-def check(x, y, impl, **given):
+def check(x, y, impl, velocity=None, **sigma):
     """Hold the result to the error bound, and return it."""
-    result = latent_distance(x, y, impl=impl, **given)
+    result = latent_distance(x, y, velocity=velocity, impl=impl, **sigma)
     assert result.dtype == torch.float32
-    want = oracle.latent_distance(x, y, **given)
-    wide = [latents.float() for latents in (x, y)]
-    fp32 = {name: v.float() if isinstance(v, torch.Tensor) else v for name, v in given.items()}
-    assert_bounded(result, want, eager(*wide, **fp32), torch.float32)
+    want = oracle.latent_distance(x, y, velocity, **sigma)
+    wide_velocity = None if velocity is None else velocity.float()
+    plain = eager(x.float(), y.float(), wide_velocity, **sigma)
+    assert_bounded(result, want, plain, torch.float32)
     return result
 
 
@@ -79,11 +79,11 @@ def test_one_fp64_tensor_makes_the_arithmetic_fp64(which):
     latents = [each.bfloat16() for each in draw()]
     latents[which] = latents[which].double() + 1e-12
     x, y, velocity = latents
-    given = {"velocity": velocity, "sigma": 0.3}
-    want = oracle.latent_distance(x, y, **given)
-    torch.testing.assert_close(latent_distance(x, y, **given), want.float(), rtol=0, atol=0)
+    settings = {"velocity": velocity, "sigma": 0.3}
+    want = oracle.latent_distance(x, y, **settings)
+    torch.testing.assert_close(latent_distance(x, y, **settings), want.float(), rtol=0, atol=0)
     with pytest.raises(RuntimeError, match=r"impl='triton' was asked for.*in fp64"):
-        latent_distance(x, y, **given, impl="triton")
+        latent_distance(x, y, **settings, impl="triton")
 
 
 @EACH_IMPL
@@ -135,12 +135,12 @@ def test_the_same_latents_have_no_distance(impl):
     assert (latent_distance(x, x, impl=impl) == 0).all()
     large = torch.full((1, 17, 5), 6e4, dtype=torch.float16)
     assert (latent_distance(large, large, impl=impl) == 0).all()
-    given = {"velocity": velocity, "sigma": 0.0}
-    assert (latent_distance(x, x.clone(), **given, impl=impl) == 0).all()
+    settings = {"velocity": velocity, "sigma": 0.0}
+    assert (latent_distance(x, x.clone(), **settings, impl=impl) == 0).all()
     whole = x.mul(8).round()  # x - velocity / 2 is exact
     move = velocity.mul(8).round()
-    given = {"velocity": move, "sigma": 0.5}
-    assert (latent_distance(whole, whole - 0.5 * move, **given, impl=impl) == 0).all()
+    settings = {"velocity": move, "sigma": 0.5}
+    assert (latent_distance(whole, whole - 0.5 * move, **settings, impl=impl) == 0).all()
 
 
 @EACH_IMPL
@@ -170,15 +170,15 @@ def test_what_is_not_finite_stays_in_its_token(value, impl):
 def test_no_synchronisation_and_one_graph():
     x, y, velocity = draw()
     compiled = torch.compile(latent_distance, fullgraph=True, backend="eager")
-    for given in (
+    for settings in (
         {},
         {"velocity": velocity, "sigma": 0.3},
         {"velocity": velocity, "sigma": 0.7},
         {"velocity": velocity, "sigma": torch.tensor(0.3)},
     ):
         with NoSync():
-            want = latent_distance(x, y[:1], **given)
-        torch.testing.assert_close(compiled(x, y[:1], **given), want)
+            want = latent_distance(x, y[:1], **settings)
+        torch.testing.assert_close(compiled(x, y[:1], **settings), want)
 
 
 def test_errors_say_what_and_how():

@@ -1,4 +1,4 @@
-"""qk_norm_rope against an element-wise fp64 oracle and against diffusers' own modules."""
+"""Test qk_norm_rope against an element-wise fp64 oracle and against diffusers' modules."""
 
 import math
 
@@ -30,7 +30,7 @@ def table(rows, d, interleaved, seed):
 
 
 class Case:
-    """Inputs of one call: M random rows, poisoned caches and k_ref, tables and weights."""
+    """The inputs of one call: M random rows, poisoned caches and k_ref, tables and weights."""
 
     def __init__(self, dtype=torch.float32, m=S, d=24, interleaved=True, text_len=3, text=True):
         g = seeded(d + m)
@@ -51,14 +51,14 @@ class Case:
         arguments = {"cos": self.cos, "sin": self.sin} | arguments | self.weights | ref | changes
         return call(self.q, self.k, self.v, self.k_cache, self.v_cache, slots, **arguments)
 
-    def row_weights(self, of):
-        text, image = self.weights[f"text_{of}_weight"], self.weights[f"{of}_weight"]
+    def row_weights(self, name):
+        text, image = self.weights[f"text_{name}_weight"], self.weights[f"{name}_weight"]
         text = image if text is None else text
         return [text if m < self.text_len else image for m in range(self.m)]
 
-    def exact(self, of, cos, sin):
-        """Oracle and eager result of "q" or "k" with tables aligned to the rows ``[B, M, D]``."""
-        x, weights = getattr(self, of), self.row_weights(of)
+    def exact(self, name, cos, sin):
+        """Return the oracle's and the eager result for "q" or "k", with tables ``[B, M, D]``."""
+        x, weights = getattr(self, name), self.row_weights(name)
         oracle = norm_rope(x, weights, EPS, cos, sin, self.interleaved)
         w = torch.stack([torch.ones_like(x[0, 0, 0]) if a is None else a for a in weights])
         normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS) * w[:, None].to(x.dtype)
@@ -72,7 +72,7 @@ class Case:
         return oracle, normed * c + turned * s
 
     def aligned(self, slots, cos, sin, start=0):
-        """Tables for each (batch row, row); rows without a slot get row 0."""
+        """Return tables aligned with the M rows; a row without a slot gets the table's row 0."""
         c, s = (torch.zeros(B, self.m, cos.shape[-1]) + t[0] for t in (cos, sin))
         for b, m, r in entries(slots, B):
             if r >= start:
@@ -80,7 +80,7 @@ class Case:
         return c, s
 
     def check(self, result, slots):
-        """q_out on real rows, caches and k_ref on their rows, NaN everywhere else."""
+        """Check q on real rows, the caches and k_ref on their rows, and NaN everywhere else."""
         index = torch.arange(S) if slots is None else slots
         real = entries(index, B)
         cos, sin = self.aligned(index, self.cos, self.sin)
@@ -181,17 +181,17 @@ def test_missing_weights(missing, impl):
 
 @each_impl_in([torch.float16, torch.bfloat16])
 def test_fp32_weights(dtype, impl):
-    mixed, same = Case(dtype), Case(dtype)
-    mixed.weights = {n: w.float() for n, w in mixed.weights.items()}
-    result = mixed(None, impl=impl)
+    fp32_weights, half_weights = Case(dtype), Case(dtype)
+    fp32_weights.weights = {n: w.float() for n, w in fp32_weights.weights.items()}
+    result = fp32_weights(None, impl=impl)
     assert result.dtype == dtype
-    torch.testing.assert_close(result, same(None, impl=impl), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(result, half_weights(None, impl=impl), rtol=1e-2, atol=1e-2)
 
 
 @TRITON
 @pytest.mark.parametrize("interleaved", MODES)
 def test_kernel_rounds_where_the_reference_does(interleaved, impl):
-    """Rounding once less, or elsewhere, changes the last bit of a third of the elements."""
+    """Test the rounding: one rounding less, or elsewhere, changes a third of the elements."""
     case, other = (Case(torch.float16, interleaved=interleaved) for _ in range(2))
     same = case(None, impl=impl) == other(None, impl="reference")
     assert same.double().mean() > 0.98
@@ -239,7 +239,7 @@ def test_strided_views(interleaved, impl):
 @pytest.mark.parametrize("interleaved", MODES)
 def test_no_dimension_contiguous(interleaved, impl):
     def loosen(x):
-        """The same values with the first and last strides swapped, and a gap after each."""
+        """Return the same values with the first and last strides swapped, and gaps between."""
         return torch.stack((x, -x), -1).transpose(0, -2).contiguous().transpose(0, -2)[..., 0]
 
     slots = torch.tensor([[4, -1, 0], [-1, 8, 3]])
@@ -254,7 +254,10 @@ def test_no_dimension_contiguous(interleaved, impl):
 @each_impl_in([torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("interleaved", MODES)
 def test_agrees_with_the_stock_modules(dtype, interleaved, impl):
-    """torch's RMSNorm (FLUX), bit for bit on a CPU, diffusers' (Qwen), and apply_rotary_emb."""
+    """Compare with torch's RMSNorm (FLUX), diffusers' RMSNorm (Qwen) and apply_rotary_emb.
+
+    With torch's RMSNorm on a CPU in bf16 the results are equal bit for bit.
+    """
     embeddings = pytest.importorskip("diffusers.models.embeddings")
     from diffusers.models.normalization import RMSNorm
 

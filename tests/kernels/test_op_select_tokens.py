@@ -1,4 +1,4 @@
-"""select_tokens against a token-by-token oracle."""
+"""Test select_tokens against a token-by-token oracle."""
 
 import itertools
 import math
@@ -15,14 +15,14 @@ GRID = (4, 6)
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():
-    """Uninitialised memory is True, or the largest integer, or NaN."""
+    """Fill uninitialised memory with True, the largest integer or NaN."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
 
 
 def two_means(scores):
-    """(cut, separate) of a list of scores, in fp64."""
+    """Return the cut of a list of scores in fp64, and whether its clusters separate."""
     finite = [s for s in scores if math.isfinite(s)]
     if not finite:
         return 0.0, False
@@ -40,7 +40,7 @@ def two_means(scores):
 
 def exact(scores, grid, threshold=None, previous=None, dilation=0, hysteresis=0.0, mask=None,
           mode="intersect"):  # fmt: skip
-    """The active set as lists of bool."""
+    """Return the active set as lists of bool."""
     rows, cols = grid
     result = []
     for b, image in enumerate(scores.tolist()):
@@ -51,11 +51,11 @@ def exact(scores, grid, threshold=None, previous=None, dilation=0, hysteresis=0.
             if (s > cut or not separate or not math.isfinite(s))
             and (previous is None or previous[b, i].item())
         }
-        everyone = hysteresis == 0 or not separate
+        all_join = hysteresis == 0 or not separate
         joining = {
             divmod(i, cols)
             for i, s in enumerate(image)
-            if everyone or s >= hysteresis * cut or not math.isfinite(s)
+            if all_join or s >= hysteresis * cut or not math.isfinite(s)
         }
         active = [
             any(
@@ -78,7 +78,7 @@ def exact(scores, grid, threshold=None, previous=None, dilation=0, hysteresis=0.
 
 
 def check(scores, grid, pad_to=1, impl="reference", **settings):
-    """Compare with the oracle; returns the active set."""
+    """Compare the results with the oracle, and return the active set."""
     n = grid[0] * grid[1]
     active, index, count = select_tokens(scores, grid, pad_to=pad_to, impl=impl, **settings)
     want = exact(scores, grid, **settings)
@@ -99,7 +99,7 @@ def draw(grid, batch=2, seed=0, kind=torch.rand):
 
 
 def two_groups(grid, batch=2, seed=0):
-    """Scores around 0.05, a third of them around 0.7."""
+    """Return scores around 0.05, of which a third are raised to around 0.7."""
     changed = draw(grid, batch, seed) < 0.3
     changed[:, :2] = torch.tensor([True, False])
     noise = 0.1 * draw(grid, batch, seed + 1)
@@ -161,17 +161,17 @@ def test_hysteresis_lets_only_the_nearly_active_join(hysteresis, dilation, impl)
 
 @EACH_IMPL
 def test_who_joins_under_hysteresis(impl):
-    row = {"dilation": 1, "hysteresis": 0.5, "impl": impl}
+    settings = {"dilation": 1, "hysteresis": 0.5, "impl": impl}
     at_the_least = torch.tensor([[0.25, 1.0, 0.24]])
-    assert check(at_the_least, (1, 3), threshold=0.5, **row).tolist() == [[True, True, False]]
+    assert check(at_the_least, (1, 3), threshold=0.5, **settings).tolist() == [[True, True, False]]
     unknown = torch.tensor([[1.0, math.nan, 0.0, -math.inf, 1.0]])
     previous = torch.tensor([[True, False, False, False, True]])
-    found = check(unknown, (1, 5), threshold=0.5, previous=previous, **row)
-    assert found.tolist() == [[True, True, False, True, True]]
+    active = check(unknown, (1, 5), threshold=0.5, previous=previous, **settings)
+    assert active.tolist() == [[True, True, False, True, True]]
     negative = torch.tensor([[-0.8, -0.2, -3.0]])  # the least that joins, -0.5, is above the cut
-    assert check(negative, (1, 3), threshold=-1.0, **row).tolist() == [[True, True, False]]
+    assert check(negative, (1, 3), threshold=-1.0, **settings).tolist() == [[True, True, False]]
     for threshold in (math.inf, -math.inf, 1e300):
-        check(unknown, (1, 5), threshold=threshold, previous=previous, **row)
+        check(unknown, (1, 5), threshold=threshold, previous=previous, **settings)
 
 
 @EACH_IMPL
@@ -237,7 +237,7 @@ def test_what_is_not_finite_is_active(impl):
 
 
 @EACH_IMPL
-def test_the_cut_is_each_images_own_and_guarded(impl):
+def test_each_image_has_its_own_cut_which_is_guarded(impl):
     scores = torch.cat(
         [
             two_groups(GRID, 1),
@@ -253,13 +253,13 @@ def test_the_cut_is_each_images_own_and_guarded(impl):
 
 
 @EACH_IMPL
-def test_the_cut_finds_a_few_tokens_and_no_cluster_in_noise(impl):
-    few = 0.05 * draw(GRID, 1)
-    few[0, 9] = 0.4
-    assert check(few, GRID, impl=impl).sum() == 1
+def test_the_cut_finds_one_token_and_no_cluster_in_noise(impl):
+    one_changed = 0.05 * draw(GRID, 1)
+    one_changed[0, 9] = 0.4
+    assert check(one_changed, GRID, impl=impl).sum() == 1
     grid = (20, 20)
-    one = draw(grid, 1, kind=torch.randn)
-    for scores in (one, one.exp(), one.square(), draw(grid, 1)):
+    normal = draw(grid, 1, kind=torch.randn)
+    for scores in (normal, normal.exp(), normal.square(), draw(grid, 1)):
         assert check(scores, grid, impl=impl).all()
 
 

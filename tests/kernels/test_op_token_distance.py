@@ -1,4 +1,4 @@
-"""token_distance against a cell-by-cell fp64 oracle."""
+"""Test token_distance against a cell-by-cell fp64 oracle."""
 
 import math
 from importlib.util import find_spec
@@ -27,16 +27,17 @@ def maps(batch=2, dtype=torch.float32, seed=0, layers=ODD_MAPS):
 
 
 def exact(x, y, grid, patch, weights):
-    """The oracle over a batch, y's batch of 1 repeated."""
-    rows = []
+    """Compute the oracle over a batch; if y's batch is 1, it is repeated."""
+    scores = []
     for b in range(x[0].shape[0]):
-        of_y = [m[b if m.shape[0] > 1 else 0] for m in y]
-        rows.append(oracle.token_distance([m[b] for m in x], of_y, grid, patch, weights))
-    return torch.stack(rows)
+        x_maps = [m[b] for m in x]
+        y_maps = [m[b if m.shape[0] > 1 else 0] for m in y]
+        scores.append(oracle.token_distance(x_maps, y_maps, grid, patch, weights))
+    return torch.stack(scores)
 
 
 def eager(x, y, grid, patch, weights):
-    """The same composition in the maps' own dtype."""
+    """Compute the plain composition in the maps' dtype."""
     total = 0
     for a, b, w in zip(x, y, weights, strict=True):
         d = (F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""The registered Triton ops: schema, tracing to one graph, ahead-of-time compilation."""
+"""Test the registered Triton ops: schema, tracing to one graph, ahead-of-time compilation."""
 
 import json
 import os
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def uninterpreted(*command: str, timeout: int) -> str:
-    """Run Python in a process whose Triton kernels are compiled ones; returns its output."""
+    """Run Python in a process that compiles the Triton kernels, and return its output."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), *sys.path])
     done = subprocess.run(
@@ -36,7 +36,7 @@ def uninterpreted(*command: str, timeout: int) -> str:
 
 
 def op_arguments(name, device):
-    """Small arguments of a registered op."""
+    """Return small arguments for a registered op."""
 
     def rows(count):
         return torch.randn(2, count, 3, 16, device=device)
@@ -85,12 +85,15 @@ def registered(name):
     return getattr(torch.ops.spotedit, name).default
 
 
-def results(impl, given, dtype, device):
-    """Every op once in `dtype`, on random tensors rounded to the dtype `given`."""
+def results(impl, input_dtype, dtype, device):
+    """Run every op once in `dtype`, on random tensors that are rounded to `input_dtype` first."""
     g = torch.Generator().manual_seed(0)
 
-    def rows(count, heads=3, dim=64):
-        return torch.randn(2, count, heads, dim, generator=g).to(given).to(device, dtype)
+    def draw(*shape):
+        return torch.randn(*shape, generator=g).to(input_dtype).to(device, dtype)
+
+    def rows(count):
+        return draw(2, count, 3, 64)
 
     q, k, v, keys, values, k_ref, v_ref = (rows(n) for n in (40, 40, 40, 150, 150, 150, 150))
     slots = torch.randperm(150, generator=g)[:40].to(device)
@@ -102,10 +105,9 @@ def results(impl, given, dtype, device):
     )  # fmt: skip
     others = torch.arange(0, 150, 3, device=device)
     kv_blend(keys, values, keys, values, k_ref, v_ref, others, t=0.3, impl=impl)
-    maps = [torch.randn(2, 48, 13, 17, generator=g).to(given).to(device, dtype) for _ in range(2)]
+    maps = [draw(2, 48, 13, 17) for _ in range(2)]
     scores = token_distance(maps[:1], maps[1:], (6, 9), impl=impl)
-    latents = (torch.randn(2, 54, 48, generator=g).to(given).to(device, dtype) for _ in range(3))
-    x, y, velocity = latents
+    x, y, velocity = (draw(2, 54, 48) for _ in range(3))
     errors = latent_distance(x, y, velocity=velocity, sigma=0.3, impl=impl)
     noise = torch.rand(2, 54, generator=g).to(device)
     settings = {"threshold": 0.8, "dilation": 1, "pad_to": 16, "impl": impl}
@@ -125,10 +127,10 @@ def results(impl, given, dtype, device):
     *(pytest.param("cuda", dtype, marks=pytest.mark.gpu) for dtype in HALVES_AND_FP32),
 ])  # fmt: skip
 def test_kernels_agree_with_the_references(device, dtype):
-    found, selected = results("triton", dtype, dtype, device)
-    plain, expected = results("reference", dtype, dtype, device)
+    from_kernels, selected = results("triton", dtype, dtype, device)
+    from_references, expected = results("reference", dtype, dtype, device)
     exact, _ = results("reference", dtype, torch.float64, "cpu")
-    for actual, eager, oracle in zip(found, plain, exact, strict=True):
+    for actual, eager, oracle in zip(from_kernels, from_references, exact, strict=True):
         assert_bounded(actual.cpu(), oracle.double(), eager.cpu(), dtype)
     for actual, wanted in zip(selected, expected, strict=True):
         assert torch.equal(actual, wanted)
@@ -137,7 +139,7 @@ def test_kernels_agree_with_the_references(device, dtype):
 @NEEDS_INTERPRETER
 @pytest.mark.parametrize("name", OPS)
 def test_opcheck_on_a_cpu(name):
-    """Attention is opaque and passes all checks here; tracing the others needs compiled kernels."""
+    """Attention is opaque and takes all checks here; tracing the others needs compiled kernels."""
     checks = ["test_schema", "test_autograd_registration"]
     if name.startswith("gathered_attention"):
         checks += ["test_faketensor", "test_aot_dispatch_dynamic"]
@@ -151,8 +153,10 @@ def test_opcheck(name):
 
 
 def test_traces_to_one_graph_without_a_device():
-    """Dynamo and AOTAutograd trace the ops on fake CUDA tensors: all but attention, which is
-    opaque, down to the kernels."""
+    """Dynamo and AOTAutograd trace the ops on fake CUDA tensors.
+
+    They trace all ops down to the kernels, except attention, which is opaque.
+    """
     code = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -183,11 +187,12 @@ for name in OPS:
     uninterpreted("-c", code, timeout=240)
 
 
-def compiled(*targets):
+def faults_by_schedule(*targets):
+    """Compile every schedule for `targets`; return a pair (its faults, its name) for each."""
     code = (
         "import json, sys; from bench.compiled import usages, faults\n"
-        "found = [(faults(*u), u[0].name) for u in usages(sys.argv[1:])]\n"
-        "print(json.dumps(found))"
+        "pairs = [(faults(*usage), usage[0].name) for usage in usages(sys.argv[1:])]\n"
+        "print(json.dumps(pairs))"
     )
     return json.loads(uninterpreted("-c", code, *targets, timeout=1200).splitlines()[-1])
 
@@ -197,6 +202,6 @@ def compiled(*targets):
     pytest.param(("sm_80", "sm_89", "sm_100"), marks=pytest.mark.full),
 ])  # fmt: skip
 def test_every_schedule_compiles_without_spills(targets):
-    found = compiled(*targets)
-    assert {name.split()[0] for _, name in found} == {op.removesuffix("_out") for op in OPS}
-    assert not [fault for faults, _ in found for fault in faults]
+    pairs = faults_by_schedule(*targets)
+    assert {name.split()[0] for _, name in pairs} == {op.removesuffix("_out") for op in OPS}
+    assert not [fault for faults, _ in pairs for fault in faults]

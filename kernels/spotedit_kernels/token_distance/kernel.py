@@ -96,8 +96,11 @@ def _distance(
             b_y *= y_factor
         b_difference = b_x * x_factor - b_y
         b_total += b_difference * b_difference
-    p_map += batch * num_positions
-    tl.store(p_map + position, tl.sum(b_total, 1), mask=position < num_positions)
+    tl.store(
+        p_map + batch * num_positions + position,
+        tl.sum(b_total, 1),
+        mask=position < num_positions,
+    )
 
 
 @triton.jit
