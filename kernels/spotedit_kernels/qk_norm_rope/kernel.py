@@ -1,7 +1,7 @@
 """Norm, rotation and cache write in one pass; a program takes a tile of (row, head) pairs.
 
-Names in the kernel: ``p_`` pointer, ``m_`` mask, ``b_`` tile; ``stride_qs`` is the stride of q
-along s. The axes are b batch, s rows, h heads and d channels of a head. An entry is one of the M
+Names in the kernel: ``p_`` pointer, ``o_`` offset, ``m_`` mask, ``b_`` tile; ``stride_qs`` is the
+stride of q along s. Axes: b batch, s rows, h heads, d channels of a head. An entry is one of the M
 rows of a step; its row is its place in the joint sequence. Shapes: P = BLOCK_P (entry, head) pairs,
 D = BLOCK_D channels. The rotation turns pairs of channels, so most tiles come in two halves,
 ``b_x_first`` and ``b_x_second`` [P, D/2], which hold the first and the second members.

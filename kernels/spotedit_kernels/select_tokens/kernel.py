@@ -1,8 +1,8 @@
 """Selection in two kernels, or three: each image's cut, its active tokens, and their list.
 
-Names in the kernels: ``p_`` pointer, ``o_`` offset, ``m_`` mask, ``b_`` block; ``stride_scores_b``
-is the stride of the scores along the batch. Blocks have the shape [X], with X = BLOCK tokens of one
-image. Along the tokens all strides are 1.
+Names in the kernels: ``p_`` pointer, ``m_`` mask, ``b_`` tile; ``stride_scores_b`` is the stride of
+the scores along the batch. Tiles and masks have the shape [X], with X = BLOCK tokens of one image.
+Along the tokens all strides are 1.
 """
 
 from __future__ import annotations
