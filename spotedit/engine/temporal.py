@@ -1,7 +1,8 @@
 """Which steps run no forward, and the velocities that are used there instead.
 
 TeaCache and TaylorSeer both act on the transformer's output, the velocity, so a step that is
-skipped runs nothing at all. TaylorSeer does what diffusers' lite mode does. TeaCache uses the last
+skipped runs nothing at all. TaylorSeer does what `TaylorSeerCacheConfig(use_lite_mode=True)` does in
+diffusers. TeaCache uses the last
 velocity again, whereas its authors' code adds the blocks' last residual to the new input: along a
 straight path, which these models are trained to follow, it is the velocity that stays the same.
 """
@@ -20,7 +21,9 @@ ModulatedInput = Callable[[], Tensor]
 
 
 class VelocityHistory:
-    """The velocities of one guidance branch. Each of the N noise tokens has a past of its own.
+    """The velocities of one guidance branch.
+
+    Each of the N noise tokens has a past of its own, because spot steps compute only some of them.
 
     Attributes:
         factors: fp32 [B, N, C] each: a token's last velocity, and its derivatives by step index.
@@ -47,6 +50,7 @@ class VelocityHistory:
         *factors, last_step, num_known = current
         updated = [velocity.float()]
         for order in range(self.order):
+            # at a token's first velocities this divides by 0 or has no meaning, and is not used
             slope = (updated[order] - factors[order]) / (step - last_step)
             updated.append(torch.where(num_known > order, slope, 0))
         updated += [torch.full_like(last_step, step), num_known + 1]

@@ -1,4 +1,4 @@
-"""The methods that leave whole steps out: `TeaCache` and `TaylorSeer`."""
+"""The methods that skip the forward of whole steps: `TeaCache` and `TaylorSeer`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,21 +8,21 @@ from .validation import is_finite, is_int, is_number, require
 
 @dataclass(frozen=True)
 class TeaCache:
-    """Leave forwards out while the transformer's input changes little (arXiv 2411.19108).
+    """Skip forwards while the transformer's input changes little (arXiv 2411.19108).
 
-    From step to step, the relative L1 change of the first block's modulated image input goes
-    through a polynomial that predicts the output's change, and is added up. While the sum is below
-    `threshold`, the last velocity serves again. The first and the last step are always computed.
-    It takes one host synchronisation a step.
+    At every step, a polynomial predicts the output's change from the relative L1 change of the
+    first block's modulated image input. The predicted changes are added up. While the sum is below
+    `threshold`, the last velocity is used again. The first and the last step are always computed.
+    The method synchronises with the host once a step.
 
     Attributes:
-        threshold: 0 leaves no forward out. A threshold belongs to its coefficients; None takes the
-            model's.
-        coefficients: of the polynomial, the highest power first; None takes the published ones of
-            the model's family. `spotedit calibrate` fits others.
+        threshold: 0 skips no forward. A threshold belongs to its coefficients. None takes the
+            default of the model's family.
+        coefficients: coefficients of the polynomial, the highest power first. None takes the
+            published ones of the model's family. `spotedit calibrate` fits others.
 
     Raises:
-        ValueError: a value out of range, with what was expected.
+        ValueError: a value is out of range; the message says what was expected.
     """
 
     threshold: float | None = None
@@ -52,12 +52,12 @@ class TaylorSeer:
     """Predict most velocities from finite differences of the computed ones (arXiv 2503.06923).
 
     Attributes:
-        interval: steps from one computed step to the next; 1 leaves no forward out.
-        order: of the highest derivative, 0 or more.
-        warm_up: steps that are computed first, 1 or more.
+        interval: number of steps from one computed step to the next; 1 skips no forward.
+        order: order of the highest derivative, 0 or more.
+        warm_up: number of steps that are computed first, 1 or more.
 
     Raises:
-        ValueError: a value out of range, with what was expected.
+        ValueError: a value is out of range; the message says what was expected.
     """
 
     interval: int = 4
@@ -72,16 +72,16 @@ class TaylorSeer:
 Temporal = TeaCache | TaylorSeer
 
 
-def resolve(method: Temporal | None, own: TeaCache, pipeline: str) -> Temporal | None:
-    """`method` with the model's values, `own`, where it leaves them open.
+def resolve(method: Temporal | None, defaults: TeaCache, pipeline: str) -> Temporal | None:
+    """Return `method` with the `defaults` of the model's family in the fields that are None.
 
     Raises:
-        ValueError: it needs coefficients, and none are known for the `pipeline`.
+        ValueError: the method needs coefficients, and none are known for the `pipeline`.
     """
     if not isinstance(method, TeaCache):
         return method
-    threshold = own.threshold if method.threshold is None else method.threshold
-    coefficients = method.coefficients or own.coefficients
+    threshold = defaults.threshold if method.threshold is None else method.threshold
+    coefficients = method.coefficients or defaults.coefficients
     if coefficients is None:
         raise ValueError(
             f"no TeaCache coefficients are published for {pipeline}; expected "
