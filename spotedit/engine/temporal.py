@@ -1,10 +1,10 @@
 """Which steps run no forward, and the velocities that are used there instead.
 
 TeaCache and TaylorSeer both act on the transformer's output, the velocity, so a step that is
-skipped runs nothing at all. TaylorSeer does what `TaylorSeerCacheConfig(use_lite_mode=True)` does in
-diffusers. TeaCache uses the last
-velocity again, whereas its authors' code adds the blocks' last residual to the new input: along a
-straight path, which these models are trained to follow, it is the velocity that stays the same.
+skipped runs nothing at all. TaylorSeer does what diffusers does with
+`TaylorSeerCacheConfig(use_lite_mode=True)`. TeaCache uses the last velocity again, whereas its
+authors' code adds the blocks' last residual to the new input: along a straight path, which these
+models are trained to follow, it is the velocity that stays the same.
 """
 
 import math
