@@ -1,4 +1,4 @@
-"""Other ways to skip work, on the same editor: diffusers' caches and cache-dit."""
+"""Apply other methods that skip work to the same editor: diffusers' caches and cache-dit."""
 
 import contextlib
 import io
@@ -14,15 +14,16 @@ from diffusers.utils import logging as diffusers_logging
 
 Config = Callable[[Any, int, Sequence[float]], Any]
 SETTINGS = (
-    "Rivals have their own defaults, and float32 for TaylorSeer's factors; MagCache has ratios "
-    "calibrated on one other scene; cache-dit (DBCache) computes 1 block of 8 at every step, as "
-    "its default of 8 does not fit, and is told where the blocks are. Caches that want a cache "
-    "context, which the Kontext pipelines do not enter, get one around the call."
+    "Rivals run with their default settings, with these exceptions. TaylorSeer's factors are in "
+    "float32. MagCache's ratios are calibrated on one other scene. cache-dit (DBCache) computes 1 "
+    "of 8 blocks at every step, since its default of 8 is all of them, and gets the lists of "
+    "blocks from us. Some caches need a cache context, which the Kontext pipelines do not enter; "
+    "the benchmark enters it around the call."
 )
 
 
 def calibrate_mag(pipe: Any, call: Callable[[], Any], steps: int) -> list[float]:
-    """MagCache's ratios of one dense edit: it prints them, and keeps nothing."""
+    """Return MagCache's ratios for one dense edit, read from what MagCache prints."""
     printed = io.StringIO()
     pipe.transformer.enable_cache(hooks.MagCacheConfig(calibrate=True, num_inference_steps=steps))
     try:
@@ -30,9 +31,9 @@ def calibrate_mag(pipe: Any, call: Callable[[], Any], steps: int) -> list[float]
             call()
     finally:
         pipe.transformer.disable_cache()
-    # a list for each guidance branch, the prompt's first
-    found = [line for line in printed.getvalue().splitlines() if line[:1] + line[-1:] == "[]"]
-    return json.loads(found[0])
+    # MagCache prints one list per guidance branch; the first belongs to the prompt.
+    lines = printed.getvalue().splitlines()
+    return json.loads(next(x for x in lines if x.startswith("[") and x.endswith("]")))
 
 
 def _first_block(pipe: Any, steps: int, ratios: Sequence[float]) -> Any:
@@ -77,21 +78,23 @@ _CONFIGS: Mapping[str, Config] = {
     "SeaCache": _sea,
     "TextKVCache": _text,
 }
-LASTING = ("cache-dit", "cache-dit, TaylorSeer")  # diffusers' caches fail on a pipeline after them
+# These leave traces: diffusers' caches fail on a pipeline that one of them has used.
+LASTING = ("cache-dit", "cache-dit, TaylorSeer")
 RIVALS = (*_CONFIGS, *LASTING)
 
 
 @contextmanager
 def applied(pipe: Any, name: str, steps: int, ratios: Sequence[float]) -> Iterator[None]:
-    """One of `RIVALS` while the block runs; what it raises is the library's own.
+    """Apply a rival method inside the block. The library's own errors pass through.
 
     Args:
-        steps: of the call.
-        ratios: of MagCache.
+        name: one of `RIVALS`.
+        steps: number of steps of the pipeline's call.
+        ratios: MagCache's ratios.
 
     Raises:
         ModuleNotFoundError: cache-dit is not installed.
-        ValueError: cache-dit on another architecture than Kontext's.
+        ValueError: cache-dit is applied to another architecture than Kontext's.
     """
     if name in _CONFIGS:
         transformer = pipe.transformer
@@ -113,7 +116,7 @@ def _cache_dit(pipe: Any, seer: bool) -> Iterator[None]:
 
     transformer = pipe.transformer
     if not hasattr(transformer, "single_transformer_blocks"):
-        raise ValueError("cache-dit is tried on Kontext's blocks only")
+        raise ValueError("cache-dit is measured with Kontext's transformer only")
     logging.disable(logging.WARNING)
     lists = [transformer.transformer_blocks, transformer.single_transformer_blocks]
     adapter = cache_dit.BlockAdapter(
@@ -138,7 +141,7 @@ def _cache_dit(pipe: Any, seer: bool) -> Iterator[None]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without diffusers' advice."""
+    """Hide diffusers' warnings inside the block."""
     level = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()
     try:
