@@ -48,27 +48,18 @@ def _parser() -> argparse.ArgumentParser:
         help="kontext and qwen edit photographs, world edits drawn pictures; default: kontext",
     )  # fmt: skip
     parser.add_argument(
-        "--split",
-        choices=SPLITS,
-        default="easy",
+        "--split", choices=SPLITS, default="easy",
         help="hard scenes have near colours, tiny objects or slight changes; default: easy",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--sweep",
-        nargs="*",
-        choices=SWEEPS,
-        metavar="S",
-        default=None,
+        "--sweep", nargs="*", choices=SWEEPS, metavar="S", default=None,
         help=f"run these sweeps instead of the main run: {', '.join(SWEEPS)}; no name: all",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--variants",
-        nargs="+",
-        choices=MAIN | HARD,
-        metavar="V",
+        "--variants", nargs="+", choices=MAIN | HARD, metavar="V",
         help=f"variants in the main run: {', '.join(MAIN)}; "
         f"with --split hard: {', '.join(HARD)}; default: all",
-    )
+    )  # fmt: skip
     parser.add_argument("--scenes", type=int, help="default: 256, or 48 in sweeps")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=28)
@@ -83,11 +74,10 @@ def _parser() -> argparse.ArgumentParser:
         "--worst", type=Path, metavar="PNG", help="draw the ten scenes with the lowest recall"
     )
     parser.add_argument(
-        "--readme",
-        action="store_true",
+        "--readme", action="store_true",
         help="edit nothing; write README.md's table and docs/quality.md and .png from the rows",
-    )
-    return parser  # fmt: skip
+    )  # fmt: skip
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,7 +12,6 @@ import torch
 from diffusers import hooks
 from diffusers.utils import logging as diffusers_logging
 
-Config = Callable[[Any, int, Sequence[float]], Any]
 SETTINGS = (
     "Rivals run with their default settings, with these exceptions. TaylorSeer's factors are in "
     "float32. MagCache's ratios are calibrated on one other scene. cache-dit (DBCache) computes 1 "
@@ -36,47 +35,23 @@ def calibrate_mag(pipe: Any, call: Callable[[], Any], steps: int) -> list[float]
     return json.loads(next(x for x in lines if x.startswith("[") and x.endswith("]")))
 
 
-def _first_block(pipe: Any, steps: int, ratios: Sequence[float]) -> Any:
-    return hooks.FirstBlockCacheConfig()
-
-
-def _mag(pipe: Any, steps: int, ratios: Sequence[float]) -> Any:
-    return hooks.MagCacheConfig(mag_ratios=list(ratios), num_inference_steps=steps)
-
-
-def _taylor_seer(pipe: Any, steps: int, ratios: Sequence[float]) -> Any:
-    return hooks.TaylorSeerCacheConfig(taylor_factors_dtype=torch.float32)
-
-
-def _faster(pipe: Any, steps: int, ratios: Sequence[float]) -> Any:
-    return hooks.FasterCacheConfig(
+_CONFIGS: Mapping[str, Callable[[Any, int, Sequence[float]], Any]] = {
+    "FirstBlockCache": lambda pipe, steps, ratios: hooks.FirstBlockCacheConfig(),
+    "MagCache": lambda pipe, steps, ratios: hooks.MagCacheConfig(
+        mag_ratios=list(ratios), num_inference_steps=steps
+    ),
+    "TaylorSeerCache": lambda pipe, steps, ratios: hooks.TaylorSeerCacheConfig(
+        taylor_factors_dtype=torch.float32
+    ),
+    "FasterCache": lambda pipe, steps, ratios: hooks.FasterCacheConfig(
         is_guidance_distilled=True, current_timestep_callback=lambda: pipe.current_timestep
-    )
-
-
-def _pyramid(pipe: Any, steps: int, ratios: Sequence[float]) -> Any:
-    return hooks.PyramidAttentionBroadcastConfig(
+    ),
+    "PyramidAttentionBroadcast": lambda pipe, steps, ratios: hooks.PyramidAttentionBroadcastConfig(
         spatial_attention_block_skip_range=2,
         current_timestep_callback=lambda: pipe.current_timestep,
-    )
-
-
-def _sea(pipe: Any, steps: int, ratios: Sequence[float]) -> Any:
-    return hooks.SeaCacheConfig()
-
-
-def _text(pipe: Any, steps: int, ratios: Sequence[float]) -> Any:
-    return hooks.TextKVCacheConfig()
-
-
-_CONFIGS: Mapping[str, Config] = {
-    "FirstBlockCache": _first_block,
-    "MagCache": _mag,
-    "TaylorSeerCache": _taylor_seer,
-    "FasterCache": _faster,
-    "PyramidAttentionBroadcast": _pyramid,
-    "SeaCache": _sea,
-    "TextKVCache": _text,
+    ),
+    "SeaCache": lambda pipe, steps, ratios: hooks.SeaCacheConfig(),
+    "TextKVCache": lambda pipe, steps, ratios: hooks.TextKVCacheConfig(),
 }
 # These leave traces: diffusers' caches fail on a pipeline that one of them has used.
 LASTING = ("cache-dit", "cache-dit, TaylorSeer")
@@ -125,12 +100,11 @@ def _cache_dit(pipe: Any, seer: bool) -> Iterator[None]:
         blocks=lists,
         forward_pattern=[cache_dit.ForwardPattern.Pattern_1] * len(lists),
     )
+    calibrator = cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=1) if seer else None
     cache_dit.enable_cache(
         adapter,
         cache_config=cache_dit.DBCacheConfig(Fn_compute_blocks=1, Bn_compute_blocks=0),
-        calibrator_config=cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=1)
-        if seer
-        else None,
+        calibrator_config=calibrator,
     )
     try:
         yield

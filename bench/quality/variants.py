@@ -76,10 +76,6 @@ def _spot(**config: Any) -> Variant:
     return Variant(config)
 
 
-def _rival(name: str, scenes: int = _NUM_SCENES) -> Variant:
-    return Variant(None, rival=name, scenes=scenes)
-
-
 def _static(sigma: float) -> float:
     return 1.0
 
@@ -108,16 +104,16 @@ _BAD = {
 _RIVALS = {
     "paste, spot's region": Variant(None, paste="spot"),
     "paste, true region": Variant(None, paste="truth"),
-    "FirstBlockCache": _rival("FirstBlockCache"),
-    "MagCache": _rival("MagCache"),
-    "TaylorSeerCache": _rival("TaylorSeerCache"),
-    "FasterCache": _rival("FasterCache"),
-    "PyramidAttentionBroadcast": _rival("PyramidAttentionBroadcast"),
-    "cache-dit": _rival("cache-dit"),
-    "cache-dit, TaylorSeer": _rival("cache-dit, TaylorSeer"),
-    "SeaCache": _rival("SeaCache", scenes=4),  # skips nothing in this architecture
-    "TextKVCache": _rival("TextKVCache", scenes=4),
-}
+    **{
+        name: Variant(None, rival=name, scenes=_NUM_SCENES)
+        for name in (
+            "FirstBlockCache", "MagCache", "TaylorSeerCache", "FasterCache",
+            "PyramidAttentionBroadcast", "cache-dit", "cache-dit, TaylorSeer",
+        )
+    },
+    # these skip nothing in this architecture
+    **{name: Variant(None, rival=name, scenes=4) for name in ("SeaCache", "TextKVCache")},
+}  # fmt: skip
 MAIN = {DEFAULT: _DEFAULT, **_BAD, **_RIVALS}
 PRESETS = {"fast": _spot(preset="fast"), "paper": _spot(preset="paper")}
 HARD = {DEFAULT: _DEFAULT, "l2": _spot(judge="l2"), **PRESETS}  # the main run of the hard split

@@ -78,6 +78,27 @@ def read_scenes(file: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
         return unpack_scenes(dict(stored), device)
 
 
+def make_packed(
+    make: Callable[[int], dict[str, torch.Tensor]], index: int
+) -> dict[str, np.ndarray]:
+    """Make one shard and return it in the packed form in which a worker process sends it."""
+    return pack_scenes(make(index))
+
+
+def start_processes(count: int) -> ProcessPoolExecutor:
+    """Start background processes of one thread each."""
+    return ProcessPoolExecutor(
+        count, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    )
+
+
+def end_processes(processes: ProcessPoolExecutor) -> None:
+    """End the processes at once, and every other child process."""
+    processes.shutdown(wait=False, cancel_futures=True)
+    for child in active_children():
+        child.terminate()
+
+
 class FreshScenes:
     """Background processes that make one packed shard after another.
 
@@ -89,12 +110,7 @@ class FreshScenes:
 
     def __init__(self, make: Callable[[int], dict[str, np.ndarray]], workers: int) -> None:
         self.make, self.indices = make, itertools.count(_FIRST_FRESH_SHARD)
-        self.processes = ProcessPoolExecutor(
-            workers,
-            mp_context=get_context("spawn"),
-            initializer=torch.set_num_threads,
-            initargs=(1,),
-        )
+        self.processes = start_processes(workers)
         self.pending = deque(self._next() for _ in range(workers))
         self.taken = 0
 
@@ -118,9 +134,7 @@ class FreshScenes:
     def close(self) -> None:
         """End the processes at once and print how many shards they made."""
         print(f"shards of fresh scenes: {self.taken}")
-        self.processes.shutdown(wait=False, cancel_futures=True)
-        for child in active_children():
-            child.terminate()
+        end_processes(self.processes)
 
 
 class ScenesOnDevice:

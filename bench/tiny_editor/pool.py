@@ -1,9 +1,8 @@
 """Keep training scenes as latents on disk, in shards that are made when they are first needed."""
 
-from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
-from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from spotedit.tiny.pipeline import PROMPT_TOKENS
 
-from .ahead import pack_scenes
+from .ahead import end_processes, start_processes
 from .examples import Draw
 from .loop import Batch, write_atomically
 from .vae import encode_linear
@@ -33,16 +32,23 @@ def pack(latents: torch.Tensor) -> torch.Tensor:
 
 
 def make_shard(
-    index: int,
     draw: Draw,
     tokenizer: PreTrainedTokenizerFast,
-    filters: torch.Tensor,
-    bias: torch.Tensor,
+    components: tuple[torch.Tensor, torch.Tensor],
+    index: int,
     *,
     size: int,
     count: int,
 ) -> dict[str, torch.Tensor]:
     """Make the `count` scenes from number index * count on.
+
+    Args:
+        draw: draws the scenes.
+        tokenizer: encodes the prompts.
+        components: filters and bias of the linear encoder.
+        index: index of the shard.
+        size: side of the scenes in pixels.
+        count: number of scenes.
 
     Returns:
         "source" and "target" fp16 [count, N, C]; "changed" fp16 [count, N], the share of changed
@@ -50,6 +56,7 @@ def make_shard(
     """
     examples = draw(range(index * count, (index + 1) * count), size)
     sources, targets, masks, prompts = zip(*examples, strict=True)
+    filters, bias = components
 
     def encode(pictures: Sequence[np.ndarray]) -> torch.Tensor:
         images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
@@ -108,13 +115,10 @@ class Pool:
             )
         self.folder, self.scenes, self.batch_size, self.shard = folder, scenes, batch, shard
         self.device = device
-        self.make = partial(_write_shard, draw, tokenizer, components, size=size, count=shard)
+        make = partial(make_shard, draw, tokenizer, components, size=size, count=shard)
+        self.write = partial(_write_shard, make)
         self.loaded: tuple[int, dict[str, torch.Tensor]] | None = None
-        self.workers: ProcessPoolExecutor | None = None
-        if prefetch:
-            self.workers = ProcessPoolExecutor(
-                1, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-            )
+        self.workers = start_processes(1) if prefetch else None
         self.pending: dict[int, Future] = {}
 
     def _file(self, index: int) -> Path:
@@ -122,7 +126,7 @@ class Pool:
 
     def _request(self, index: int) -> None:
         if self.workers and index not in self.pending and not self._file(index).exists():
-            self.pending[index] = self.workers.submit(self.make, index, self._file(index))
+            self.pending[index] = self.workers.submit(self.write, index, self._file(index))
 
     def load(self, index: int) -> dict[str, torch.Tensor]:
         """Return shard `index`; make it first if its file does not exist."""
@@ -131,7 +135,7 @@ class Pool:
             if index in self.pending:
                 self.pending.pop(index).result()
             elif not self._file(index).exists():
-                self.make(index, self._file(index))
+                self.write(index, self._file(index))
             self.loaded = index, torch.load(self._file(index), weights_only=True)
             self._request((index + 1) % (self.scenes // self.shard))
         return self.loaded[1]
@@ -148,35 +152,11 @@ class Pool:
     def close(self) -> None:
         """End the background process at once. Shards are written whole or not at all."""
         if self.workers:
-            self.workers.shutdown(wait=False, cancel_futures=True)
-            for child in active_children():
-                child.terminate()
+            end_processes(self.workers)
 
 
-def _write_shard(
-    draw: Draw,
-    tokenizer: PreTrainedTokenizerFast,
-    components: tuple[torch.Tensor, torch.Tensor],
-    index: int,
-    file: Path,
-    *,
-    size: int,
-    count: int,
-) -> None:
+def _write_shard(make: Callable[[int], dict[str, torch.Tensor]], index: int, file: Path) -> None:
     """Make one shard and write it to `file`. With `prefetch`, this runs in the worker process."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    shard = make_shard(index, draw, tokenizer, *components, size=size, count=count)
+    shard = make(index)
     write_atomically(file, lambda path: torch.save(shard, path))
-
-
-def packed_shard(
-    draw: Draw,
-    tokenizer: PreTrainedTokenizerFast,
-    components: tuple[torch.Tensor, torch.Tensor],
-    index: int,
-    *,
-    size: int,
-    count: int,
-) -> dict[str, np.ndarray]:
-    """Make one shard and return it in the packed form in which a worker process sends it."""
-    return pack_scenes(make_shard(index, draw, tokenizer, *components, size=size, count=count))

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from spotedit.tiny.pipeline import TinyKontextPipeline
 
 from . import STARTED
-from .ahead import FreshScenes, ScenesOnDevice, write_scenes
+from .ahead import FreshScenes, ScenesOnDevice, make_packed, write_scenes
 from .architecture import LATENT_CHANNELS, build_tokenizer, build_vae
 from .attention import MatmulAttnProcessor
 from .editor import Editor, build_optimizers, flow_loss
@@ -25,7 +25,7 @@ from .examples import Draw, world_scenes
 from .export import export
 from .finish import finish
 from .loop import Batch, Loop
-from .pool import Pool, packed_shard
+from .pool import Pool, make_shard
 from .vae import (
     calm_residuals,
     components,
@@ -185,13 +185,11 @@ def batches(
     if args.data:
         fresh = None
         if args.workers:
-            fresh = FreshScenes(
-                partial(
-                    packed_shard, world_scenes, tokenizer, components,
-                    size=args.sizes[-1][0], count=args.shard,
-                ),
-                args.workers,
-            )  # fmt: skip
+            size = args.sizes[-1][0]
+            make = partial(
+                make_shard, world_scenes, tokenizer, components, size=size, count=args.shard
+            )
+            fresh = FreshScenes(partial(make_packed, make), args.workers)
         scenes = ScenesOnDevice(
             args.data, batch=args.batch, device=args.device, seed=args.seed, fresh=fresh
         )
