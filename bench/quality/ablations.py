@@ -1,4 +1,4 @@
-"""Context managers that change the method inside their block, for edits the package does not offer.
+"""Define context managers that change the method in ways that the package does not offer.
 
 Each one stands for a mistake, or for a reading of the paper that the public settings do not cover.
 """
@@ -18,7 +18,7 @@ from spotedit.engine.session import NO_VELOCITY, Session
 from spotedit.judge.judges import JUDGES, Judge, Prediction
 from spotedit.options.choices import Grid
 
-SHIFT = 2  # in tokens
+SHIFT = 2  # number of tokens
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from .measures import NETWORKS, Figures, Truth
 from .record import Setting, edit, paste
 from .variants import DEFAULT, Variant
 
-Records = dict[tuple[str, str], Figures]  # by (seed as text, variant's name)
+Records = dict[tuple[str, str], Figures]  # (seed as text, variant's name) -> record
 _WARM_UP_STEPS = 3
 
 

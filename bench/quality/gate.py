@@ -12,7 +12,7 @@ from .statistics import Estimate, Table, paired, worse
 from .variants import DEFAULT
 
 SEEN = "known bad, seen by"  # name of the rows
-PREFIX = "Known bad"  # of every sentence of `verdicts`
+PREFIX = "Known bad"  # begins every sentence of `verdicts`
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""Measure one edited picture. Pictures are uint8 [H, W, 3]; regions are bool [rows, cols]."""
+"""Measure one edited picture.
+
+A figure is a measured number, such as a PSNR; `MEASURES` describes the figures that are compared.
+Pictures are uint8 [H, W, 3] and regions are bool [rows, cols].
+"""
 
 import math
 from dataclasses import dataclass
@@ -28,6 +32,7 @@ class Measure:
     higher_is_better: bool
 
 
+# In the names, "against" is a comparison of pictures, and "above" a difference of two figures.
 MEASURES = {
     "edit_db": Measure("edited region against the truth", "dB", True),
     "edit_ssim": Measure("edited region against the truth, SSIM", "", True),
@@ -47,7 +52,7 @@ NETWORKS = {"edit_lpips": "lpips", "edit_dists": "dists"}
 
 
 class Truth:
-    """What the edits of one scene are compared with.
+    """The truth about one scene, with which its edits are compared.
 
     Attributes:
         scene: the source, the target, and the pixels that the true edit changes.
@@ -79,7 +84,7 @@ class Truth:
 
         Args:
             picture: the edit to measure.
-            dense: the dense edit with the same seed and loop; None if `picture` is that edit.
+            dense: the dense edit with the same seed and denoising loop; None if `picture` is it.
             region: the tokens that were regenerated; None if the method does not select tokens.
         """
         scene, mask = self.scene, self.scene.mask
@@ -127,9 +132,9 @@ class Truth:
         return figures
 
     def _undone(self, picture: np.ndarray, dense: np.ndarray) -> float | None:
-        """Return 1 if the picture makes less than half of the change that dense makes, else 0.
+        """Return 1 if the picture changes the region less than half as much as dense, else 0.
 
-        Return None if dense itself makes less than half of the true change.
+        Return None if dense itself changes it less than half as much as the true edit.
         """
         mask, scene = self.scene.mask, self.scene
         true_change = _mean_difference(scene.target, scene.source, mask)
@@ -162,6 +167,7 @@ def _share(part: np.ndarray, whole: np.ndarray) -> float:
 
 
 def _size_ratio(region: np.ndarray, reference: np.ndarray) -> float:
+    """Return the number of tokens in `region` divided by that in `reference`."""
     return int(region.sum()) / max(1, int(reference.sum()))
 
 

@@ -1,4 +1,4 @@
-"""Means and paired differences of the records' figures, with bootstrap 95% intervals.
+"""Estimate means and paired differences of the records' figures, with bootstrap 95% intervals.
 
 The bootstrap is `bench.metrics.bootstrap`; its seed is fixed.
 """

@@ -8,7 +8,7 @@ from typing import Any
 
 from spotedit.options.choices import LATE_RESETS, PUBLISHED_RESETS
 
-DEFAULT = "default"  # in a sweep, this is also the variant with the swept setting's default value
+DEFAULT = "default"  # this variant also stands for the default value of a swept setting
 _NUM_SCENES = 48  # enough where the differences are large
 _RESET_SIGMAS = (0.78, 0.52, 0.17)  # sigmas of the default's resets in 28 steps of the tiny editor
 

@@ -19,7 +19,7 @@ import torch
 from .loop import Batch, write_atomically
 
 _WHOLE = 255  # stands for a token in which all pixels change
-_NUM_LEVELS = 127  # of a latent's absolute value
+_NUM_LEVELS = 127  # number of levels for a latent's absolute value
 _FIRST_FRESH_SHARD = 2**20
 _MIN_STEP = 0.06  # between two levels; the latents' mean variance is 1
 

@@ -13,10 +13,10 @@ from spotedit.tiny.pipeline import TinyKontextPipeline
 from .architecture import build_text_encoders, build_transformer
 from .loop import Batch
 
-_GATE_AT_START = 0.3
-_MEAN_LOGIT = 0.5  # of the times; exp(0.5) is the scheduler's shift at 256 tokens
+_INITIAL_GATE = 0.3
+_MEAN_LOGIT = 0.5  # mean logit of the times; exp(0.5) is the scheduler's shift at 256 tokens
 _EARLY = 0.75  # times above this are early: the prompt decides, not the noisy picture
-_EDIT_WEIGHT = 8.0  # of tokens that the edit touches; other tokens have weight 1
+_EDIT_WEIGHT = 8.0  # weight of tokens that the edit touches; other tokens have weight 1
 
 
 class Editor(nn.Module):
@@ -85,7 +85,7 @@ def _constant_gates(linear: nn.Linear, width: int, gates: tuple[int, ...]) -> No
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
     for gate in gates:
-        linear.bias[gate * width : (gate + 1) * width] = _GATE_AT_START
+        linear.bias[gate * width : (gate + 1) * width] = _INITIAL_GATE
 
 
 def build_optimizers(editor: Editor, lr: float, matrix_lr: float) -> list[Optimizer]:

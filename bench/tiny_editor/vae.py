@@ -20,7 +20,7 @@ FACTOR = 8  # pixels along a latent's side
 _ENCODER_CONSTANT = 64.0  # value of the encoder's constant channels; pixels are in -1..1
 _DECODER_CONSTANT = 3.0  # value of the decoder's constant channels
 _LATENT_NOISE = 0.03
-_LOG_VARIANCE = -9.0  # of the encoder's distribution: next to no noise
+_LOG_VARIANCE = -9.0  # log-variance of the encoder's distribution: next to no noise
 
 
 def components(images: np.ndarray, channels: int) -> tuple[torch.Tensor, torch.Tensor]:

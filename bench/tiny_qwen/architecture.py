@@ -9,7 +9,7 @@ from torch import nn
 LATENT_CHANNELS = 8
 KEPT = (0, 3, 6)  # indices of the single-stream blocks that become dual-stream blocks
 _CONSTANT = 1024.0  # value of the constant channels; latents are about 1
-_LOG_VARIANCE = -9.0  # of the encoder's distribution: next to no noise
+_LOG_VARIANCE = -9.0  # log-variance of the encoder's distribution: next to no noise
 _RENAMED = {  # prefix in FLUX -> prefix in Qwen-Image
     "norm1.linear": "img_mod.1",
     "norm1_context.linear": "txt_mod.1",

@@ -18,8 +18,8 @@ COLOURS = {
     "white": (240, 240, 240),
     "black": (26, 26, 30),
 }
-_STRIPE_PERIOD = 0.5  # in radii
-_DOT_PERIOD = 0.55  # in radii
+_STRIPE_PERIOD = 0.5  # as a share of the radius
+_DOT_PERIOD = 0.55  # as a share of the radius
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ _NEAREST_FOOT = 0.985
 _ZOOM = 1.3
 _NUM_TRIES = 80
 _MIN_COLOUR_DISTANCE = 90.0  # between old and new colour, Euclidean in 8-bit RGB
-_SMALL_HEIGHTS = (0.05, 0.09)  # of objects that cover about one token
+_SMALL_HEIGHTS = (0.05, 0.09)  # heights of objects that cover about one token
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from .things import overlap
 # Differences and distances are in 1/255.
 _MAX_OVERLAP = 0.3  # share of the smaller box; with more, the answer is not valid
 _NUM_STARTS = 5  # starting values for each open number
-_NUM_DESCENTS = 2  # from the best starting points, and as many from their mirror images
+_NUM_DESCENTS = 2  # searches from the best starting points, and as many from their mirror images
 _BLOCK = 4  # side in pixels of the blocks in which an object is searched for
 _OBJECT_DIFFERENCE = 12.0  # a block that differs by more from the source shows the object
 _CHANGED = 4  # a pixel that differs by more from the source belongs to the edit

@@ -57,7 +57,7 @@ class Canvas:
 
     def darken(self, centre: Point, radii: Point, strength: float) -> None:
         """Darken what has been drawn so far by a soft elliptic shadow."""
-        reach = 1.8  # in radii; the shadow ends here
+        reach = 1.8  # number of radii at which the shadow ends
         left, top = self.to_pixels(centre[0] - reach * radii[0], centre[1] - reach * radii[1])
         right, bottom = self.to_pixels(centre[0] + reach * radii[0], centre[1] + reach * radii[1])
         x0, y0 = max(0, int(left)), max(0, int(top))

@@ -10,7 +10,7 @@ from .palette import sepia
 from .pen import Canvas, Pen
 from .things import KINDS, Setting, Thing
 
-_MIN_CANVAS_SIDE = 384  # in pixels; the canvas is scaled down to the picture's size at the end
+_MIN_CANVAS_SIDE = 384  # pixels; the canvas is scaled down to the picture's size at the end
 
 
 @dataclass(frozen=True)
