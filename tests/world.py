@@ -1,4 +1,4 @@
-"""One set of weights, the pipelines on it, and the picture that each of their calls gives alone."""
+"""Pipelines that share one set of weights, and the result that each of their calls gives alone."""
 
 import re
 
@@ -23,19 +23,19 @@ CALLS = [
     {"seed": 4, "num_inference_steps": 5},
 ]
 L2 = {"judge": "l2", "threshold": 1.5, "initial_steps": 1, "reset_steps": ()}
-EDITS = [  # configuration and mask
+EDITS = [  # (configuration, mask)
     (L2, None),
     (L2 | {"reset_steps": (2,), "temporal": spotedit.TaylorSeer(2, 1, 1)}, None),
     (L2 | {"condition_cache": False}, CORNER),
     (L2 | {"cache_dtype": "int8", "cache_text": True}, CORNER),
     ({"spatial": False, "temporal": spotedit.TeaCache(1e9, (1.0, 0.0))}, None),
 ]
-STOCK = None  # in place of a number of EDITS
-CLEAR = re.compile(r"; |: call |expected ")  # our messages say what was found and what to do
+STOCK = None  # instead of an index of EDITS: the stock pipeline
+CLEAR = re.compile(r"; |: call |expected ")  # in messages that say what is wrong and what to do
 
 
 class World:
-    """One set of weights, and what every call on it gives alone."""
+    """One set of weights, and the result of each call on it while no other call runs."""
 
     def __init__(self):
         pipe = random_kontext()
@@ -45,7 +45,7 @@ class World:
         self.results = {}
         self.quiet = self.pipeline()
         self.stock_attributes = None
-        self.alone(STOCK, 0)  # a stock call sets attributes of its own
+        self.alone(STOCK, 0)  # a call of the stock pipeline sets attributes, too
         self.stock_attributes = set(vars(self.quiet))
 
     @property
@@ -61,7 +61,7 @@ class World:
         return made
 
     def alone(self, edit, call):
-        """Latents and kinds of the steps of a call while nobody else is there."""
+        """Return the latents and the steps' kinds of a call while no other call runs."""
         if (edit, call) not in self.results:
             handle = enable(self.quiet, edit)
             images = self.quiet(**arguments(call)).images

@@ -1,1 +1,1 @@
-"""Quality on held-out scenes whose truth is known: spot, its variants and rivals, against dense."""
+"""Measure spot edits, their variants and rival methods on held-out scenes with a known truth."""

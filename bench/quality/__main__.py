@@ -1,7 +1,8 @@
-"""Quality on held-out scenes whose truth is known: ``python -m bench.quality``.
+"""Measure edit quality on held-out scenes with a known truth: ``python -m bench.quality``.
 
-Without options: the default settings, edits that are known to be bad, and rivals, beside dense.
-Every scene is edited by every method from the same noise.
+Without options, this compares the default settings, deliberately broken variants and rival methods
+with dense edits: those of the stock pipeline, which computes all tokens at every step. All methods
+edit a scene from the same noise.
 """
 
 import argparse
@@ -25,16 +26,18 @@ ROOT = Path(__file__).parents[2]
 TARGETS = {"kontext": KIND_DB, "qwen": qwen.EDIT_DB}
 SPLITS = ("easy", "hard")
 NOTES = (
-    "Held-out photographs and seeds, edited objects of 2 to 60% of the picture; every method "
-    "starts from the same noise. Dense edits: medians with [20th, 80th percentile] where a kind is "
-    "named. Otherwise means with a bootstrap 95% interval; differences are paired by scene.",
-    "Edited region: the pixels that the true edit changes. Background: pixels with more than "
-    f"{quality.MARGIN} whole tokens between them and the region; the floor is the source through "
-    "the VAE and back. Outside the true edit: the same for the tokens that the truth touches, of "
-    "any method. Seam error: mean absolute difference to the truth on the reused tokens that touch "
-    "the region. Recall: of the tokens with a tenth of their pixels changed. Precision: active "
-    "tokens that the true edit touches. Work: multiplications of the transformer's linear layers, "
-    "counted.",
+    "The scenes use held-out photographs and seeds; the edited objects cover 2 to 60% of the "
+    "picture. Every method starts from the same noise. Where a kind is named, values of dense "
+    "edits are medians with [20th, 80th percentile]. All other values are means with a bootstrap "
+    "95% interval; differences are paired by scene.",
+    "Edited region: the pixels that the true edit changes. Background: the pixels with more than "
+    f"{quality.MARGIN} whole tokens between them and the regenerated region; its floor is the "
+    "source after one pass through the VAE. Outside the true edit: the pixels with as many tokens "
+    "between them and the tokens that the true edit touches, for every method. Seam error: mean "
+    "absolute difference to the truth on the reused tokens next to the region. Recall: share of "
+    "the tokens with at least a tenth of their pixels changed that are active. Precision: share of "
+    "the active tokens that the true edit touches. Work: number of multiplications in the "
+    "transformer's linear layers, as counted.",
 )
 
 
@@ -42,100 +45,105 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.quality", description=__doc__)
     parser.add_argument(
         "--editor", choices=EDITORS, default="kontext",
-        help="kontext and qwen edit photographs, world drawn pictures; default: kontext",
+        help="kontext and qwen edit photographs, world edits drawn pictures; default: kontext",
     )  # fmt: skip
     parser.add_argument(
-        "--split",
-        choices=SPLITS,
-        default="easy",
-        help="hard: near colours, tiny objects, slight changes; default: easy",
-    )
+        "--split", choices=SPLITS, default="easy",
+        help="hard scenes have near colours, tiny objects or slight changes; default: easy",
+    )  # fmt: skip
     parser.add_argument(
-        "--sweep",
-        nargs="*",
-        choices=SWEEPS,
-        metavar="S",
-        default=None,
-        help=f"in place of the main run: {', '.join(SWEEPS)}; none named: all",
-    )
+        "--sweep", nargs="*", choices=SWEEPS, metavar="S", default=None,
+        help=f"run these sweeps instead of the main run: {', '.join(SWEEPS)}; no name: all",
+    )  # fmt: skip
     parser.add_argument(
-        "--variants",
-        nargs="+",
-        choices=MAIN | HARD,
-        metavar="V",
-        help=f"of the main run: {', '.join(MAIN)} (default: all); hard: {', '.join(HARD)}",
-    )
-    parser.add_argument("--scenes", type=int, help="default: 256, of sweeps 48")
+        "--variants", nargs="+", choices=MAIN | HARD, metavar="V",
+        help=f"variants in the main run: {', '.join(MAIN)}; "
+        f"with --split hard: {', '.join(HARD)}; default: all",
+    )  # fmt: skip
+    parser.add_argument("--scenes", type=int, help="default: 256, or 48 in sweeps")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
-    parser.add_argument("--work", type=Path, default=Path("build/quality"), help="finished edits")
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/quality"), help="folder that keeps finished edits"
+    )
     parser.add_argument("--out", type=Path, default=rows.RESULTS, help="folder for the rows")
     parser.add_argument(
-        "--worst", type=Path, metavar="PNG", help="draw the ten scenes of the lowest recall"
+        "--worst", type=Path, metavar="PNG", help="draw the ten scenes with the lowest recall"
     )
     parser.add_argument(
-        "--readme",
-        action="store_true",
-        help="edit nothing: README.md, docs/quality.md and .png from the rows",
-    )
-    return parser  # fmt: skip
+        "--readme", action="store_true",
+        help="edit nothing; write README.md's table and docs/quality.md and .png from the rows",
+    )  # fmt: skip
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     if args.readme:
         return write_texts(args.out, ROOT)
-    editor = EDITORS[args.editor]
-    words = ("python", "-m", "bench.quality", *(sys.argv[1:] if argv is None else argv))
-    machine = environment.describe(args.device, editor.WEIGHTS) | {
-        "dtype": args.dtype, "steps": str(args.steps), "workers": str(args.workers),
-        "command": shlex.join(words),
-    }  # fmt: skip
-    setting = Setting(args.editor, args.steps, args.device, args.dtype)
-    own = SpotEditConfig().settings
-    machine["default"] = (
-        f"{own.judge} judge, threshold {own.threshold:g}, dilation {own.dilation}, hysteresis "
-        f"{own.hysteresis:g}, judged every {own.judge_every} steps, resets at "
-        f"{', '.join(f'{place:.0%}' for place in own.reset_fractions)}"
-    )
-    hard = args.split == "hard"
-    suffix = "-hard" * hard + ("" if args.editor == "kontext" else f"-{args.editor}")
-    if args.sweep is None:
-        runs = {f"quality{suffix}": tuple(args.variants or (HARD if hard else MAIN))}
-    else:
-        runs = {f"quality-{s}{suffix}": (DEFAULT, *SWEEPS[s]) for s in args.sweep or SWEEPS}
+    is_hard = args.split == "hard"
     scenes = args.scenes or (256 if args.sweep is None else 48)
+    seeds = range(args.first_seed, args.first_seed + scenes)
+    machine = _machine(args, sys.argv[1:] if argv is None else argv)
     names = (
         code(machine["weights"]), args.editor, args.split, args.device, args.dtype, str(args.steps)
     )  # fmt: skip
     folder = args.work / "-".join(names)
-    seeds = range(args.first_seed, args.first_seed + scenes)
-    for name, variants in runs.items():
-        chosen = methods(variants)
-        setting = calibrate.calibrated(setting, chosen.values())
-        job = Job(setting, chosen, seeds, folder, SCENES[args.editor][args.split])
+    setting = Setting(args.editor, args.steps, args.device, args.dtype)
+    for name, variants in _runs(args).items():
+        variant_of = methods(variants)
+        setting = calibrate.calibrated(setting, variant_of.values())
+        job = Job(setting, variant_of, seeds, folder, SCENES[args.editor][args.split])
         records = collect(job, args.workers)
         notes = [*NOTES, *remarks(records, setting, variants)]
-        found = summarise(
-            records, variants, {} if hard else TARGETS.get(args.editor, {}), args.split
-        )
-        print(rows.save(name, found, machine | {"scenes": str(scenes)}, notes, args.out))
+        targets = {} if is_hard else TARGETS.get(args.editor, {})
+        table = summarise(records, variants, targets, args.split)
+        print(rows.save(name, table, machine | {"scenes": str(scenes)}, notes, args.out))
         if args.worst is not None:
-            from .worst import draw  # the rows need no matplotlib
+            from .worst import draw  # imported late: rows are made without matplotlib
 
             draw(job, records, args.worst)
 
 
+def _machine(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, str]:
+    """Describe the machine, the command and the default settings of this run."""
+    settings = SpotEditConfig().settings
+    return environment.describe(args.device, EDITORS[args.editor].WEIGHTS) | {
+        "dtype": args.dtype, "steps": str(args.steps), "workers": str(args.workers),
+        "command": shlex.join(("python", "-m", "bench.quality", *argv)),
+        "default": f"{settings.judge} judge, threshold {settings.threshold:g}, dilation "
+        f"{settings.dilation}, hysteresis {settings.hysteresis:g}, judged every "
+        f"{settings.judge_every} steps, resets at "
+        f"{', '.join(f'{fraction:.0%}' for fraction in settings.reset_fractions)}",
+    }  # fmt: skip
+
+
+def _runs(args: argparse.Namespace) -> dict[str, tuple[str, ...]]:
+    """Map the name of each run's results file to the names of its variants."""
+    is_hard = args.split == "hard"
+    suffix = "-hard" if is_hard else ""
+    if args.editor != "kontext":
+        suffix += f"-{args.editor}"
+    if args.sweep is None:
+        return {f"quality{suffix}": tuple(args.variants or (HARD if is_hard else MAIN))}
+    sweeps = args.sweep or SWEEPS
+    return {f"quality-{sweep}{suffix}": (DEFAULT, *SWEEPS[sweep]) for sweep in sweeps}
+
+
 def write_texts(folder: Path, root: Path) -> None:
-    """README.md's block, docs/quality.md and docs/quality.png under `root`, from the rows.
+    """Write README.md's table, docs/quality.md and docs/quality.png under `root`.
+
+    Args:
+        folder: where the rows are.
+        root: the repository.
 
     Raises:
-        SystemExit: there are no rows of the main run.
+        SystemExit: the rows of a main run are missing.
     """
-    from .draw import draw  # the rows need no matplotlib
+    from .draw import draw  # imported late: rows are made without matplotlib
 
     runs = texts.runs(folder)
     for name in ("quality", "quality-hard"):

@@ -1,6 +1,6 @@
-"""Ways to edit that the package does not offer, made of its own parts while a block runs.
+"""Define context managers that change the method in ways that the package does not offer.
 
-Each stands for a mistake or for a reading of the sources that the public settings leave out.
+Each one stands for a mistake, or for a reading of the paper that the public settings do not cover.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,14 +18,14 @@ from spotedit.engine.session import NO_VELOCITY, Session
 from spotedit.judge.judges import JUDGES, Judge, Prediction
 from spotedit.options.choices import Grid
 
-SHIFT = 2  # tokens
+SHIFT = 2  # number of tokens
 
 
 @contextmanager
 def recursive() -> Iterator[None]:
-    """The weight applies to the value blended at the step before, not to the cached one.
+    """Blend with the previous step's blended value instead of the cached one.
 
-    K_R(t) = w K_R(t+1) + (1 - w) K_y and the same for V, as eqs. 7-9 of the paper are printed.
+    K_R(t) = w K_R(t+1) + (1 - w) K_y, and the same for V, as the paper prints eqs. 7-9.
     """
     stock = forwards.blend
 
@@ -43,7 +43,7 @@ def recursive() -> Iterator[None]:
 
 @contextmanager
 def naive() -> Iterator[None]:
-    """Attention does not see the reused tokens."""
+    """Hide the reused tokens from attention."""
     stock = Forwards._run
 
     def run(self: Forwards, mode: str, branch: Branch, forward: Any, kwargs: dict[str, Any]) -> Any:
@@ -67,7 +67,7 @@ def naive() -> Iterator[None]:
 
 @contextmanager
 def shifted() -> Iterator[None]:
-    """The scores belong to the tokens `SHIFT` columns to the left."""
+    """Move the scores `SHIFT` columns to the right, so that the wrong tokens are selected."""
 
     def moved(make: Callable[..., Judge]) -> Callable[..., Judge]:
         def judge(y: Tensor, grid: Grid, *more: Any) -> Judge:
@@ -87,17 +87,17 @@ def shifted() -> Iterator[None]:
 
 @contextmanager
 def unreplaced() -> Iterator[None]:
-    """Reused tokens keep the latents that they had when they were last computed, to the end."""
-    widen = Session._widen
+    """Keep reused tokens at the latents of their last computation, without token replacement."""
+    stock = Session._widen
 
-    def still(self: Session, output: Any, hidden: Tensor, computed: Tensor) -> Any:
-        widened = widen(self, output, hidden, computed)
+    def widen(self: Session, output: Any, hidden: Tensor, computed: Tensor) -> Any:
+        widened = stock(self, output, hidden, computed)
         velocity = widened[0] if isinstance(widened, tuple) else widened.sample
         velocity.masked_fill_(~self.selection.active_mask[..., None], NO_VELOCITY)
         return widened
 
     with (
-        patch.object(Session, "_widen", still),
+        patch.object(Session, "_widen", widen),
         patch.object(Session, "_replace", lambda self, result: result),
     ):
         yield

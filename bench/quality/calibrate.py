@@ -1,6 +1,6 @@
-"""What variants need to know of the editor: thresholds of equal r, and MagCache's ratios.
+"""Calibrate what variants need: thresholds of equal r, and MagCache's ratios.
 
-Found on scenes that no figure is of.
+The scenes for this have other seeds than those that are reported.
 """
 
 import math
@@ -26,57 +26,61 @@ from .simulate import judged, selected
 from .variants import Variant
 
 FIRST_SEED = 1000
-SCENES = 12
-_HALVINGS = 30
+NUM_SCENES = 12
+_NUM_HALVINGS = 30
 
 
 def calibrated(setting: Setting, variants: Collection[Variant]) -> Setting:
-    """The setting with those of `thresholds` and `ratios` that the variants need."""
-    thresholds = any(variant.equal_r for variant in variants) and not setting.thresholds
-    ratios = any(variant.rival == "MagCache" for variant in variants) and not setting.ratios
-    if not thresholds and not ratios:
+    """Return the setting with the `thresholds` and `ratios` that the variants need."""
+    needs_thresholds = any(variant.equal_r for variant in variants) and not setting.thresholds
+    needs_ratios = any(variant.rival == "MagCache" for variant in variants) and not setting.ratios
+    if not needs_thresholds and not needs_ratios:
         return setting
     pipe = setting.load()
-    if thresholds:
+    if needs_thresholds:
         setting = replace(setting, thresholds=_equal_r(pipe, setting))
-    if ratios:
-        given = setting.arguments(edits.varied(FIRST_SEED), FIRST_SEED, Variant())
-        setting = replace(setting, ratios=calibrate_mag(pipe, lambda: pipe(**given), setting.steps))
+    if needs_ratios:
+        arguments = setting.arguments(edits.varied(FIRST_SEED), FIRST_SEED, Variant())
+        ratios = calibrate_mag(pipe, lambda: pipe(**arguments), setting.steps)
+        setting = replace(setting, ratios=ratios)
     return setting
 
 
 def _equal_r(pipe: Any, setting: Setting) -> dict[str, float]:
-    """Judge -> threshold at which it selects as much as the default judge at its own."""
+    """Return, for each other judge, the threshold at which it selects as much as the default."""
     side, settings = spec_for(pipe).token_pixels(pipe), SpotEditConfig().settings
     kinds = plan(setting.steps, fractions=settings.reset_fractions)
     scores: dict[JudgeName, list[Tensor]] = {name: [] for name in JUDGES}
-    for seed in range(FIRST_SEED, FIRST_SEED + SCENES):
+    for seed in range(FIRST_SEED, FIRST_SEED + NUM_SCENES):
         scene = edits.varied(seed)
         grid = scene.mask.shape[0] // side, scene.mask.shape[1] // side
         with edits.traced(pipe) as (trace, extra):
             pipe(**setting.arguments(scene, seed, Variant()), **extra)
-        for name, known in scores.items():
-            known.append(judged(pipe, trace, grid, name, kinds))
+        for name, of_scenes in scores.items():
+            of_scenes.append(judged(pipe, trace, grid, name, kinds))
 
     def ratio(name: JudgeName, threshold: float | None = None) -> float:
-        found = [selected(x, kinds, grid, settings, threshold) for x in scores[name]]
-        return float(np.mean([each.ratio for each in found]))
+        selections = [selected(x, kinds, grid, settings, threshold) for x in scores[name]]
+        return float(np.mean([selection.ratio for selection in selections]))
 
-    wanted = ratio(settings.judge)
+    default_ratio = ratio(settings.judge)
     return {
-        name: _threshold(scores[name], partial(ratio, name), wanted)
+        name: _threshold(scores[name], partial(ratio, name), default_ratio)
         for name in JUDGES
         if name != settings.judge
     }
 
 
-def _threshold(scores: Sequence[Tensor], ratio: Callable[[float], float], wanted: float) -> float:
-    """Return the threshold at which `ratio`, the selection's mean size, is the one wanted."""
-    every = torch.cat(list(scores))
-    low, high = (math.log(float(x)) for x in (every[every > 0].min(), every.max()))
-    for _ in range(_HALVINGS):
+def _threshold(scores: Sequence[Tensor], ratio: Callable[[float], float], target: float) -> float:
+    """Return the lowest threshold for which `ratio`, the mean share of active tokens, is `target`.
+
+    `scipy.optimize.bisect` would return any threshold on a plateau of `ratio`.
+    """
+    all_scores = torch.cat(list(scores))
+    low, high = math.log(all_scores[all_scores > 0].min()), math.log(all_scores.max())
+    for _ in range(_NUM_HALVINGS):
         middle = (low + high) / 2
-        if ratio(math.exp(middle)) > wanted:
+        if ratio(math.exp(middle)) > target:
             low = middle
         else:
             high = middle

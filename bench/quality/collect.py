@@ -1,7 +1,7 @@
-"""Records of all edits of a run, kept in a folder so that a killed run goes on where it stopped.
+"""Make the records of all edits of a run, in a folder from which an interrupted run continues.
 
-The folder holds a line for every edit in `records-N.jsonl`, N the process that wrote it, and the
-dense pictures, which later edits are compared with, in `dense/`.
+The folder holds one line per edit in `records-N.jsonl`, where N is the number of the process that
+wrote it. Its sub-folder `dense` holds the dense edits, which later edits are compared with.
 """
 
 import hashlib
@@ -30,17 +30,20 @@ from .measures import NETWORKS, Figures, Truth
 from .record import Setting, edit, paste
 from .variants import DEFAULT, Variant
 
-Records = dict[tuple[str, str], Figures]  # by (seed as text, variant's name)
+Records = dict[tuple[str, str], Figures]  # (seed as text, variant's name) -> record
 _WARM_UP_STEPS = 3
 
 
 @dataclass(frozen=True)
 class Job:
-    """Which edits, and where their records are. Goes to other processes.
+    """The edits to make and the folder of their records. It is pickled for other processes.
 
     Attributes:
-        variants: by name, each after the dense edit of its loop.
-        scenes: seed -> scene.
+        setting: shared by all edits.
+        variants: by name; the dense edit of a loop comes before the variants with that loop.
+        seeds: one for each scene.
+        folder: where the records are.
+        scenes: makes the scene of a seed.
     """
 
     setting: Setting
@@ -50,15 +53,16 @@ class Job:
     scenes: Callable[[int], Scene] = edits.varied
 
     def wanted(self) -> list[tuple[int, str]]:
-        """All (seed, name), a scene's edits together."""
+        """Return (seed, variant's name) of all edits, scene by scene."""
         return [
             (seed, name)
-            for place, seed in enumerate(self.seeds)
+            for scene_index, seed in enumerate(self.seeds)
             for name, variant in self.variants.items()
-            if variant.scenes is None or place < variant.scenes
+            if variant.scenes is None or scene_index < variant.scenes
         ]
 
     def missing(self) -> list[tuple[int, str]]:
+        """Return (seed, variant's name) of the edits that have no record of this variant yet."""
         done = Lines(self.folder, "records").read()
         return [
             (seed, name)
@@ -68,69 +72,80 @@ class Job:
 
 
 def collect(job: Job, workers: int = 1) -> Records:
-    """Make what is missing, in several processes of one thread each if asked, and read it all.
+    """Make the missing edits and return the records of all.
+
+    Args:
+        workers: with more than one, edit in so many processes of one thread each.
 
     Raises:
-        RuntimeError: a process ended early.
+        RuntimeError: a process failed.
     """
     (job.folder / "dense").mkdir(parents=True, exist_ok=True)
     missing = job.missing()
-    seeds = list(dict.fromkeys(seed for seed, _ in missing))
-    shares = [[w for w in missing if w[0] in set(seeds[n::workers])] for n in range(workers)]
     if workers == 1:
         _work(job, missing, 0)
     else:
-        context = get_context("spawn")
-        processes = [
-            context.Process(target=_work_alone, args=(job, share, number))
-            for number, share in enumerate(shares)
-        ]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-        if any(process.exitcode for process in processes):
-            codes = [process.exitcode for process in processes]
-            raise RuntimeError(f"exit codes {codes} of the processes; run it again to go on")
+        _work_in_processes(job, missing, workers)
     done = Lines(job.folder, "records").read()
-    return {place: done[place] for place in ((str(s), name) for s, name in job.wanted())}
+    return {(str(seed), name): done[str(seed), name] for seed, name in job.wanted()}
 
 
-def _work_alone(job: Job, share: Sequence[tuple[int, str]], number: int) -> None:
+def _work_in_processes(job: Job, missing: Sequence[tuple[int, str]], workers: int) -> None:
+    """Divide the scenes among processes; one process makes all edits of a scene."""
+    seeds = list(dict.fromkeys(seed for seed, _ in missing))
+    context = get_context("spawn")
+    processes = []
+    for number in range(workers):
+        its_seeds = set(seeds[number::workers])
+        share = [(seed, name) for seed, name in missing if seed in its_seeds]
+        processes.append(context.Process(target=_work_in_one_thread, args=(job, share, number)))
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    codes = [process.exitcode for process in processes]
+    if any(codes):
+        raise RuntimeError(f"the processes ended with exit codes {codes}; run it again to continue")
+
+
+def _work_in_one_thread(job: Job, share: Sequence[tuple[int, str]], number: int) -> None:
     torch.set_num_threads(1)
     _work(job, share, number)
 
 
 def _work(job: Job, share: Sequence[tuple[int, str]], number: int) -> None:
+    """Make the edits of a share and append their records; stop if the parent process has died."""
     if not share:
         return
-    pipes = defaultdict[bool, Any](job.setting.load)  # one of them for what leaves traces
-    measuring = job.setting.load()
-    found = networks(measuring.device, names=tuple(NETWORKS.values()))
+    pipes = defaultdict[bool, Any](job.setting.load)  # True: for rivals that leave traces
+    measuring_pipe = job.setting.load()
+    distances = networks(measuring_pipe.device, names=tuple(NETWORKS.values()))
     lines, parent = Lines(job.folder, "records", number), parent_process()
     done, truth = lines.read(), None
-    warm = job.setting.arguments(job.scenes(share[0][0]), 0, Variant())
-    measuring(**warm | {"num_inference_steps": _WARM_UP_STEPS})
+    arguments = job.setting.arguments(job.scenes(share[0][0]), 0, Variant())
+    measuring_pipe(**arguments | {"num_inference_steps": _WARM_UP_STEPS})
     for seed, name in tqdm(share, desc="editing", unit="edit", position=number):
         if parent is not None and not parent.is_alive():
             return
         if truth is None or truth.seed != seed:
-            truth = Truth(measuring, job.scenes(seed), seed, found)
+            truth = Truth(measuring_pipe, job.scenes(seed), seed, distances)
         variant, scene = job.variants[name], truth.scene
         row = {"key": str(seed), "mode": name, "variant": variant.text}
         row |= {"kind": scene.kind, "area": float(scene.mask.mean())}
-        lasting = variant.rival in rivals.LASTING
+        leaves_traces = variant.rival in rivals.LASTING
         try:
-            row |= _record(job, pipes[lasting], truth, name, done)
-        except Exception as error:  # of a library that does not take this editor: it is the result
+            row |= _record(job, pipes[leaves_traces], truth, name, done)
+        except Exception as error:  # a library that fails on this editor is a result, too
             row["error"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-            del pipes[lasting]  # it may have left something behind
+            del pipes[leaves_traces]  # the failed call may have left it in another state
         lines.append(row)
         done[str(seed), name] = row
 
 
 def _record(job: Job, pipe: Any, truth: Truth, name: str, done: Records) -> Figures:
-    variant, seed, loop = job.variants[name], str(truth.seed), job.variants[name].loop.dense
+    """Edit one scene with one variant; a dense edit is saved, others are compared with it."""
+    variant, seed = job.variants[name], str(truth.seed)
+    loop = variant.loop.dense
     path = job.folder / "dense" / f"{loop}-{seed}.png"
     if name == loop:
         picture, figures = edit(pipe, job.setting, variant, truth, None)
@@ -146,7 +161,7 @@ def _record(job: Job, pipe: Any, truth: Truth, name: str, done: Records) -> Figu
 
 
 def code(weights: str) -> str:
-    """A hash of what decides a record besides its variant: the sources and the weights' hash."""
+    """Hash the sources and the weights' hash: records depend on nothing else but the variant."""
     digest = hashlib.sha256(weights.encode())
     packages = (Path(package.__file__).parent for package in (spotedit, spotedit_kernels))
     paths = [path for folder in packages for path in folder.rglob("*.py")]

@@ -1,4 +1,7 @@
-"""Which measures see edits that are known to be bad: one that sees none of them decides nothing."""
+"""Check which measures detect edits that are broken on purpose ("known bad").
+
+No conclusion is drawn from a measure that detects none of them.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -8,16 +11,17 @@ from .measures import MEASURES
 from .statistics import Estimate, Table, paired, worse
 from .variants import DEFAULT
 
-SEEN = "known bad, seen by"
+SEEN = "known bad, seen by"  # name of the rows
+PREFIX = "Known bad"  # begins every sentence of `verdicts`
 
 
 @dataclass(frozen=True)
 class Bad:
-    """A kind of known-bad edit.
+    """A way to break edits.
 
     Attributes:
-        variants: its degrees, mildest first; one that is seen is enough.
-        measures: those that are meant to see it.
+        variants: the same defect in rising degrees; detecting one of them is enough.
+        measures: the measures that should detect it.
     """
 
     variants: tuple[str, ...]
@@ -37,52 +41,60 @@ KINDS: Mapping[str, Bad] = {
 VARIANTS = tuple(name for kind in KINDS.values() for name in kind.variants)
 
 
-def differences(found: Table) -> dict[tuple[str, str], Estimate]:
-    """(known-bad variant, measure) -> its difference to the default, all that there are."""
-    pairs = {(n, m): paired(found[n], found[DEFAULT], m) for n in VARIANTS for m in MEASURES}
-    return {place: difference for place, difference in pairs.items() if difference.samples}
+def differences(table: Table) -> dict[tuple[str, str], Estimate]:
+    """Return the difference to the default for each (known-bad variant, measure) with samples."""
+    estimates = {(n, m): paired(table[n], table[DEFAULT], m) for n in VARIANTS for m in MEASURES}
+    return {key: estimate for key, estimate in estimates.items() if estimate.samples}
 
 
-def seen_by(bad: Bad, found: Mapping[tuple[str, str], Estimate]) -> tuple[str, list[str]]:
-    """The mildest variant that a measure meant for it sees, and those measures."""
+def seen_by(bad: Bad, estimates: Mapping[tuple[str, str], Estimate]) -> tuple[str, list[str]]:
+    """Return the mildest variant that one of its measures detects, and those measures.
+
+    If none is detected, this is the strongest variant and an empty list.
+    """
     for name in bad.variants:
-        seen = [m for m in bad.measures if (name, m) in found and worse(found[name, m], m)]
-        if seen:
-            return name, seen
+        detecting = [
+            measure
+            for measure in bad.measures
+            if (name, measure) in estimates and worse(estimates[name, measure], measure)
+        ]
+        if detecting:
+            return name, detecting
     return bad.variants[-1], []
 
 
-def rows(found: Mapping[tuple[str, str], Estimate]) -> Iterator[Row]:
-    """For every kind, how many of the measures meant for it see it."""
+def rows(estimates: Mapping[tuple[str, str], Estimate]) -> Iterator[Row]:
+    """Yield the number of measures that detect each known-bad kind."""
     for kind, bad in KINDS.items():
-        name, seen = seen_by(bad, found)
+        name, detecting = seen_by(bad, estimates)
         yield Row(
-            SEEN, len(seen), "measures", samples=1, at_least=1,
-            parameters={"method": name, "kind": kind, "seen": ", ".join(seen)},
+            SEEN, len(detecting), "measures", samples=1, at_least=1,
+            parameters={"method": name, "kind": kind, "seen": ", ".join(detecting)},
         )  # fmt: skip
 
 
-def verdicts(found: Mapping[tuple[str, str], Estimate]) -> list[str]:
-    """What the gate says, in sentences."""
-    told = []
+def verdicts(estimates: Mapping[tuple[str, str], Estimate]) -> list[str]:
+    """Return the result of the check in sentences."""
+    sentences = []
     for kind, bad in KINDS.items():
-        name, seen = seen_by(bad, found)
-        if not seen:
-            told.append(f"Known bad, {kind}: NOT SEEN by any measure meant for it.")
+        name, detecting = seen_by(bad, estimates)
+        if not detecting:
+            sentences.append(f"{PREFIX}, {kind}: NOT DETECTED by any measure meant for it.")
             continue
         missed = bad.variants[: bad.variants.index(name)]
-        also = f"; {', '.join(missed)} not" if missed else ""
-        ways = ", ".join(_sentence(found[name, m], m) for m in seen)
-        told.append(f"Known bad, {kind}: {name} is seen ({ways}){also}.")
-    blind = [m for m in MEASURES if any(p[1] == m for p in found)]
-    blind = [m for m in blind if not any(worse(d, m) for p, d in found.items() if p[1] == m)]
-    told += [
-        f"{MEASURES[m].name} sees nothing that is known to be bad: it decides nothing."
-        for m in blind
-    ]
-    return told
+        also = f"; not detected: {', '.join(missed)}" if missed else ""
+        ways = ", ".join(_figure(estimates[name, m], m) for m in detecting)
+        sentences.append(f"{PREFIX}, {kind}: {name} is detected ({ways}){also}.")
+    for measure in MEASURES:
+        measured = [estimate for (_, m), estimate in estimates.items() if m == measure]
+        if measured and not any(worse(estimate, measure) for estimate in measured):
+            sentences.append(
+                f"{PREFIX}: {MEASURES[measure].name} does not detect any of the variants, so we "
+                "draw no conclusion from it."
+            )
+    return sentences
 
 
-def _sentence(d: Estimate, measure: str) -> str:
-    m = MEASURES[measure]
-    return f"{m.name} {d.mean:.3g} [{d.low:.3g}, {d.high:.3g}] {m.unit}".rstrip()
+def _figure(estimate: Estimate, measure: str) -> str:
+    name, unit = MEASURES[measure].name, MEASURES[measure].unit
+    return f"{name} {estimate.mean:.3g} [{estimate.low:.3g}, {estimate.high:.3g}] {unit}".rstrip()

@@ -1,4 +1,8 @@
-"""Figures of one edited picture. Pictures are uint8 [H, W, 3]; regions bool [rows, cols]."""
+"""Measure one edited picture.
+
+A figure is a measured number, such as a PSNR; `MEASURES` describes the figures that are compared.
+Pictures are uint8 [H, W, 3] and regions are bool [rows, cols].
+"""
 
 import math
 from dataclasses import dataclass
@@ -16,18 +20,19 @@ from spotedit.tiny.scenes import Scene
 
 from .. import edits, metrics
 
-Figures = dict[str, Any]
+Figures = dict[str, Any]  # measured numbers by name
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure of an edit: its name in the tables, its unit, and whether more is better."""
+    """Describe a figure: its name in the tables, its unit, and which direction is better."""
 
     name: str
     unit: str
-    more: bool
+    higher_is_better: bool
 
 
+# In the names, "against" is a comparison of pictures, and "above" a difference of two figures.
 MEASURES = {
     "edit_db": Measure("edited region against the truth", "dB", True),
     "edit_ssim": Measure("edited region against the truth, SSIM", "", True),
@@ -47,14 +52,15 @@ NETWORKS = {"edit_lpips": "lpips", "edit_dists": "dists"}
 
 
 class Truth:
-    """What the edits of a scene are compared with. Made once a scene.
+    """The truth about one scene, with which its edits are compared.
 
     Attributes:
-        scene: source, target, and the pixels that the true edit changes.
-        seed: of the scene, and of the noise that its edits start from.
-        touched, edited: tokens of which it changes a pixel, or `metrics.EDITED_SHARE` of them.
-        floor: the source through the VAE and back.
-        ringed: the touched tokens and a ring of one around them.
+        scene: the source, the target, and the pixels that the true edit changes.
+        seed: the seed of the scene and of the noise that its edits start from.
+        touched: tokens in which the true edit changes at least one pixel.
+        edited: tokens in which it changes at least `metrics.EDITED_SHARE` of the pixels.
+        floor: the source after one pass through the VAE.
+        touched_and_ring: the touched tokens and a ring of one token around them.
     """
 
     def __init__(self, pipe: Any, scene: Scene, seed: int, networks: Networks) -> None:
@@ -64,123 +70,127 @@ class Truth:
         self.grid = self.size[0] // side, self.size[1] // side
         share = metrics.changed_share(scene.mask, self.grid)
         self.touched, self.edited = share > 0, share >= metrics.EDITED_SHARE
-        self.ringed = quality.grown(self.touched, 1)
+        self.touched_and_ring = quality.grown(self.touched, 1)
         self.floor = edits.round_trip(pipe, scene.source)
         target = edits.encode(pipe, scene.target)
         features = spec_for(pipe).features(pipe, target, self.grid)
         with torch.no_grad():
-            self._distance = perceptual(target, self.grid, features, "auto")
+            self._feature_distance = perceptual(target, self.grid, features, "auto")
 
     def figures(
         self, picture: np.ndarray, dense: np.ndarray | None, region: np.ndarray | None
     ) -> Figures:
-        """Figures by their names in `MEASURES` and a few more; None where there is none.
+        """Return the figures in `MEASURES` and a few more; one that does not apply is None.
 
         Args:
-            dense: the dense edit of the same seed and loop; None: this is it.
-            region: tokens that were regenerated, or None.
+            picture: the edit to measure.
+            dense: the dense edit with the same seed and denoising loop; None if `picture` is it.
+            region: the tokens that were regenerated; None if the method does not select tokens.
         """
-        scene, where = self.scene, self.scene.mask
-        found: Figures = {
-            "edit_db": quality.psnr(picture, scene.target, where),
-            "to_truth": quality.squared_error(picture, scene.target, where),
-            "source_to_truth": quality.squared_error(scene.source, scene.target, where),
+        scene, mask = self.scene, self.scene.mask
+        figures: Figures = {
+            "edit_db": quality.psnr(picture, scene.target, mask),
+            "to_truth": quality.squared_error(picture, scene.target, mask),
+            "source_to_truth": quality.squared_error(scene.source, scene.target, mask),
             "still_db": quality.psnr(
                 picture, scene.source, quality.background(self.touched, self.size)
             ),
-            "edit_ssim": _ssim(picture, scene.target, where),
+            "edit_ssim": _ssim(picture, scene.target, mask),
             "edit_features": self._features(picture),
         }
         for name, network in NETWORKS.items():
-            found[name] = self._network(network, picture)
+            figures[name] = self._network(network, picture)
         if dense is not None:
-            found["same_db"] = quality.psnr(picture, dense, where)
-            found["undone"] = self._undone(picture, dense)
+            figures["same_db"] = quality.psnr(picture, dense, mask)
+            figures["undone"] = self._undone(picture, dense)
         if region is not None:
-            found |= self._of_region(picture, dense, region)
-        return {name: _finite(value) for name, value in found.items()}
+            figures |= self._region_figures(picture, dense, region)
+        return {name: _finite(value) for name, value in figures.items()}
 
-    def _of_region(
+    def _region_figures(
         self, picture: np.ndarray, dense: np.ndarray | None, region: np.ndarray
     ) -> Figures:
-        far = quality.background(region, self.size)
-        active, touched = int(region.sum()), int(self.touched.sum())
-        hit, ringed = int((region & self.touched).sum()), int(self.ringed.sum())
-        found = int((region & self.edited).sum()) / max(1, int(self.edited.sum()))
+        background = quality.background(region, self.size)
         figures: Figures = {
-            "background_db": quality.psnr(picture, self.scene.source, far),
-            "floor_db": quality.psnr(self.floor, self.scene.source, far),
-            "recall": found if self.edited.any() else math.nan,
-            "precision": hit / active if active else math.nan,
-            "active_touched": active / max(1, touched),
-            "active_ringed": active / max(1, ringed),
+            "background_db": quality.psnr(picture, self.scene.source, background),
+            "floor_db": quality.psnr(self.floor, self.scene.source, background),
+            "recall": _share(region, self.edited),
+            "precision": _share(self.touched, region),
+            "active_touched": _size_ratio(region, self.touched),
+            "active_ringed": _size_ratio(region, self.touched_and_ring),
         }
         figures["above_floor"] = figures["background_db"] - figures["floor_db"]
         if dense is not None:
-            changed = self._changed(dense)
-            if changed.any():
-                figures["recall_dense"] = int((region & changed).sum()) / int(changed.sum())
+            changed = metrics.difference(dense, self.floor, self.grid) > metrics.VISIBLE
             needed = quality.grown(self.touched | changed, 1)
-            figures["active_needed"] = active / max(1, int(needed.sum()))
-            ring = quality.seam(region, self.size)
-            figures["seam"], figures["seam_dense"] = (
-                _absolute(p, self.scene.target, ring) for p in (picture, dense)
-            )
+            seam = quality.seam(region, self.size)
+            figures["recall_dense"] = _share(region, changed)
+            figures["active_needed"] = _size_ratio(region, needed)
+            figures["seam"] = _mean_difference(picture, self.scene.target, seam)
+            figures["seam_dense"] = _mean_difference(dense, self.scene.target, seam)
             figures["seam_excess"] = figures["seam"] - figures["seam_dense"]
         return figures
 
     def _undone(self, picture: np.ndarray, dense: np.ndarray) -> float | None:
-        """1 if the picture makes less than half of the edit that dense makes, else 0.
+        """Return 1 if the picture changes the region less than half as much as dense, else 0.
 
-        None where dense itself makes less than half of it.
+        Return None if dense itself changes it less than half as much as the true edit.
         """
-        where, scene = self.scene.mask, self.scene
-        true = _absolute(scene.target, scene.source, where)
-        made, of_dense = (_absolute(shown, self.floor, where) for shown in (picture, dense))
-        return None if not of_dense >= true / 2 else float(made < of_dense / 2)
-
-    def _changed(self, dense: np.ndarray) -> np.ndarray:
-        """Tokens that the dense edit visibly changes: bool [rows, cols]."""
-        return metrics.difference(dense, self.floor, self.grid) > metrics.VISIBLE
+        mask, scene = self.scene.mask, self.scene
+        true_change = _mean_difference(scene.target, scene.source, mask)
+        dense_change = _mean_difference(dense, self.floor, mask)
+        if not dense_change >= true_change / 2:  # nan, for an empty mask, also ends here
+            return None
+        return float(_mean_difference(picture, self.floor, mask) < dense_change / 2)
 
     def _features(self, picture: np.ndarray) -> float:
-        """Mean distance of the decoder's first layers over the edited tokens."""
+        """Return the mean distance of the decoder's first layers over the edited tokens."""
         if not self.edited.any():
             return math.nan
         with torch.no_grad():
-            distances = self._distance(Prediction(edits.encode(self.pipe, picture)))[0]
+            distances = self._feature_distance(Prediction(edits.encode(self.pipe, picture)))[0]
         return float(distances.cpu().numpy().reshape(self.grid)[self.edited].mean())
 
     def _network(self, name: str, picture: np.ndarray) -> float | None:
-        """Of the whole frame, with everything but the edited region black."""
+        """Return the network's distance to the truth, with all but the edited region black."""
         distance, device = self.networks.distances.get(name), self.networks.device
         if distance is None:
             return None
-        keep = self.scene.mask[..., None]
-        a, b = (_tensor(p * keep).to(device) for p in (picture, self.scene.target))
+        mask = self.scene.mask[..., None]
+        a, b = (_tensor(p * mask).to(device) for p in (picture, self.scene.target))
         return float(distance(a, b))
 
 
-def _absolute(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
-    """Mean absolute difference over the pixels `where`, of 255; nan if there are none."""
-    return float(np.abs(a[where].astype(np.float64) - b[where]).mean()) if where.any() else math.nan
+def _share(part: np.ndarray, whole: np.ndarray) -> float:
+    """Return the share of the tokens in `whole` that are also in `part`; nan if there are none."""
+    return int((part & whole).sum()) / int(whole.sum()) if whole.any() else math.nan
+
+
+def _size_ratio(region: np.ndarray, reference: np.ndarray) -> float:
+    """Return the number of tokens in `region` divided by that in `reference`."""
+    return int(region.sum()) / max(1, int(reference.sum()))
+
+
+def _mean_difference(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float:
+    """Return the mean absolute difference (0..255) over the mask; nan if the mask is empty."""
+    return float(np.abs(a[mask].astype(np.float64) - b[mask]).mean()) if mask.any() else math.nan
 
 
 def _tensor(picture: np.ndarray) -> Tensor:
-    """float32 [1, 3, H, W], 0..1."""
+    """Return the picture as float32 [1, 3, H, W] in 0..1."""
     return torch.tensor(picture).permute(2, 0, 1)[None].float() / 255
 
 
-def _ssim(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float | None:
-    """Mean over the pixels `where` of the map of local similarities; None without torchmetrics."""
+def _ssim(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float | None:
+    """Return the mean local similarity over the mask; None without torchmetrics."""
     try:
         from torchmetrics.functional.image import structural_similarity_index_measure as ssim
     except ImportError:
         return None
-    if not where.any():
+    if not mask.any():
         return math.nan
     _, local = ssim(_tensor(a), _tensor(b), data_range=1.0, return_full_image=True)
-    return float(local[0].mean(dim=0)[torch.from_numpy(where)].mean())
+    return float(local[0].mean(dim=0)[torch.from_numpy(mask)].mean())
 
 
 def _finite(value: float | None) -> float | None:

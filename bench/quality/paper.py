@@ -1,4 +1,4 @@
-"""The paper's ablations (arXiv 2512.22323, tables 3 and 5, figures 6 and S1) beside ours."""
+"""Compare the paper's ablations (arXiv 2512.22323, tables 3 and 5, figures 6 and S1) with ours."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,26 +11,27 @@ from .statistics import FEWEST
 from .variants import DEFAULT
 
 UNLIKE = (
-    "The paper compares whole pictures with their sources on PIE-Bench++ with FLUX.1-Kontext; here "
-    "the edited region is compared with a known truth, of the tiny editor. A counterpart tells "
-    "whether the effect is there, not its size. It is said to be there where the interval of the "
-    "paired difference to the default leaves out 0."
+    "The paper edits PIE-Bench++ with FLUX.1-Kontext and compares whole pictures with their "
+    "sources. Here the tiny editor edits scenes with a known truth, and the edited region is "
+    "compared with it. So our counterparts show whether an effect exists, not how large it is. We "
+    "say that it exists if the interval of the paired difference to the default excludes 0."
 )
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """A finding of the paper and its counterpart.
+    """An ablation of the paper and its counterpart here.
 
     Attributes:
-        found: what the paper reports, of the changed method against the proposed one.
-        sign: of the change in quality that it finds: -1 worse, 1 better.
-        sweep, method: where the counterpart is.
-        measures: in which the counterpart is looked for.
+        title: what is changed.
+        finding: what the paper reports for the change, against its proposed method.
+        sign: 1 if the paper finds the change better, -1 if worse.
+        sweep, method: the rows of the counterpart.
+        measures: the measures of which the differences are reported.
     """
 
     title: str
-    found: str
+    finding: str
     sign: int
     sweep: str
     method: str
@@ -60,35 +61,37 @@ ABLATIONS = (
 )  # fmt: skip
 BLENDS = {
     "anchored": "the paper's introduction",
-    "recursive": "its eqs. 7-9 as printed",
+    "recursive": "the paper's eqs. 7-9 as printed",
     "static": "what the released code computes",
-    "condition": "the limit of no cached value",
+    "condition": "the condition's value alone",
 }
 
 
 def agreement(rows: Mapping[str, Mapping[str, Any]], sign: int) -> str:
-    """What differences (by measure, better is positive or not as `MEASURES` says) say of a sign."""
-    ways = {measure: _sign(row, measure) for measure, row in rows.items()}
-    agreeing = [MEASURES[m].name for m, way in ways.items() if way == sign]
-    opposed = [MEASURES[m].name for m, way in ways.items() if way == -sign]
+    """Say whether the differences to the default, by measure, agree with the paper's sign."""
+    signs = {measure: _sign(row, measure) for measure, row in rows.items()}
+    agreeing = [MEASURES[m].name for m, its_sign in signs.items() if its_sign == sign]
+    opposed = [MEASURES[m].name for m, its_sign in signs.items() if its_sign == -sign]
     if agreeing and opposed:
         return f"Mixed: {', '.join(agreeing)} agree, {', '.join(opposed)} do not."
     if agreeing:
         return f"Agrees ({', '.join(agreeing)})."
     if opposed:
         return f"DISAGREES ({', '.join(opposed)})."
-    return "Not told apart here."
+    return "No significant difference here."
 
 
 def _sign(row: Mapping[str, Any], measure: str) -> int:
+    """Return 1 if the difference is significantly better, -1 if worse, else 0."""
     if row["samples"] < FEWEST:
         return 0
-    better = 1 if MEASURES[measure].more else -1
-    return better * ((row["low"] > 0) - (row["high"] < 0))
+    is_positive, is_negative = row["low"] > 0, row["high"] < 0
+    sign = int(is_positive) - int(is_negative)
+    return sign if MEASURES[measure].higher_is_better else -sign
 
 
 def sentences(runs: Mapping[str, Results]) -> Iterator[str]:
-    """Lines of markdown, of those ablations whose runs there are."""
+    """Yield the lines of markdown for the ablations that have been run."""
     yield UNLIKE
     yield ""
     for ablation in ABLATIONS:
@@ -97,38 +100,43 @@ def sentences(runs: Mapping[str, Results]) -> Iterator[str]:
             continue
         rows = _differences(results, ablation.method, ablation.measures)
         yield (
-            f"- **{ablation.title}.** Paper: {ablation.found}. Here: {_told(rows)}; work saved "
-            f"{_work(results, ablation.method)} against {_work(results, DEFAULT)}. "
+            f"- **{ablation.title}.** Paper: {ablation.finding}. Here: {_figures(rows)}; work "
+            f"saved {_work(results, ablation.method)} against {_work(results, DEFAULT)}. "
             f"{agreement(rows, ablation.sign)}"
         )
     results = runs.get("quality-fusion")
-    for method, source in BLENDS.items() if results is not None else ():
-        assert results is not None
+    if results is None:
+        return
+    for method, source in BLENDS.items():
         rows = _differences(results, method, ("edit_db", "same_db"))
         yield (
-            f"- **Blend `{method}`** ({source}) against the default: {_told(rows)}. {_better(rows)}"
+            f"- **Blend `{method}`** ({source}) against the default: {_figures(rows)}. "
+            f"{_verdict_on_blend(rows)}"
         )
 
 
-def _better(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """What the differences of a blend say: the truth decides, nearness to dense is mentioned."""
-    ways = {measure: _sign(row, measure) for measure, row in rows.items()}
-    truth, same = ways.get("edit_db", 0), ways.get("same_db", 0)
-    if truth > 0:
-        return "**It is better than the default's direction: a change of the default is proposed.**"
-    told = "Worse." if truth < 0 else "Not told apart by the truth."
-    nearer = {1: " It is nearer to dense.", -1: " It is further from dense.", 0: ""}
-    return told + nearer[same]
+def _verdict_on_blend(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Judge a blend by the truth; also say whether it is closer to dense."""
+    signs = {measure: _sign(row, measure) for measure, row in rows.items()}
+    against_truth, against_dense = signs.get("edit_db", 0), signs.get("same_db", 0)
+    if against_truth > 0:
+        return "**Better than the default: we propose to change the default.**"
+    verdict = (
+        "Worse." if against_truth < 0 else "No significant difference in closeness to the truth."
+    )
+    closeness = {1: " It is closer to dense.", -1: " It is further from dense.", 0: ""}
+    return verdict + closeness[against_dense]
 
 
 def _differences(
     results: Results, method: str, measures: tuple[str, ...]
 ) -> dict[str, Mapping[str, Any]]:
+    """Return the method's rows of the difference to the default, by measure."""
     rows = {m: results.row(MEASURES[m].name + AGAINST_DEFAULT, method) for m in measures}
     return {measure: row for measure, row in rows.items() if row is not None}
 
 
-def _told(rows: Mapping[str, Mapping[str, Any]]) -> str:
+def _figures(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return ", ".join(
         f"{MEASURES[m].name} {r['value']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}] {r['unit']}"
         for m, r in rows.items()

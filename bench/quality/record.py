@@ -1,4 +1,4 @@
-"""One edit of one scene by one variant, and its record."""
+"""Edit one scene with one variant and record the figures."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,7 +29,7 @@ from .variants import Variant
 
 EDITORS: Mapping[str, ModuleType] = {"kontext": edits, "qwen": qwen, "world": world}
 _PHOTOGRAPHS = {"easy": edits.varied, "hard": hard_scene}
-SCENES: Mapping[str, Mapping[str, Callable[[int], Any]]] = {  # editor -> split -> of a seed
+SCENES: Mapping[str, Mapping[str, Callable[[int], Any]]] = {  # editor -> split -> (seed -> scene)
     "kontext": _PHOTOGRAPHS,
     "qwen": _PHOTOGRAPHS,
     "world": {split: partial(make_scene, split=split) for split in ("easy", "hard")},
@@ -51,14 +51,14 @@ SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What all edits of a run share.
+    """The settings that all edits of a run share.
 
     Attributes:
-        editor: of `EDITORS`.
-        steps: of loops that name none.
-        device, dtype: names.
-        thresholds: judge -> the one at which it selects as much as the default judge.
-        ratios: of MagCache.
+        editor: a key of `EDITORS`.
+        steps: number of steps, unless the variant's loop has its own.
+        device, dtype: torch's names of them.
+        thresholds: judge -> the threshold at which it selects as much as the default judge.
+        ratios: MagCache's ratios.
     """
 
     editor: str = "kontext"
@@ -72,20 +72,20 @@ class Setting:
         return EDITORS[self.editor].load(self.device, getattr(torch, self.dtype))
 
     def arguments(self, scene: Scene, seed: int, variant: Variant) -> dict[str, Any]:
-        """Of the pipeline's call."""
+        """Return the arguments of the pipeline's call."""
         loop = variant.loop
-        guided = {} if loop.guidance is None else {"guidance": loop.guidance}
+        options = {} if loop.guidance is None else {"guidance": loop.guidance}
         steps = self.steps if loop.steps is None else loop.steps
-        return EDITORS[self.editor].arguments(scene, seed, steps=steps, **guided)
+        return EDITORS[self.editor].arguments(scene, seed, steps=steps, **options)
 
     def config(self, variant: Variant, steps: int) -> dict[str, Any]:
-        """Of `spotedit.enable`."""
+        """Return the arguments of `spotedit.enable`."""
         config = dict(variant.config or {})
-        own = spotedit.SpotEditConfig(**config).settings
+        settings = spotedit.SpotEditConfig(**config).settings
         if variant.multiple is not None:
-            config["threshold"] = variant.multiple * own.threshold
+            config["threshold"] = variant.multiple * settings.threshold
         if variant.equal_r:
-            config["threshold"] = self.thresholds[own.judge]
+            config["threshold"] = self.thresholds[settings.judge]
         if variant.resets is not None:
             config["reset_steps"] = [int(fraction * steps + 0.5) for fraction in variant.resets]
         return config
@@ -94,19 +94,19 @@ class Setting:
 def edit(
     pipe: Any, setting: Setting, variant: Variant, truth: Truth, dense: np.ndarray | None
 ) -> tuple[np.ndarray, Figures]:
-    """The picture, uint8 [H, W, 3], and its figures.
+    """Return the edited picture, uint8 [H, W, 3], and its figures.
 
     Args:
-        dense: the picture of the same loop without a variant; None: this is it.
+        dense: the dense edit with the same loop; None if this is that edit.
 
     Raises:
-        Exception: what the pipeline, the scheduler or a rival raises.
+        Exception: whatever the pipeline, the scheduler or a rival raises.
     """
     scene, seed = truth.scene, truth.seed
-    given = setting.arguments(scene, seed, variant)
-    steps = given["num_inference_steps"]
+    arguments = setting.arguments(scene, seed, variant)
+    steps = arguments["num_inference_steps"]
     handle = None
-    torch.manual_seed(seed)  # of schedulers that draw
+    torch.manual_seed(seed)  # for schedulers that draw noise
     with ExitStack() as undo:
         undo.enter_context(_scheduler(pipe, variant.loop.scheduler))
         if variant.ablation is not None:
@@ -119,7 +119,7 @@ def edit(
                 handle.set_mask(scene.mask, mode=variant.mask)
         work = undo.enter_context(counted_work(pipe.transformer))
         trace, extra = undo.enter_context(edits.traced(pipe))
-        output, seconds = call_seconds(lambda: pipe(**given, **extra), pipe.device)
+        output, seconds = call_seconds(lambda: pipe(**arguments, **extra), pipe.device)
     picture = np.asarray(output.images[0])
     record: Figures = {"seconds": seconds, "work": work[0]}
     region = None
@@ -131,26 +131,35 @@ def edit(
             record["misaligned"] = True
     if region is not None:
         record["region"] = region.astype(int).tolist()
-        kept = torch.from_numpy(~region.ravel())
-        record["exact"] = torch.equal(trace.states[-1][:, kept], trace.source[:, kept])
+        reused = torch.from_numpy(~region.ravel())
+        record["exact"] = torch.equal(trace.states[-1][:, reused], trace.source[:, reused])
     return picture, record | truth.figures(picture, dense, region)
 
 
 def paste(
-    variant: Variant, truth: Truth, dense: np.ndarray, of_dense: Figures, of_default: Figures
+    variant: Variant,
+    truth: Truth,
+    dense: np.ndarray,
+    dense_figures: Figures,
+    default_figures: Figures,
 ) -> Figures:
-    """Figures of the dense picture with the source's pixels outside a region; at dense's cost."""
-    spot = variant.paste == "spot"
-    region = np.array(of_default["region"], dtype=bool) if spot else truth.ringed
+    """Return the figures of the dense edit with the source pasted outside a region.
+
+    The cost is that of the dense edit.
+    """
+    if variant.paste == "spot":
+        region = np.array(default_figures["region"], dtype=bool)
+    else:
+        region = truth.touched_and_ring
     inside = quality.pixels(region, truth.size)
     picture = np.where(inside[..., None], dense, truth.scene.source)
-    cost = {name: of_dense[name] for name in ("seconds", "work")}
+    cost = {name: dense_figures[name] for name in ("seconds", "work")}
     return cost | truth.figures(picture, dense, region)
 
 
 @contextmanager
 def counted_work(transformer: nn.Module) -> Iterator[list[int]]:
-    """Multiplications of the linear layers inside the block, in a list of one number."""
+    """Count the multiplications of the linear layers inside the block, in a list of one number."""
     work = [0]
 
     def count(layer: nn.Linear, args: tuple) -> None:
@@ -165,6 +174,7 @@ def counted_work(transformer: nn.Module) -> Iterator[list[int]]:
 
 @contextmanager
 def _scheduler(pipe: Any, name: str | None) -> Iterator[None]:
+    """Give the pipeline another scheduler inside the block, unless the name is None."""
     stock = pipe.scheduler
     if name is not None:
         kind, options = SCHEDULERS[name]

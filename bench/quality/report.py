@@ -1,4 +1,4 @@
-"""From records to rows."""
+"""Turn the records of edits into rows."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -14,11 +14,13 @@ from .rivals import SETTINGS
 from .statistics import Estimate, Record, estimate, mean, paired, table
 from .variants import DEFAULT, VARIANTS
 
-KIND_DB = {"recolour": 18.0, "remove": 16.0, "replace": 18.0, "add": 18.0}  # of dense, medians
+# median of the dense edits against the truth, by kind of instruction
+KIND_DB = {"recolour": 18.0, "remove": 16.0, "replace": 18.0, "add": 18.0}
 DIFFERENCE = ", difference to dense"
 AGAINST_DEFAULT = ", difference to default"
 PAIRED = ("edit_db", "edit_ssim", "edit_features", "edit_lpips", "edit_dists", "still_db")
-OWN = ("same_db", "above_floor", "seam_excess", "undone", "recall", "recall_dense", "precision")
+UNPAIRED = ("same_db", "above_floor", "seam_excess", "undone", "recall", "recall_dense",
+            "precision")  # fmt: skip
 SIZES = {
     "active_touched": "active / touched tokens",
     "active_ringed": "active / touched tokens and a ring of one around them",
@@ -29,11 +31,9 @@ RATIO, WORK, SECONDS = "r, spot steps", "work saved", "seconds"
 FAILED = "does not run"
 SEAM = "seam error, above dense's, low end of the interval"
 EDIT_LOW = MEASURES["edit_db"].name + DIFFERENCE + ", low end of the interval"
-WORST = {  # figure -> (statistic, percentile) beside its mean
-    "recall": (("5th percentile", 5), ("lowest", 0)),
-    "recall_dense": (("5th percentile", 5), ("lowest", 0)),
-}
-# of the default on a split, what the project promises
+LOW_PERCENTILES = {"5th percentile": 5, "lowest": 0}
+WITH_LOW_PERCENTILES = ("recall", "recall_dense")
+# What the project promises for the default settings, by split.
 AT_LEAST = {
     "easy": {"edit_db": -0.1, EDIT_LOW: -0.2, "above_floor": -0.1, "recall": 0.97},
     "hard": {"recall": 0.97, "recall, 5th percentile": 0.8},
@@ -50,38 +50,39 @@ def summarise(
     targets: Mapping[str, float] = KIND_DB,
     split: str = "easy",
 ) -> list[Row]:
-    """Rows of the dense edits and of every variant beside the one of its loop.
+    """Return the rows of the dense edits, of all variants, and of their comparisons.
 
     Args:
-        names: of the variants.
-        targets: of the dense edits against the truth, in dB by kind of instruction or "all".
-        split: whose promises the default is held to.
+        records: by seed and variant.
+        names: the variants to report.
+        targets: targets in dB of the dense edits against the truth, by kind or for "all".
+        split: selects the promises that the default must keep.
     """
-    found = table(records)
+    tables = table(records)
     rows: list[Row] = []
     loops = dict.fromkeys(VARIANTS[name].loop.dense for name in names)
     for loop in loops:
-        rows += dense_rows(loop, found[loop], targets)
+        rows += dense_rows(loop, tables[loop], targets)
     for name in names:
         errors = [r["error"] for (_, n), r in records.items() if n == name and "error" in r]
         if errors:
             where = {"method": name, "error": errors[0]}
             rows.append(Row(FAILED, float("nan"), "", samples=len(errors), parameters=where))
-        if found[name]:
-            rows += _variant(name, found[name], found[VARIANTS[name].loop.dense], split)
-    same = [n for n in names if n != DEFAULT and VARIANTS[n].loop == VARIANTS[DEFAULT].loop]
-    for name in (n for n in same if DEFAULT in names and VARIANTS[n].config is not None):
-        for figure, measure in MEASURES.items():
-            difference = paired(found[name], found[DEFAULT], figure)
-            rows += _row(difference, measure.name + AGAINST_DEFAULT, measure.unit, name)
+        if tables[name]:
+            rows += _variant_rows(name, tables[name], tables[VARIANTS[name].loop.dense], split)
+    if DEFAULT in names:
+        for name in names:
+            if _is_comparable_with_default(name):
+                rows += _rows_against_default(name, tables[name], tables[DEFAULT])
     if {DEFAULT, *gate.VARIANTS} <= set(names):
-        rows += gate.rows(gate.differences(found))
+        rows += gate.rows(gate.differences(tables))
     return rows
 
 
 def dense_rows(
     loop: str, records: Mapping[str, Record], targets: Mapping[str, float]
 ) -> Iterator[Row]:
+    """Yield the rows of the dense edits with one loop."""
     kinds = ("all", *KIND_DB) if loop == "dense" else ("all",)
     for kind in kinds:
         values = [r["edit_db"] for r in records.values() if kind in ("all", r["kind"])]
@@ -95,26 +96,41 @@ def dense_rows(
     yield from _row(mean(records, "seconds"), SECONDS, "s", loop)
 
 
-def _variant(
+def _is_comparable_with_default(name: str) -> bool:
+    """Return whether a variant edits with spot, in the default's loop, and is not the default."""
+    variant = VARIANTS[name]
+    has_same_loop = variant.loop == VARIANTS[DEFAULT].loop
+    return name != DEFAULT and has_same_loop and variant.config is not None
+
+
+def _rows_against_default(
+    name: str, records: Mapping[str, Record], default: Mapping[str, Record]
+) -> Iterator[Row]:
+    for figure, measure in MEASURES.items():
+        difference = paired(records, default, figure)
+        yield from _row(difference, measure.name + AGAINST_DEFAULT, measure.unit, name)
+
+
+def _variant_rows(
     name: str, records: Mapping[str, Record], dense: Mapping[str, Record], split: str
 ) -> Iterator[Row]:
     row = partial(_row, split=split)
     for figure in PAIRED:
         measure = MEASURES[figure]
-        found = paired(records, dense, figure)
-        yield from row(found, measure.name + DIFFERENCE, measure.unit, name, figure)
-        if figure == "edit_db" and name == DEFAULT and found.samples:
-            yield _bound(EDIT_LOW, found.low, "dB", found.samples, name, split)
-    for figure in OWN:
-        yield from row(
-            mean(records, figure), MEASURES[figure].name, MEASURES[figure].unit, name, figure
-        )
-        yield from _worst(name, records, figure, split)
+        difference = paired(records, dense, figure)
+        yield from row(difference, measure.name + DIFFERENCE, measure.unit, name, figure)
+        if figure == "edit_db" and name == DEFAULT and difference.samples:
+            yield _bound(EDIT_LOW, difference.low, "dB", difference.samples, name, split)
+    for figure in UNPAIRED:
+        measure = MEASURES[figure]
+        yield from row(mean(records, figure), measure.name, measure.unit, name, figure)
+        if figure in WITH_LOW_PERCENTILES:
+            yield from _low_percentiles(name, records, figure, split)
     for figure, title in SIZES.items():
         yield from row(mean(records, figure), title, "x", name, figure)
     yield from row(mean(records, "r"), RATIO, "share", name, RATIO)
-    both = [seed for seed in records if seed in dense]
-    saved = [1 - records[seed]["work"] / dense[seed]["work"] for seed in both]
+    seeds = [seed for seed in records if seed in dense]
+    saved = [1 - records[seed]["work"] / dense[seed]["work"] for seed in seeds]
     yield from _row(estimate(saved), WORK, "share", name)
     yield from _row(mean(records, "seconds"), SECONDS, "s", name)
     exact = [float(r["exact"]) for r in records.values() if "exact" in r]
@@ -122,50 +138,58 @@ def _variant(
     whole = [float("misaligned" in r) for r in records.values() if "r" in r]
     yield from _row(estimate(whole), "taken for a change of the whole frame", "share", name)
     if name == DEFAULT:
-        yield from _parts(name, records, dense)
+        yield from _rows_by_kind_and_area(name, records, dense)
         seam = mean(records, "seam_excess")
         if seam.samples:
             yield _bound(SEAM, seam.low, "/255", seam.samples, name, split)
 
 
-def _worst(name: str, records: Mapping[str, Record], figure: str, split: str) -> Iterator[Row]:
-    """Percentiles of a figure, where a mean would hide failures."""
-    known = [record[figure] for record in records.values() if record.get(figure) is not None]
-    for statistic, percentile in WORST.get(figure, ()) if known else ():
-        value, title = float(np.percentile(known, percentile)), f"{figure}, {statistic}"
-        shown = f"{MEASURES[figure].name}, {statistic}"
-        yield _bound(shown, value, MEASURES[figure].unit, len(known), name, split, title)
+def _low_percentiles(
+    name: str, records: Mapping[str, Record], figure: str, split: str
+) -> Iterator[Row]:
+    """Yield low percentiles of a figure, since a mean would hide single failures."""
+    values = [record[figure] for record in records.values() if record.get(figure) is not None]
+    if not values:
+        return
+    measure = MEASURES[figure]
+    for statistic, percentile in LOW_PERCENTILES.items():
+        value, target = float(np.percentile(values, percentile)), f"{figure}, {statistic}"
+        title = f"{measure.name}, {statistic}"
+        yield _bound(title, value, measure.unit, len(values), name, split, target)
 
 
 def _bound(
     title: str, value: float, unit: str, samples: int, name: str, split: str, target: str = ""
 ) -> Row:
-    """A row of one number, held to the promise of that name or of its title."""
-    goals = [goal[split].get(target or title) for goal in (AT_LEAST, AT_MOST)]
-    low, high = goals if name == DEFAULT else (None, None)
+    """Return the row of a single number; `target` names its promise if the title does not."""
+    is_default = name == DEFAULT
     return Row(
-        title, value, unit, samples=samples, at_least=low, at_most=high,
+        title, value, unit, samples=samples,
+        at_least=AT_LEAST[split].get(target or title) if is_default else None,
+        at_most=AT_MOST[split].get(target or title) if is_default else None,
         parameters={"method": name},
     )  # fmt: skip
 
 
-def _parts(name: str, records: Mapping[str, Record], dense: Mapping[str, Record]) -> Iterator[Row]:
-    """Of every kind of instruction and of small and large edits."""
+def _rows_by_kind_and_area(
+    name: str, records: Mapping[str, Record], dense: Mapping[str, Record]
+) -> Iterator[Row]:
+    """Yield the difference to dense for each kind of instruction and each size of edit."""
 
-    def of(chosen: Callable[[Record], bool]) -> Estimate:
-        return paired({s: r for s, r in records.items() if chosen(r)}, dense, "edit_db")
+    def row(parameter: str, value: str, is_member: Callable[[Record], bool]) -> Iterator[Row]:
+        members = {seed: record for seed, record in records.items() if is_member(record)}
+        difference = paired(members, dense, "edit_db")
+        return _row(difference, title, "dB", name, where={parameter: value})
 
     title = MEASURES["edit_db"].name + DIFFERENCE
     for kind in KIND_DB:
-        found = of(lambda r, kind=kind: r["kind"] == kind)
-        yield from _row(found, title, "dB", name, where={"kind": kind})
+        yield from row("kind", kind, lambda r, kind=kind: r["kind"] == kind)
     for band, (low, high) in BANDS.items():
-        found = of(lambda r, low=low, high=high: low <= r["area"] < high)
-        yield from _row(found, title, "dB", name, where={"area": band})
+        yield from row("area", band, lambda r, low=low, high=high: low <= r["area"] < high)
 
 
 def _row(
-    found: Estimate,
+    measured: Estimate,
     title: str,
     unit: str,
     method: str,
@@ -173,13 +197,13 @@ def _row(
     where: Mapping[str, Any] | None = None,
     split: str = "easy",
 ) -> Iterator[Row]:
-    """One row, or none where nothing was measured."""
-    if found.samples:
-        own = method == DEFAULT
+    """Yield one row, or none if nothing was measured; the default is held to its promises."""
+    if measured.samples:
+        is_default = method == DEFAULT
         yield Row(
-            title, found.mean, unit, found.low, found.high, found.samples,
-            at_least=AT_LEAST[split].get(target) if own else None,
-            at_most=AT_MOST[split].get(target) if own else None,
+            title, measured.mean, unit, measured.low, measured.high, measured.samples,
+            at_least=AT_LEAST[split].get(target) if is_default else None,
+            at_most=AT_MOST[split].get(target) if is_default else None,
             parameters={"method": method, **(where or {})},
         )  # fmt: skip
 
@@ -187,19 +211,18 @@ def _row(
 def remarks(
     records: Mapping[tuple[str, str], Record], setting: Setting, names: Sequence[str]
 ) -> list[str]:
-    """What a reader of the rows has to know, in sentences."""
-    told = []
-    found = table(records)
+    """Return what a reader needs to know about these rows, in sentences."""
+    sentences = []
     absent = [
         NETWORKS[n].upper() for n in NETWORKS if all(r.get(n) is None for r in records.values())
     ]
     if absent:
-        told.append(f"{' and '.join(absent)}: weights not present.")
+        sentences.append(f"{' and '.join(absent)} are not measured: their weights are absent.")
     if setting.thresholds and any(VARIANTS[name].equal_r for name in names):
         each = ", ".join(f"{judge} {value:.3g}" for judge, value in setting.thresholds.items())
-        told.append(f"Thresholds of equal r, found on other scenes: {each}.")
+        sentences.append(f"The thresholds of equal r were found on other scenes: {each}.")
     if any(VARIANTS[name].rival for name in names):
-        told.append(SETTINGS)
+        sentences.append(SETTINGS)
     if {DEFAULT, *gate.VARIANTS} <= set(names):
-        told += gate.verdicts(gate.differences(found))
-    return told
+        sentences += gate.verdicts(gate.differences(table(records)))
+    return sentences

@@ -1,4 +1,4 @@
-"""Committed rows, read back."""
+"""Read committed rows and format them."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,7 @@ from ..rows import RESULTS
 
 @dataclass(frozen=True)
 class Results:
-    """Rows of one run, as its JSON file has them."""
+    """The content of one run's JSON file."""
 
     name: str
     rows: Sequence[dict[str, Any]]
@@ -19,13 +19,14 @@ class Results:
     environment: dict[str, str]
 
     def row(self, name: str, method: str) -> dict[str, Any] | None:
-        """The row of a method as a whole, without kind and area."""
-        wanted = {"method": method}
-        return next((r for r in self.rows if r["name"] == name and r["parameters"] == wanted), None)
+        """Return the row over all of a method's scenes, not the rows of a kind or an area."""
+        parameters = {"method": method}
+        rows = (r for r in self.rows if r["name"] == name and r["parameters"] == parameters)
+        return next(rows, None)
 
 
 def read(name: str, folder: Path = RESULTS) -> Results | None:
-    """Of NAME.json, or None where that run has not been made."""
+    """Return the results in NAME.json, or None if there is no such file."""
     path = folder / f"{name}.json"
     if not path.is_file():
         return None
@@ -34,7 +35,7 @@ def read(name: str, folder: Path = RESULTS) -> Results | None:
 
 
 def cell(row: dict[str, Any] | None, digits: int, interval: bool = True) -> str:
-    """A row's value, with its interval if asked; empty without one."""
+    """Format a row's value, with its interval if there is one; return "" without a value."""
     if row is None or row["value"] is None:
         return ""
     text = f"{row['value']:.{digits}f}"
@@ -44,6 +45,7 @@ def cell(row: dict[str, Any] | None, digits: int, interval: bool = True) -> str:
 
 
 def table(header: Iterable[str], lines: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a markdown table."""
     header = list(header)
     lines = [header, ["---"] * len(header), *lines]
     return [f"| {' | '.join(line)} |" for line in lines]

@@ -1,4 +1,4 @@
-"""Other ways to skip work, on the same editor: diffusers' caches and cache-dit."""
+"""Apply other methods that skip work to the same editor: diffusers' caches and cache-dit."""
 
 import contextlib
 import io
@@ -12,17 +12,17 @@ import torch
 from diffusers import hooks
 from diffusers.utils import logging as diffusers_logging
 
-Config = Callable[[Any, int, Sequence[float]], Any]
 SETTINGS = (
-    "Rivals have their own defaults, and float32 for TaylorSeer's factors; MagCache has ratios "
-    "calibrated on one other scene; cache-dit (DBCache) computes 1 block of 8 at every step, as "
-    "its default of 8 does not fit, and is told where the blocks are. Caches that want a cache "
-    "context, which the Kontext pipelines do not enter, get one around the call."
+    "Rivals run with their default settings, with these exceptions. TaylorSeer's factors are in "
+    "float32. MagCache's ratios are calibrated on one other scene. cache-dit (DBCache) computes 1 "
+    "of 8 blocks at every step, since its default of 8 is all of them, and gets the lists of "
+    "blocks from us. Some caches need a cache context, which the Kontext pipelines do not enter; "
+    "the benchmark enters it around the call."
 )
 
 
 def calibrate_mag(pipe: Any, call: Callable[[], Any], steps: int) -> list[float]:
-    """MagCache's ratios of one dense edit: it prints them, and keeps nothing."""
+    """Return MagCache's ratios for one dense edit, read from what MagCache prints."""
     printed = io.StringIO()
     pipe.transformer.enable_cache(hooks.MagCacheConfig(calibrate=True, num_inference_steps=steps))
     try:
@@ -30,68 +30,46 @@ def calibrate_mag(pipe: Any, call: Callable[[], Any], steps: int) -> list[float]
             call()
     finally:
         pipe.transformer.disable_cache()
-    # a list for each guidance branch, the prompt's first
-    found = [line for line in printed.getvalue().splitlines() if line[:1] + line[-1:] == "[]"]
-    return json.loads(found[0])
+    # MagCache prints one list per guidance branch; the first belongs to the prompt.
+    lines = printed.getvalue().splitlines()
+    return json.loads(next(x for x in lines if x.startswith("[") and x.endswith("]")))
 
 
-def _first_block(pipe: Any, steps: int, ratios: Sequence[float]) -> Any:
-    return hooks.FirstBlockCacheConfig()
-
-
-def _mag(pipe: Any, steps: int, ratios: Sequence[float]) -> Any:
-    return hooks.MagCacheConfig(mag_ratios=list(ratios), num_inference_steps=steps)
-
-
-def _taylor_seer(pipe: Any, steps: int, ratios: Sequence[float]) -> Any:
-    return hooks.TaylorSeerCacheConfig(taylor_factors_dtype=torch.float32)
-
-
-def _faster(pipe: Any, steps: int, ratios: Sequence[float]) -> Any:
-    return hooks.FasterCacheConfig(
+_CONFIGS: Mapping[str, Callable[[Any, int, Sequence[float]], Any]] = {
+    "FirstBlockCache": lambda pipe, steps, ratios: hooks.FirstBlockCacheConfig(),
+    "MagCache": lambda pipe, steps, ratios: hooks.MagCacheConfig(
+        mag_ratios=list(ratios), num_inference_steps=steps
+    ),
+    "TaylorSeerCache": lambda pipe, steps, ratios: hooks.TaylorSeerCacheConfig(
+        taylor_factors_dtype=torch.float32
+    ),
+    "FasterCache": lambda pipe, steps, ratios: hooks.FasterCacheConfig(
         is_guidance_distilled=True, current_timestep_callback=lambda: pipe.current_timestep
-    )
-
-
-def _pyramid(pipe: Any, steps: int, ratios: Sequence[float]) -> Any:
-    return hooks.PyramidAttentionBroadcastConfig(
+    ),
+    "PyramidAttentionBroadcast": lambda pipe, steps, ratios: hooks.PyramidAttentionBroadcastConfig(
         spatial_attention_block_skip_range=2,
         current_timestep_callback=lambda: pipe.current_timestep,
-    )
-
-
-def _sea(pipe: Any, steps: int, ratios: Sequence[float]) -> Any:
-    return hooks.SeaCacheConfig()
-
-
-def _text(pipe: Any, steps: int, ratios: Sequence[float]) -> Any:
-    return hooks.TextKVCacheConfig()
-
-
-_CONFIGS: Mapping[str, Config] = {
-    "FirstBlockCache": _first_block,
-    "MagCache": _mag,
-    "TaylorSeerCache": _taylor_seer,
-    "FasterCache": _faster,
-    "PyramidAttentionBroadcast": _pyramid,
-    "SeaCache": _sea,
-    "TextKVCache": _text,
+    ),
+    "SeaCache": lambda pipe, steps, ratios: hooks.SeaCacheConfig(),
+    "TextKVCache": lambda pipe, steps, ratios: hooks.TextKVCacheConfig(),
 }
-LASTING = ("cache-dit", "cache-dit, TaylorSeer")  # diffusers' caches fail on a pipeline after them
+# These leave traces: diffusers' caches fail on a pipeline that one of them has used.
+LASTING = ("cache-dit", "cache-dit, TaylorSeer")
 RIVALS = (*_CONFIGS, *LASTING)
 
 
 @contextmanager
 def applied(pipe: Any, name: str, steps: int, ratios: Sequence[float]) -> Iterator[None]:
-    """One of `RIVALS` while the block runs; what it raises is the library's own.
+    """Apply a rival method inside the block. The library's own errors pass through.
 
     Args:
-        steps: of the call.
-        ratios: of MagCache.
+        name: one of `RIVALS`.
+        steps: number of steps of the pipeline's call.
+        ratios: MagCache's ratios.
 
     Raises:
         ModuleNotFoundError: cache-dit is not installed.
-        ValueError: cache-dit on another architecture than Kontext's.
+        ValueError: cache-dit is applied to another architecture than Kontext's.
     """
     if name in _CONFIGS:
         transformer = pipe.transformer
@@ -113,7 +91,7 @@ def _cache_dit(pipe: Any, seer: bool) -> Iterator[None]:
 
     transformer = pipe.transformer
     if not hasattr(transformer, "single_transformer_blocks"):
-        raise ValueError("cache-dit is tried on Kontext's blocks only")
+        raise ValueError("cache-dit is measured with Kontext's transformer only")
     logging.disable(logging.WARNING)
     lists = [transformer.transformer_blocks, transformer.single_transformer_blocks]
     adapter = cache_dit.BlockAdapter(
@@ -122,12 +100,11 @@ def _cache_dit(pipe: Any, seer: bool) -> Iterator[None]:
         blocks=lists,
         forward_pattern=[cache_dit.ForwardPattern.Pattern_1] * len(lists),
     )
+    calibrator = cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=1) if seer else None
     cache_dit.enable_cache(
         adapter,
         cache_config=cache_dit.DBCacheConfig(Fn_compute_blocks=1, Bn_compute_blocks=0),
-        calibrator_config=cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=1)
-        if seer
-        else None,
+        calibrator_config=calibrator,
     )
     try:
         yield
@@ -138,7 +115,7 @@ def _cache_dit(pipe: Any, seer: bool) -> Iterator[None]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without diffusers' advice."""
+    """Hide diffusers' warnings inside the block."""
     level = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()
     try:

@@ -1,4 +1,4 @@
-"""What judges would select on the way of a dense edit, without running spot steps."""
+"""Find which tokens a judge would select in a recorded dense edit, without running spot steps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,21 +19,29 @@ from ..edits import Trace
 def judged(
     pipe: Any, trace: Trace, grid: tuple[int, int], judge: JudgeName, kinds: Sequence[str]
 ) -> Tensor:
-    """Score the clean image that every step predicts: fp32 [T, N].
+    """Score the clean image that each step predicts; returns fp32 [T, N].
 
     Args:
-        kinds: of the T steps; full ones are judged afresh.
+        kinds: "full", "spot" or another kind for each of the T steps; the judge starts afresh at
+            full steps.
     """
     features = spec_for(pipe).features(pipe, trace.source, grid)
     with torch.no_grad():
         score = make_judge(judge, trace.source, grid, features, "auto")
-        steps = zip(trace.estimates(), kinds, strict=True)
-        return torch.cat([score(Prediction(x0), kind == "full") for x0, kind in steps])
+        return torch.cat([
+            score(Prediction(x0), kind == "full")
+            for x0, kind in zip(trace.estimates(), kinds, strict=True)
+        ])  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Selected:
-    """Tokens of the last spot step, bool [rows, cols], and the mean share over all spot steps."""
+    """A simulated selection.
+
+    Attributes:
+        region: the active tokens of the last spot step, bool [rows, cols].
+        ratio: mean share of active tokens over all spot steps.
+    """
 
     region: Tensor
     ratio: float
@@ -46,27 +54,31 @@ def selected(
     settings: Settings,
     threshold: float | None = None,
 ) -> Selected:
-    """Select what spot steps would compute, from the scores [T, N] of the steps.
+    """Select the tokens that spot steps would compute, from the scores [T, N] of all steps.
 
-    `threshold`: in place of the settings'.
+    Args:
+        threshold: replaces that of the settings.
     """
-    cut = settings.threshold if threshold is None else threshold
-    running, judged_at, shares = None, 0, []
-    for step, kind in enumerate(kinds[1:]):  # `step` comes before the one of this kind
-        if kind != "spot":
+    if threshold is None and settings.threshold != "auto":
+        threshold = settings.threshold
+    active, judged_at, shares = None, 0, []
+    for step in range(1, len(kinds)):
+        if kinds[step] != "spot":
             continue
-        fresh = kinds[step] == "full"
-        if fresh or step - judged_at == settings.judge_every:
-            previous, judged_at = None if fresh else running, step
-            running, _, _ = select_tokens(
-                scores[step : step + 1],
+        before = step - 1  # the judge sees the prediction of the step before
+        is_after_full = kinds[before] == "full"
+        if is_after_full or before - judged_at == settings.judge_every:
+            previous = None if is_after_full else active
+            judged_at = before
+            active, _, _ = select_tokens(
+                scores[before : before + 1],
                 grid,
-                threshold=None if cut == "auto" else cut,
+                threshold=threshold,
                 previous=previous,
                 dilation=settings.dilation,
                 hysteresis=settings.hysteresis,
             )
-        assert running is not None
-        shares.append(float(running.float().mean()))
-    assert running is not None, "there is no spot step"
-    return Selected(running.reshape(grid), sum(shares) / len(shares))
+        assert active is not None
+        shares.append(float(active.float().mean()))
+    assert active is not None, "there is no spot step"
+    return Selected(active.reshape(grid), sum(shares) / len(shares))

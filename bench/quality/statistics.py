@@ -1,5 +1,9 @@
-"""Paired differences of records, with seeded bootstrap intervals of 95%."""
+"""Estimate means and paired differences of the records' figures, with bootstrap 95% intervals.
 
+The bootstrap is `bench.metrics.bootstrap`; its seed is fixed.
+"""
+
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,14 +11,14 @@ from typing import Any
 from ..metrics import bootstrap
 from .measures import MEASURES
 
-FEWEST = 8  # resamples of fewer say too little
+FEWEST = 8  # samples; an interval from fewer supports no conclusion
 Record = Mapping[str, Any]
 Table = Mapping[str, Mapping[str, Record]]  # variant -> seed as text -> record
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, its interval, and how many values it is of; not a number without any."""
+    """A mean, the ends of its interval, and the number of samples; all nan without samples."""
 
     mean: float
     low: float
@@ -23,35 +27,36 @@ class Estimate:
 
 
 def table(records: Mapping[tuple[str, str], Record]) -> dict[str, dict[str, Record]]:
-    """Records that have figures, by variant and seed."""
-    found: dict[str, dict[str, Record]] = {}
+    """Group the records of edits that ran by variant and seed."""
+    by_variant: dict[str, dict[str, Record]] = {}
     for (seed, name), record in records.items():
-        found.setdefault(name, {})
+        by_seed = by_variant.setdefault(name, {})
         if "error" not in record:
-            found[name][seed] = record
-    return found
+            by_seed[seed] = record
+    return by_variant
 
 
 def estimate(values: Sequence[float]) -> Estimate:
+    """Estimate the mean of the values."""
     if not values:
-        return Estimate(*[float("nan")] * 3, 0)
+        return Estimate(math.nan, math.nan, math.nan, 0)
     return Estimate(*bootstrap(values), len(values))
 
 
 def mean(records: Mapping[str, Record], figure: str) -> Estimate:
-    """Of a figure, over the records that have it."""
+    """Estimate the mean of a figure over the records that have it."""
     values = [record.get(figure) for record in records.values()]
     return estimate([value for value in values if value is not None])
 
 
 def paired(ours: Mapping[str, Record], theirs: Mapping[str, Record], figure: str) -> Estimate:
-    """Of the difference ours - theirs, over the seeds at which both have the figure."""
+    """Estimate the mean of ours - theirs over the seeds for which both have the figure."""
     pairs = [(ours[seed].get(figure), theirs[seed].get(figure)) for seed in ours if seed in theirs]
     return estimate([a - b for a, b in pairs if a is not None and b is not None])
 
 
 def worse(difference: Estimate, figure: str) -> bool:
-    """Whether all of the interval lies on the figure's bad side, and it is of enough scenes."""
+    """Return whether the whole interval lies on the figure's bad side, given enough samples."""
     if difference.samples < FEWEST:
         return False
-    return difference.high < 0 if MEASURES[figure].more else difference.low > 0
+    return difference.high < 0 if MEASURES[figure].higher_is_better else difference.low > 0

@@ -1,25 +1,25 @@
-"""From committed rows to the README's table and docs/quality.md."""
+"""Write the README's table and docs/quality.md from the committed rows."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from . import paper
+from .gate import PREFIX
 from .measures import MEASURES
 from .report import DIFFERENCE, FAILED, RATIO, WORK
 from .results import Results, cell, read, table
 from .variants import DEFAULT, HARD, MAIN, SWEEPS
 
-_HEAD = 2  # lines of a table without content
-OF_EDITOR = {"": "", "-qwen": ", the Qwen editor", "-world": ", the drawn world's editor"}  # suffix
-TRANSFER = {
+# suffix of a run's name -> what its sections' titles say about the editor
+EDITOR_TITLES = {"": "", "-qwen": ", the Qwen editor", "-world": ", the drawn world's editor"}
+OTHER_EDITORS = {
     f"quality{split}{suffix}": title + editor
-    for suffix, editor in OF_EDITOR.items()
+    for suffix, editor in EDITOR_TITLES.items()
     for split, title in (("", "Easy scenes"), ("-hard", "Hard scenes"))
     if suffix
 }
 BEGIN, END = "<!-- quality:begin -->", "<!-- quality:end -->"
-COLUMNS = {  # title -> (row, digits, with its interval)
+COLUMNS = {  # title -> (row, number of digits, whether to show the interval)
     "edited region, difference to dense, dB": (MEASURES["edit_db"].name + DIFFERENCE, 2, True),
     "edited region against dense, dB": (MEASURES["same_db"].name, 1, False),
     "outside the edit, difference to dense, dB": (MEASURES["still_db"].name + DIFFERENCE, 2, False),
@@ -33,10 +33,13 @@ COLUMNS = {  # title -> (row, digits, with its interval)
 
 
 def methods_table(results: Results, methods: Iterable[str]) -> list[str]:
-    """A line for every method that was measured."""
+    """Return a table with one line for each method that was measured."""
     lines = []
     for method in methods:
-        cells = [cell(results.row(name, method), d, i) for name, d, i in COLUMNS.values()]
+        cells = [
+            cell(results.row(name, method), digits, interval)
+            for name, digits, interval in COLUMNS.values()
+        ]
         if any(cells):
             scenes = max(
                 r["samples"] for r in results.rows if r["parameters"] == {"method": method}
@@ -46,43 +49,43 @@ def methods_table(results: Results, methods: Iterable[str]) -> list[str]:
 
 
 def failures(results: Results) -> list[str]:
-    """What did not run, and its error."""
-    failed = [r["parameters"] | {"n": r["samples"]} for r in results.rows if r["name"] == FAILED]
-    return [f"- {f['method']} does not run ({f['n']} edits): `{f['error']}`" for f in failed]
+    """Return a list of the methods that failed, with their errors."""
+    failed = [(row["parameters"], row["samples"]) for row in results.rows if row["name"] == FAILED]
+    return [f"- {p['method']} does not run ({n} edits): `{p['error']}`" for p, n in failed]
 
 
 def targets(results: Results) -> list[str]:
-    rows = [r for r in results.rows if r["met"] is not None and _of_default(r)]
+    """Return a table of the default's targets, or nothing if the run has none."""
     lines = []
-    for r in rows:
-        bound = f">= {r['at_least']:g}" if r["at_least"] is not None else f"<= {r['at_most']:g}"
-        met = "met" if r["met"] else "**missed**"
-        lines.append([r["name"], f"{cell(r, 3)} {r['unit']}", bound, met])
-    return table(["default settings", "value", "target", ""], lines)
-
-
-def _of_default(row: dict[str, Any]) -> bool:
-    return row["parameters"].get("method") == DEFAULT
+    for row in results.rows:
+        if row["met"] is None or row["parameters"].get("method") != DEFAULT:
+            continue
+        at_least, at_most = row["at_least"], row["at_most"]
+        bound = f">= {at_least:g}" if at_least is not None else f"<= {at_most:g}"
+        met = "met" if row["met"] else "**missed**"
+        lines.append([row["name"], f"{cell(row, 3)} {row['unit']}", bound, met])
+    return table(["default settings", "value", "target", ""], lines) if lines else []
 
 
 def verdicts(results: Results) -> list[str]:
-    """What the known-bad edits showed."""
-    told = [n for n in results.notes if n.startswith("Known bad") or "decides nothing" in n]
-    return [f"- {note}" for note in told]
+    """Return a list of what the known-bad edits showed."""
+    old = "decides nothing"  # how a verdict ended in rows made before its wording changed
+    return [f"- {note}" for note in results.notes if note.startswith(PREFIX) or old in note]
 
 
 def origin(results: Results) -> str:
+    """Return how, where and with which settings the rows were made."""
     e = results.environment
     return (
         f"`{e['command']}`, {e['scenes']} scenes, {e['steps']} steps; default: "
-        f"{e['default']}; commit {e['commit']}, "
-        f"{e['cpu']}, weights {e['weights']} ([rows](RESULTS/{results.name}.md))"
+        f"{e['default']}; commit {e['commit']}, {e['cpu']}, weights {e['weights']} "
+        f"([rows](../bench/results/{results.name}.md))"
     )
 
 
 def readme(main: Results, hard: Results) -> str:
-    """The block between the markers, which are part of it."""
-    columns = {
+    """Return the README's table with the markers around it."""
+    columns = {  # title -> (row, number of digits, factor)
         "edits left undone": (MEASURES["undone"].name, 1, 100),
         "changed tokens found": (MEASURES["recall"].name, 1, 100),
         "PSNR of the edited region, minus stock's": (MEASURES["edit_db"].name + DIFFERENCE, 2, 1),
@@ -105,35 +108,37 @@ def readme(main: Results, hard: Results) -> str:
 
 
 def inserted(text: str, block: str) -> str:
-    """`text` with `block` in place of what stands between the markers.
+    """Return the text with `block` in place of the markers and everything between them.
 
     Raises:
         ValueError: the text has no markers.
     """
     start, end = text.find(BEGIN), text.find(END)
     if not 0 <= start < end:
-        raise ValueError(f"the text has no {BEGIN} ... {END}; insert these lines where it shall be")
+        raise ValueError(f"the text has no {BEGIN} ... {END}; add both where the table shall stand")
     return text[:start] + block + text[end + len(END) :]
 
 
 def document(runs: Mapping[str, Results]) -> str:
-    """docs/quality.md, of the runs by name."""
+    """Return docs/quality.md for the runs by name."""
     main, hard = runs["quality"], runs["quality-hard"]
     lines = [
         "# Quality on scenes with a known truth",
         "",
-        "Three small editors of real architectures edit scenes whose right answer is known: two",
-        "edit shapes on photographs (`kontext`, which ships with the package, and `qwen`), one",
-        "edits drawn pictures (`world`, still in training). Every method starts from the same",
-        "noise as the stock pipeline, called dense here, and differences are paired by scene.",
-        "Intervals are of 95%. [bench/results/quality.md](../bench/results/quality.md) defines",
-        "the figures. `python -m bench.quality --readme` writes this page from the rows.",
+        "Three small editors with real architectures edit scenes whose right answer is known. Two",
+        "of them edit shapes on photographs: `kontext`, which ships with the package, and `qwen`.",
+        "The third, `world`, edits drawn pictures and is still in training. *Dense* is the stock",
+        "pipeline, which computes all tokens in every step. Every method starts from the same",
+        "noise as dense, and differences are paired by scene. Intervals are 95% intervals. The",
+        "figures are defined in [bench/results/quality.md](../bench/results/quality.md).",
+        "`python -m bench.quality --readme` writes this page from the rows.",
         "",
-        "- **Easy scenes** have objects of 2 to 60% of the picture, in colours far from theirs.",
-        "- **Hard scenes** have what misleads a judge: an object in the colour of what it covers,",
-        "  an object of one or two tokens, a change of the shade or texture alone.",
-        "- **Left undone**: of the edits that dense makes, those of which less than half is made.",
-        "- **Recall**: share of the truly changed tokens that are computed in the last spot step.",
+        "- **Easy scenes** edit objects of 2 to 60% of the picture, in clearly different colours.",
+        "- **Hard scenes** mislead a judge: the object has the colour of what it covers, or is one",
+        "  or two tokens large, or only its shade or texture changes.",
+        "- **Left undone**: share of the edits that dense makes but this method makes by less than",
+        "  half.",
+        "- **Recall**: share of the truly changed tokens that the last spot step computes.",
         "- **r**: share of the tokens that a spot step computes.",
         "",
         "![edited region and seam against work](quality.png)",
@@ -148,47 +153,43 @@ def document(runs: Mapping[str, Results]) -> str:
         "",
         *_section(hard, HARD),
         "",
-        "The ten scenes in which the default finds the smallest share of the changed tokens:",
-        "source, dense, spot, and spot with the region outlined.",
+        "The ten scenes in which the default misses the most of the changed tokens. From left to",
+        "right: source, dense, spot, and spot with the region outlined.",
         "",
         "![the ten worst scenes](quality-worst.png)",
     ]
-    for name, title in TRANSFER.items():
+    for name, title in OTHER_EDITORS.items():
         if name in runs:
             lines += ["", f"## {title}", "", *_section(runs[name], (*MAIN, *HARD))]
     lines += ["", "## The paper's ablations", "", *paper.sentences(runs)]
     for sweep, variants in SWEEPS.items():
-        for suffix, editor in OF_EDITOR.items():
+        for suffix, editor in EDITOR_TITLES.items():
             results = runs.get(f"quality-{sweep}{suffix}")
             if results is not None:
                 shown = _table(results, (DEFAULT, *variants))
-                lines += ["", f"## {sweep.capitalize()}{editor}", "", _linked(results), "", *shown]
+                lines += ["", f"## {sweep.capitalize()}{editor}", "", origin(results), "", *shown]
     return "\n".join(lines) + "\n"
 
 
 def runs(folder: Path) -> dict[str, Results]:
-    """All runs whose rows are in a folder, by name."""
-    names = ["quality", "quality-hard", *TRANSFER]
-    names += [f"quality-{sweep}{editor}" for sweep in SWEEPS for editor in OF_EDITOR]
-    found = {name: read(name, folder) for name in names}
-    return {name: results for name, results in found.items() if results is not None}
+    """Return all runs whose rows are in the folder, by name."""
+    names = ["quality", "quality-hard", *OTHER_EDITORS]
+    names += [f"quality-{sweep}{suffix}" for sweep in SWEEPS for suffix in EDITOR_TITLES]
+    results = {name: read(name, folder) for name in names}
+    return {name: run for name, run in results.items() if run is not None}
 
 
 def _section(results: Results, methods: Iterable[str]) -> list[str]:
-    """Origin, targets and table of a run."""
-    goals = targets(results)
-    goals = [*goals, ""] if len(goals) > _HEAD else []
-    return [_linked(results), "", *goals, *_table(results, methods)]
+    """Return a run's origin, targets and table."""
+    lines = [origin(results), ""]
+    if target_lines := targets(results):
+        lines += [*target_lines, ""]
+    return lines + _table(results, methods)
 
 
 def _table(results: Results, methods: Iterable[str]) -> list[str]:
-    """Make the table of a run, and list what did not run."""
-    return [*methods_table(results, dict.fromkeys(methods)), *_spaced(failures(results))]
-
-
-def _linked(results: Results) -> str:
-    return origin(results).replace("RESULTS", "../bench/results")
-
-
-def _spaced(lines: Sequence[str]) -> list[str]:
-    return ["", *lines] if lines else []
+    """Return the table of a run, followed by the methods that failed."""
+    lines = methods_table(results, dict.fromkeys(methods))
+    if failed := failures(results):
+        lines += ["", *failed]
+    return lines

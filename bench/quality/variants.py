@@ -1,26 +1,26 @@
-"""What is measured, as data: every variant by name, and the sweeps that they form."""
+"""Define everything that is measured: the variants by name, and the sweeps that they form."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from math import cos, pi
 from typing import Any
 
 from spotedit.options.choices import LATE_RESETS, PUBLISHED_RESETS
 
-DEFAULT = "default"  # in the sweeps it also stands for the value that is the default
-_FEW = 48  # scenes, where more would tell no more
-_RESET_SIGMAS = (0.78, 0.52, 0.17)  # of the default's resets, in 28 steps of the tiny editor
+DEFAULT = "default"  # this variant also stands for the default value of a swept setting
+_NUM_SCENES = 48  # enough where the differences are large
+_RESET_SIGMAS = (0.78, 0.52, 0.17)  # sigmas of the default's resets in 28 steps of the tiny editor
 
 
 @dataclass(frozen=True)
 class Loop:
-    """What a variant and the dense edit that it is compared with share.
+    """The denoising loop, which a variant shares with the dense edit that it is compared with.
 
     Attributes:
-        steps: None: the run's own.
-        guidance: true classifier-free guidance; None: the editor's own.
-        scheduler: of `record.SCHEDULERS`; None: the editor's own.
+        steps: number of steps; None takes that of the run.
+        guidance: scale of true classifier-free guidance; None takes the editor's default.
+        scheduler: a key of `record.SCHEDULERS`; None takes the editor's scheduler.
     """
 
     steps: int | None = None
@@ -29,27 +29,30 @@ class Loop:
 
     @property
     def dense(self) -> str:
-        """Name of the dense edit with this loop."""
-        own = ("T", self.steps), ("guidance", self.guidance), ("scheduler", self.scheduler)
-        return " ".join(["dense", *(f"{name}={value}" for name, value in own if value is not None)])
+        """The name of the dense edit with this loop."""
+        options = {"T": self.steps, "guidance": self.guidance, "scheduler": self.scheduler}
+        changed = [f"{name}={value}" for name, value in options.items() if value is not None]
+        return " ".join(["dense", *changed])
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to edit.
+    """A way to edit. The settings that are None do not apply.
 
     Attributes:
-        config: of `SpotEditConfig`; None: spot edits are not enabled.
-        multiple: of the model's own threshold, or None.
-        equal_r: take the threshold at which the judge selects as much as the default one does.
-        resets: their places / steps, or None.
-        mask: how the true edit's mask is set, or None.
-        ablation: of `ablations.ABLATIONS`, or None.
-        rival: of `rivals.RIVALS`, or None.
-        paste: the dense picture with the source pasted outside a region: "spot" (that of the
-            default's last step) or "truth" (the tokens that the true edit touches and a ring of
-            one around them); or None.
-        scenes: measured on the first ones only, or None.
+        config: arguments of `SpotEditConfig`; with None, `spotedit` is not enabled.
+        loop: the denoising loop.
+        multiple: the threshold as a multiple of the model's default threshold.
+        equal_r: whether to use the threshold at which this judge selects as many tokens as the
+            default judge.
+        resets: the resets' step indices as shares of the number of steps.
+        mask: mode in which the true edit's mask is set.
+        ablation: a key of `ablations.ABLATIONS`.
+        rival: an element of `rivals.RIVALS`.
+        paste: region outside which the source is pasted over the dense edit: "spot" (the region of
+            the default's last step) or "truth" (the tokens that the true edit touches and a ring
+            of one token around them).
+        scenes: number of scenes, if not all are measured.
     """
 
     config: Mapping[str, Any] | None = field(default_factory=dict)
@@ -65,16 +68,12 @@ class Variant:
 
     @property
     def text(self) -> str:
-        """All of it, as records keep it."""
+        """The whole variant as JSON, which its records contain."""
         return json.dumps(asdict(self), default=lambda function: function.__name__)
 
 
 def _spot(**config: Any) -> Variant:
     return Variant(config)
-
-
-def _rival(name: str, scenes: int = _FEW) -> Variant:
-    return Variant(None, rival=name, scenes=scenes)
 
 
 def _static(sigma: float) -> float:
@@ -86,38 +85,38 @@ def _condition(sigma: float) -> float:
 
 
 def anchored(sigma: float) -> float:
-    """Condition early, cached late: the weight of the cached value as the introduction has it."""
+    """Return the cached value's weight as in the paper's introduction: 0 early and 1 late."""
     return cos(pi * sigma / 2) ** 2
 
 
 def _unshifted(sigma: float, shift: float) -> float:
-    """The sigma that a schedule with `shift` moves to `sigma`."""
+    """Return the sigma that a schedule's `shift` turns into `sigma`."""
     return sigma / (shift - (shift - 1) * sigma)
 
 
 _DEFAULT = Variant()
 _BAD = {
-    "naive": Variant(ablation="naive", scenes=_FEW),
-    **{f"threshold x{m}": Variant(multiple=float(m), scenes=_FEW) for m in (2, 4, 8)},
-    "shifted": Variant(ablation="shifted", scenes=_FEW),
-    "unreplaced": Variant(ablation="unreplaced", scenes=_FEW),
+    "naive": Variant(ablation="naive", scenes=_NUM_SCENES),
+    **{f"threshold x{m}": Variant(multiple=float(m), scenes=_NUM_SCENES) for m in (2, 4, 8)},
+    "shifted": Variant(ablation="shifted", scenes=_NUM_SCENES),
+    "unreplaced": Variant(ablation="unreplaced", scenes=_NUM_SCENES),
 }
 _RIVALS = {
     "paste, spot's region": Variant(None, paste="spot"),
     "paste, true region": Variant(None, paste="truth"),
-    "FirstBlockCache": _rival("FirstBlockCache"),
-    "MagCache": _rival("MagCache"),
-    "TaylorSeerCache": _rival("TaylorSeerCache"),
-    "FasterCache": _rival("FasterCache"),
-    "PyramidAttentionBroadcast": _rival("PyramidAttentionBroadcast"),
-    "cache-dit": _rival("cache-dit"),
-    "cache-dit, TaylorSeer": _rival("cache-dit, TaylorSeer"),
-    "SeaCache": _rival("SeaCache", scenes=4),  # skips nothing in this architecture
-    "TextKVCache": _rival("TextKVCache", scenes=4),
-}
+    **{
+        name: Variant(None, rival=name, scenes=_NUM_SCENES)
+        for name in (
+            "FirstBlockCache", "MagCache", "TaylorSeerCache", "FasterCache",
+            "PyramidAttentionBroadcast", "cache-dit", "cache-dit, TaylorSeer",
+        )
+    },
+    # these skip nothing in this architecture
+    **{name: Variant(None, rival=name, scenes=4) for name in ("SeaCache", "TextKVCache")},
+}  # fmt: skip
 MAIN = {DEFAULT: _DEFAULT, **_BAD, **_RIVALS}
 PRESETS = {"fast": _spot(preset="fast"), "paper": _spot(preset="paper")}
-HARD = {DEFAULT: _DEFAULT, "l2": _spot(judge="l2"), **PRESETS}  # of the hard split
+HARD = {DEFAULT: _DEFAULT, "l2": _spot(judge="l2"), **PRESETS}  # the main run of the hard split
 SWEEPS: dict[str, dict[str, Variant]] = {
     "fusion": {
         "anchored": _spot(fusion=anchored),
@@ -176,15 +175,10 @@ VARIANTS = {**MAIN, **HARD, **{name: v for sweep in SWEEPS.values() for name, v 
 
 
 def methods(names: tuple[str, ...]) -> dict[str, Variant]:
-    """Variants by name, after the dense edits that they are compared with."""
-    found: dict[str, Variant] = {}
+    """Return the variants by name, each after the dense edit that it is compared with."""
+    variants: dict[str, Variant] = {}
     for name in names:
         variant = VARIANTS[name]
-        found[variant.loop.dense] = Variant(None, loop=variant.loop)
-        found[name] = variant
-    return found
-
-
-def with_guidance(variant: Variant, guidance: float) -> Variant:
-    """The variant in a loop of another guidance."""
-    return replace(variant, loop=replace(variant.loop, guidance=guidance))
+        variants[variant.loop.dense] = Variant(None, loop=variant.loop)
+        variants[name] = variant
+    return variants

@@ -1,5 +1,6 @@
-"""The scenes in which the default finds the smallest share of the changed tokens, as a picture."""
+"""Draw the scenes in which the default settings miss most of the changed tokens."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +15,43 @@ from spotedit.pictures.images import atomic_write
 from .collect import Job, Records
 from .variants import DEFAULT
 
-MOST = 10
-_ACROSS = 2  # scenes in a line
-_PICTURES, _INCHES = 4, 1.15
+NUM_SCENES = 10
+_SCENES_PER_LINE = 2
+_PICTURES_PER_SCENE = 4
+_PICTURE_INCHES = 1.15
 
 
 def worst(records: Records) -> list[tuple[int, float]]:
-    """(seed, recall) of the `MOST` scenes with the lowest recall, the lowest first."""
-    known = [
+    """Return (seed, recall) of the `NUM_SCENES` scenes with the lowest recall, lowest first."""
+    recalls = [
         (int(seed), record["recall"])
         for (seed, name), record in records.items()
         if name == DEFAULT and record.get("recall") is not None
     ]
-    return sorted(known, key=lambda found: found[1])[:MOST]
+    return sorted(recalls, key=lambda seed_and_recall: seed_and_recall[1])[:NUM_SCENES]
 
 
 def draw(job: Job, records: Records, path: Path) -> None:
-    """Edit these scenes again and write a PNG: source, dense, spot, region; replaces a file."""
+    """Edit these scenes again and write a PNG that shows source, dense, spot and region of each.
+
+    An existing file is replaced.
+    """
     scenes = worst(records)
-    down = -(-len(scenes) // _ACROSS)
-    size = _ACROSS * _PICTURES * _INCHES, down * (_INCHES + 0.25)
+    num_lines = math.ceil(len(scenes) / _SCENES_PER_LINE)
+    num_columns = _SCENES_PER_LINE * _PICTURES_PER_SCENE
+    size = num_columns * _PICTURE_INCHES, num_lines * (_PICTURE_INCHES + 0.25)
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(down, _ACROSS * _PICTURES, squeeze=False)
+    axes = figure.subplots(num_lines, num_columns, squeeze=False)
     for cell in axes.ravel():
         cell.set_axis_off()
     pipe = job.setting.load()
-    for place, (seed, recall) in enumerate(scenes):
-        line, first = axes[place // _ACROSS], place % _ACROSS * _PICTURES
-        for cell, picture in zip(line[first:], _pictures(job, pipe, records, seed), strict=False):
+    cells_of_scenes = axes.reshape(-1, _PICTURES_PER_SCENE)
+    for cells, (seed, recall) in zip(cells_of_scenes, scenes, strict=False):
+        for cell, picture in zip(cells, _pictures(job, pipe, records, seed), strict=True):
             cell.imshow(picture)
-        line[first].set_title(" ", fontsize=7)  # keeps room for the instruction
-        words = f"{job.scenes(seed).instruction}: {recall:.0%}"
-        text = line[first].text(0, 1.06, words, fontsize=7, transform=line[first].transAxes)
+        cells[0].set_title(" ", fontsize=7)  # reserves the height of the instruction
+        title = f"{job.scenes(seed).instruction}: {recall:.0%}"
+        text = cells[0].text(0, 1.06, title, fontsize=7, transform=cells[0].transAxes)
         text.set_in_layout(False)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=110)
@@ -54,9 +60,9 @@ def draw(job: Job, records: Records, path: Path) -> None:
 def _pictures(job: Job, pipe: Any, records: Records, seed: int) -> tuple[Image.Image, ...]:
     scene, variant = job.scenes(seed), job.variants[DEFAULT]
     dense = Image.open(job.folder / "dense" / f"{variant.loop.dense}-{seed}.png")
-    given = job.setting.arguments(scene, seed, variant)
+    arguments = job.setting.arguments(scene, seed, variant)
     with spotedit.enable(pipe) as handle:
-        spot = pipe(**given).images[0]
+        spot = pipe(**arguments).images[0]
     region = np.array(records[str(seed), DEFAULT]["region"], dtype=bool)
     assert handle.report is not None
     return scene.source_image, dense, spot, tint(spot, region)

@@ -1,6 +1,7 @@
-"""Training of the tiny editor. `STARTED` is the clock at this package's import.
+"""Train the tiny editor.
 
-`--seconds` counts from it, since the imports that follow take seconds of a time limit.
+`STARTED` is the time at which this package was imported. `--seconds` counts from it, since the
+imports that follow take some seconds of the time limit.
 """
 
 import time

@@ -1,8 +1,8 @@
-"""Scenes made ahead of training: one compact file that travels, held whole on the device.
+"""Make scenes ahead of training, in one compact file that fits on the device.
 
-A scene of 256 px takes about 6 kB (66 kB as a shard): latents in 8 bits, the target's tokens only
-where they differ from the source's, deflated. The latents' rounding error of about 0.02 (root mean
-square) is below the noise that the decoder is trained with.
+A scene of 256 px takes about 6 kB, instead of 66 kB in a shard: the latents have 8 bits, the file
+holds only the target's tokens that differ from the source's, and it is compressed. The latents'
+rounding error of about 0.02 (root mean square) is below the noise that the decoder is trained with.
 """
 
 import itertools
@@ -18,14 +18,14 @@ import torch
 
 from .loop import Batch, write_atomically
 
-_WHOLE = 255  # a token that is changed whole
-_LEVELS = 127
+_WHOLE = 255  # stands for a token in which all pixels change
+_NUM_LEVELS = 127  # number of levels for a latent's absolute value
 _FIRST_FRESH_SHARD = 2**20
-_FINEST_STEP = 0.06  # of the latents, whose mean variance is 1
+_MIN_STEP = 0.06  # between two levels; the latents' mean variance is 1
 
 
 def write_scenes(file: Path, shards: Iterable[dict[str, torch.Tensor]]) -> None:
-    """Write the scenes of `pool.make_shard`'s shards to one compressed .npz `file`."""
+    """Write the scenes of shards from `pool.make_shard` to one compressed .npz file."""
     fields: dict[str, list[np.ndarray]] = {}
     for shard in shards:
         for name, values in pack_scenes(shard).items():
@@ -40,13 +40,13 @@ def write_scenes(file: Path, shards: Iterable[dict[str, torch.Tensor]]) -> None:
 
 
 def pack_scenes(shard: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """Return a shard's fields in 8 bits, with the latents' step of each scene and channel."""
+    """Return a shard's fields in 8 bits, and the quantisation step of each scene and channel."""
     source, target = (shard[name].float() for name in ("source", "target"))  # [S, N, C]
-    step = torch.maximum(source.abs().amax(dim=1), target.abs().amax(dim=1)) / _LEVELS
-    step = step.clamp_min(_FINEST_STEP).half().float()[:, None]  # [S, 1, C]
+    step = torch.maximum(source.abs().amax(dim=1), target.abs().amax(dim=1)) / _NUM_LEVELS
+    step = step.clamp_min(_MIN_STEP).half().float()[:, None]  # [S, 1, C]
     touched = shard["changed"] > 0
     source, target = (
-        (latents / step).round().clamp(-_LEVELS, _LEVELS).to(torch.int8)
+        (latents / step).round().clamp(-_NUM_LEVELS, _NUM_LEVELS).to(torch.int8)
         for latents in (source, target)
     )
     return {
@@ -59,7 +59,7 @@ def pack_scenes(shard: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
 
 
 def unpack_scenes(packed: dict[str, np.ndarray], device: str = "cpu") -> dict[str, torch.Tensor]:
-    """Return the fields of a shard from `pack_scenes`' arrays, on `device`."""
+    """Turn the arrays of `pack_scenes` back into the fields of a shard, on the device."""
     fields = {name: torch.from_numpy(values).to(device) for name, values in packed.items()}
     step = fields["step"].float()[:, None]
     target = fields["source"].clone()
@@ -73,25 +73,44 @@ def unpack_scenes(packed: dict[str, np.ndarray], device: str = "cpu") -> dict[st
 
 
 def read_scenes(file: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
-    """Read all scenes of `write_scenes`' file as the fields of one shard, on `device`."""
+    """Read a file of `write_scenes` as the fields of one shard with all scenes, on the device."""
     with np.load(file) as stored:
         return unpack_scenes(dict(stored), device)
+
+
+def make_packed(
+    make: Callable[[int], dict[str, torch.Tensor]], index: int
+) -> dict[str, np.ndarray]:
+    """Make one shard and return it in the packed form in which a worker process sends it."""
+    return pack_scenes(make(index))
+
+
+def start_processes(count: int) -> ProcessPoolExecutor:
+    """Start background processes of one thread each."""
+    return ProcessPoolExecutor(
+        count, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    )
+
+
+def end_processes(processes: ProcessPoolExecutor) -> None:
+    """End the processes at once, and every other child process."""
+    processes.shutdown(wait=False, cancel_futures=True)
+    for child in active_children():
+        child.terminate()
 
 
 class FreshScenes:
     """Background processes that make one packed shard after another.
 
-    `make` takes a shard's index; the indices begin beyond those of the shards made ahead.
+    Args:
+        make: makes the packed shard with an index. The indices are larger than those of shards
+            that are made ahead.
+        workers: number of processes.
     """
 
     def __init__(self, make: Callable[[int], dict[str, np.ndarray]], workers: int) -> None:
         self.make, self.indices = make, itertools.count(_FIRST_FRESH_SHARD)
-        self.processes = ProcessPoolExecutor(
-            workers,
-            mp_context=get_context("spawn"),
-            initializer=torch.set_num_threads,
-            initargs=(1,),
-        )
+        self.processes = start_processes(workers)
         self.pending = deque(self._next() for _ in range(workers))
         self.taken = 0
 
@@ -99,13 +118,13 @@ class FreshScenes:
         return self.processes.submit(self.make, next(self.indices))
 
     def take(self) -> dict[str, np.ndarray] | None:
-        """Return the oldest shard if it is ready; None also once a process has failed."""
+        """Return the oldest shard, or None if it is not ready or a process has failed."""
         if not self.pending or not self.pending[0].done():
             return None
         try:
             shard = self.pending.popleft().result()
             self.pending.append(self._next())
-        except Exception as error:  # the run goes on with the scenes that it has
+        except Exception as error:  # training continues with the scenes that it has
             print(f"no more fresh scenes: {error!r}", file=sys.stderr)
             self.pending.clear()
             return None
@@ -113,18 +132,17 @@ class FreshScenes:
         return shard
 
     def close(self) -> None:
-        """End the processes at once and say how many shards they gave."""
+        """End the processes at once and print how many shards they made."""
         print(f"shards of fresh scenes: {self.taken}")
-        self.processes.shutdown(wait=False, cancel_futures=True)
-        for child in active_children():
-            child.terminate()
+        end_processes(self.processes)
 
 
 class ScenesOnDevice:
-    """All scenes of one file on the device; `batch(step)` goes round in another order each time.
+    """All scenes of one file, on the device.
 
-    A batch depends on the seed and the step only, unless `fresh` scenes come in between: they
-    replace the oldest. A rest smaller than a batch is left out of its round.
+    `batch(step)` goes through all scenes in rounds, with a new order in each round. What is left at
+    the end of a round and smaller than a batch is not used. A batch depends on the seed and the
+    step only, unless `fresh` scenes arrive, which replace the oldest ones.
     """
 
     def __init__(
@@ -134,22 +152,23 @@ class ScenesOnDevice:
         self.count = len(self.fields["ids"])
         if batch > self.count:
             raise ValueError(
-                f"a batch of {batch} needs as many scenes, {file} holds {self.count}: "
-                "make more by the stage `data` or lower --batch"
+                f"a batch of {batch} needs as many scenes, but {file} holds {self.count}; "
+                "make more with the stage `data`, or lower --batch"
             )
         self.batch_size, self.device, self.seed = batch, device, seed
         self.round, self.order = -1, torch.empty(0)
         self.fresh, self.oldest = fresh, 0
 
     def batch(self, step: int) -> Batch:
-        """Return (target, source, changed, ids) of batch `step`, in float32 and int64."""
+        """Return (target, source, changed, ids) of a step, in float32 and int64."""
         if self.fresh and (shard := self.fresh.take()):
             self._replace_oldest(unpack_scenes(shard, self.device))
-        current, place = divmod(step, self.count // self.batch_size)
-        if current != self.round:
-            order = np.random.default_rng([self.seed, current]).permutation(self.count)
-            self.round, self.order = current, torch.from_numpy(order).to(self.device)
-        rows = self.order[place * self.batch_size : (place + 1) * self.batch_size]
+        round_index, batch_index = divmod(step, self.count // self.batch_size)
+        if round_index != self.round:
+            order = np.random.default_rng([self.seed, round_index]).permutation(self.count)
+            self.round, self.order = round_index, torch.from_numpy(order).to(self.device)
+        start = batch_index * self.batch_size
+        rows = self.order[start : start + self.batch_size]
         target, source, changed = (
             self.fields[name][rows].float() for name in ("target", "source", "changed")
         )

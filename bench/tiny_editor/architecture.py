@@ -1,4 +1,4 @@
-"""The tiny editor's parts, randomly initialised: every one a stock diffusers/transformers class."""
+"""Build the tiny editor's parts from stock classes, with random weights."""
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
@@ -15,7 +15,7 @@ from spotedit.tiny.pipeline import PROMPT_TOKENS
 from spotedit.tiny.world import vocabulary
 
 LATENT_CHANNELS = 16
-TOKEN = 16  # pixels
+TOKEN = 16  # side of a token in pixels
 TEXT_WIDTH = 128
 POOLED_WIDTH = 64
 _SPECIAL = ("<pad>", "</s>", "<unk>")
@@ -23,7 +23,10 @@ _SPELLINGS = {"color": "colour", "center": "middle", "centre": "middle"}
 
 
 def build_vae(widths: tuple[int, ...] = (32, 48, 64, 64)) -> AutoencoderKL:
-    """Factor-8 autoencoder without attention, 16 channels as FLUX's; about 1 M parameters."""
+    """Build a factor-8 autoencoder with 16 channels, as FLUX has, but without attention.
+
+    It has about 1 M parameters.
+    """
     return AutoencoderKL(
         block_out_channels=widths,
         down_block_types=("DownEncoderBlock2D",) * len(widths),
@@ -44,7 +47,7 @@ def build_vae(widths: tuple[int, ...] = (32, 48, 64, 64)) -> AutoencoderKL:
 def build_transformer(
     heads: int = 3, head_dim: int = 64, dual: int = 1, single: int = 7
 ) -> FluxTransformer2DModel:
-    """FLUX transformer of width heads x head_dim; 5.3 M parameters by default."""
+    """Build a FLUX transformer of width heads x head_dim; 5.3 M parameters by default."""
     rope_axis = 2 * (head_dim * 7 // 32)
     return FluxTransformer2DModel(
         patch_size=1,
@@ -61,14 +64,17 @@ def build_transformer(
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word of the instructions' vocabulary, lower-cased, closed by ``</s>``."""
-    known = {word: index for index, word in enumerate((*_SPECIAL, *vocabulary()))}
-    tokenizer = Tokenizer(models.WordLevel(known, unk_token="<unk>"))
+    """Build a tokenizer with one token for each word of the instructions.
+
+    It turns text into lower case and ends it with ``</s>``.
+    """
+    ids = {word: index for index, word in enumerate((*_SPECIAL, *vocabulary()))}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     spellings = [normalizers.Replace(old, new) for old, new in _SPELLINGS.items()]
     tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *spellings])
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", known["</s>"])]
+        single="$A </s>", special_tokens=[("</s>", ids["</s>"])]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -80,7 +86,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_text_encoders(vocabulary: int) -> tuple[CLIPTextModel, T5EncoderModel]:
-    """A one-layer CLIP for the pooled vector and a two-layer T5 for the prompt tokens."""
+    """Build a one-layer CLIP for the pooled vector and a two-layer T5 for the prompt tokens."""
     clip = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=vocabulary,
@@ -113,7 +119,7 @@ def build_text_encoders(vocabulary: int) -> tuple[CLIPTextModel, T5EncoderModel]
 
 
 def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """FLUX's resolution-dependent shift: exp(0.5) at 256 image tokens, exp(1.15) at 4096."""
+    """Build FLUX's scheduler, whose shift is exp(0.5) at 256 image tokens and exp(1.15) at 4096."""
     return FlowMatchEulerDiscreteScheduler(
         use_dynamic_shifting=True,
         base_shift=0.5,

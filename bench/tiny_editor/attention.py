@@ -1,5 +1,8 @@
-"""Joint attention by plain matrix products: in bf16 on a CPU, 3-5 times as fast to train as the
-fused kernel's backward pass. Same weights and result as the stock processor."""
+"""Compute joint attention by plain matrix products.
+
+The result is that of the stock processor. In bf16 on a CPU, training is 3 to 5 times as fast as
+with the fused kernel's backward pass.
+"""
 
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
@@ -7,7 +10,7 @@ from diffusers.models.transformers.transformer_flux import FluxAttention
 
 
 class MatmulAttnProcessor:
-    """Processor for dual and single FLUX blocks."""
+    """Attention processor for FLUX's dual-stream and single-stream blocks."""
 
     def __call__(
         self,
@@ -17,7 +20,12 @@ class MatmulAttnProcessor:
         attention_mask: torch.Tensor | None = None,
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """hidden_states [B, N, width]; encoder_hidden_states [B, P, width] in dual blocks."""
+        """Attend over all rows.
+
+        Args:
+            hidden_states: [B, N, width].
+            encoder_hidden_states: [B, P, width] in dual-stream blocks, else None.
+        """
         heads = (-1, attn.head_dim)
         query = attn.norm_q(attn.to_q(hidden_states).unflatten(-1, heads))
         key = attn.norm_k(attn.to_k(hidden_states).unflatten(-1, heads))
@@ -33,8 +41,9 @@ class MatmulAttnProcessor:
         key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1).to(value.dtype)
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         scores = (query * attn.head_dim**-0.5) @ key.transpose(-1, -2)
-        mixed = (torch.softmax(scores, dim=-1) @ value).transpose(1, 2).flatten(2)
+        attended = (torch.softmax(scores, dim=-1) @ value).transpose(1, 2).flatten(2)
         if encoder_hidden_states is None:
-            return mixed
-        text, image = mixed.split([encoder_hidden_states.shape[1], hidden_states.shape[1]], dim=1)
+            return attended
+        lengths = [encoder_hidden_states.shape[1], hidden_states.shape[1]]
+        text, image = attended.split(lengths, dim=1)
         return attn.to_out[1](attn.to_out[0](image)), attn.to_add_out(text)

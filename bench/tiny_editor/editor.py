@@ -1,4 +1,4 @@
-"""Stage 2: the FLUX transformer and its two text encoders, trained together by flow matching."""
+"""Stage 2: train the FLUX transformer and its two text encoders together by flow matching."""
 
 import math
 from functools import lru_cache
@@ -13,14 +13,14 @@ from spotedit.tiny.pipeline import TinyKontextPipeline
 from .architecture import build_text_encoders, build_transformer
 from .loop import Batch
 
-_GATE_AT_START = 0.3
-_MEAN_LOGIT = 0.5  # logit-normal timesteps around the scheduler's shift at 256 tokens, exp(0.5)
-_EARLY = 0.75  # times above it are early: there the words decide, not the noisy picture
-_EDIT_WEIGHT = 8.0  # of tokens that the edit touches, beside 1 of the others
+_INITIAL_GATE = 0.3
+_MEAN_LOGIT = 0.5  # mean logit of the times; exp(0.5) is the scheduler's shift at 256 tokens
+_EARLY = 0.75  # times above this are early: the prompt decides, not the noisy picture
+_EDIT_WEIGHT = 8.0  # weight of tokens that the edit touches; other tokens have weight 1
 
 
 class Editor(nn.Module):
-    """Prompt ids, noisy target and source in; velocity of the target's tokens out."""
+    """The transformer and its text encoders, from prompt ids to the velocity of noise tokens."""
 
     def __init__(self, vocabulary: int, **transformer: int) -> None:
         super().__init__()
@@ -29,14 +29,20 @@ class Editor(nn.Module):
         start_calm(self.transformer)
 
     def copy_from(self, pipe: TinyKontextPipeline) -> None:
-        """Take the weights of a pipeline."""
+        """Copy the weights of a pipeline."""
         for name, part in self.named_children():
             part.load_state_dict(getattr(pipe, name).state_dict())
 
     def forward(
         self, x_t: torch.Tensor, source: torch.Tensor, t: torch.Tensor, ids: torch.Tensor
     ) -> torch.Tensor:
-        """x_t, source [B, N, C]; t [B] in 0..1; ids [B, L]. Returns [B, N, C]."""
+        """Predict the velocity [B, N, C].
+
+        Args:
+            x_t, source: noise and condition tokens [B, N, C] of square pictures.
+            t: times [B] in 0..1.
+            ids: token ids of the prompts [B, L].
+        """
         side = math.isqrt(x_t.shape[1])
         prompt = self.text_encoder_2(ids)[0]
         return self.transformer(
@@ -50,9 +56,12 @@ class Editor(nn.Module):
         )[0][:, : x_t.shape[1]]
 
 
-@lru_cache(maxsize=4)  # a copy to a GPU would wait for it, at every step
+@lru_cache(maxsize=4)  # without it, a copy to the GPU would wait for the GPU in every step
 def image_ids(rows: int, columns: int, device: torch.device) -> torch.Tensor:
-    """Return positions [2*rows*columns, 3] of noise (first axis 0), then condition tokens (1)."""
+    """Return the positions [2 * rows * columns, 3] of the noise and then the condition tokens.
+
+    The first coordinate is 0 for noise tokens and 1 for condition tokens.
+    """
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     grid = torch.stack([torch.zeros_like(y), y, x], dim=-1).reshape(-1, 3)
     return torch.cat([grid, grid + torch.tensor([1, 0, 0])]).float().to(device)
@@ -60,7 +69,7 @@ def image_ids(rows: int, columns: int, device: torch.device) -> torch.Tensor:
 
 @torch.no_grad()
 def start_calm(transformer: FluxTransformer2DModel) -> None:
-    """No modulation, small open gates and a zero velocity at the start of training."""
+    """Start the training without modulation, with small constant gates and a zero velocity."""
     width = transformer.inner_dim
     for block in transformer.transformer_blocks:
         for norm in (block.norm1, block.norm1_context):
@@ -76,11 +85,11 @@ def _constant_gates(linear: nn.Linear, width: int, gates: tuple[int, ...]) -> No
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
     for gate in gates:
-        linear.bias[gate * width : (gate + 1) * width] = _GATE_AT_START
+        linear.bias[gate * width : (gate + 1) * width] = _INITIAL_GATE
 
 
 def build_optimizers(editor: Editor, lr: float, matrix_lr: float) -> list[Optimizer]:
-    """Muon for the blocks' matrices, AdamW for everything else."""
+    """Build Muon for the blocks' matrices and AdamW for all other parameters."""
     blocks = ("transformer.transformer_blocks", "transformer.single_transformer_blocks")
     matrices, others = [], []
     for name, parameter in editor.named_parameters():
@@ -95,8 +104,10 @@ def build_optimizers(editor: Editor, lr: float, matrix_lr: float) -> list[Optimi
 def sample_times(
     count: int, generator: torch.Generator, device: torch.device, early: float
 ) -> torch.Tensor:
-    """Times [count] in 0..1, stratified: a share `early` uniform above `_EARLY`, the others
-    logit-normal."""
+    """Sample times [count] in 0..1 from evenly spread quantiles.
+
+    A share `early` of them is uniform above `_EARLY`, the others are logit-normal.
+    """
     u = torch.rand(count, generator=generator, device=device)
     u = (torch.randperm(count, generator=generator, device=device) + u) / count
     normal = torch.sigmoid(torch.special.ndtri(u.clamp(1e-4, 1 - 1e-4)) + _MEAN_LOGIT)
@@ -111,7 +122,10 @@ def flow_loss(
     *,
     early: float = 0.5,
 ) -> torch.Tensor:
-    """Squared error of the velocity x_1 - x_0, weighted up where the edit changes the picture."""
+    """Return the weighted mean squared error of the velocity x_1 - x_0.
+
+    Tokens that the edit touches have a larger weight.
+    """
     target, source, changed, ids = batch
     noise = torch.randn(target.shape, generator=generator, device=target.device)
     t = sample_times(len(target), generator, target.device, early)

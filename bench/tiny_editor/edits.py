@@ -1,4 +1,4 @@
-"""Edits with the toy world's editor: what `bench.edits` offers for the packaged one."""
+"""Edit with the toy world's editor, with the same functions as `bench.edits`."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 def load(device: str = "cpu", dtype: torch.dtype = torch.float32) -> TinyKontextPipeline:
-    """Load the toy world's editor, silent."""
+    """Load the toy world's editor without progress bars."""
     pipe = TinyKontextPipeline.from_pretrained(WEIGHTS, dtype=dtype, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)

@@ -1,4 +1,4 @@
-"""Training examples of the toy world."""
+"""Draw training examples of the toy world."""
 
 from collections.abc import Callable, Iterator
 
@@ -7,12 +7,15 @@ import numpy as np
 from spotedit.tiny.world import make_scene
 
 Example = tuple[np.ndarray, np.ndarray, np.ndarray, str]  # source, target, changed, prompt
-Draw = Callable[[range, int], Iterator[Example]]  # of seeds and a side in pixels; can be pickled
+Draw = Callable[[range, int], Iterator[Example]]  # (seeds, side in pixels) -> examples; picklable
 _IDENTITY_EVERY = 32
 
 
 def world_scenes(seeds: range, size: int) -> Iterator[Example]:
-    """Draw the training scenes of these seeds; one in 32 asks for nothing and changes nothing."""
+    """Draw the training scenes of these seeds.
+
+    One in 32 has an empty prompt and its source as target.
+    """
     for seed in seeds:
         scene = make_scene(seed, size=size, split="train")
         if seed % _IDENTITY_EVERY == _IDENTITY_EVERY - 1:

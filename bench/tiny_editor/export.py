@@ -13,7 +13,7 @@ from .editor import Editor
 
 
 def trained_state(checkpoint: Path, last: bool = False) -> dict[str, torch.Tensor]:
-    """State dict of a checkpoint: averages of the trained parameters, or with `last` the latest."""
+    """Return a checkpoint's state dict with the averaged parameters, or with the `last` ones."""
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     return state["model"] if last else {**state["model"], **state["averaged"]}
 
@@ -26,10 +26,17 @@ def export(
     editor_last: bool = False,
     init: Path | None = None,
 ) -> None:
-    """Write `folder`'s checkpoints to `out` (replaced whole); print the files' sizes and hashes.
+    """Write the checkpoints of a training run as a pipeline folder; print file sizes and hashes.
 
-    `editor_last` takes the editor's latest weights instead of their running average. `init`, a
-    pipeline folder, gives the autoencoder or the editor that was not trained in `folder`.
+    Args:
+        folder: the folder of the training run.
+        out: the pipeline folder; an existing one is replaced.
+        dual, single: numbers of dual-stream and single-stream blocks.
+        editor_last: take the editor's latest weights instead of their running average.
+        init: pipeline folder from which to take a part that was not trained in `folder`.
+
+    Raises:
+        FileNotFoundError: there is no autoencoder in `folder` or `init`.
     """
     tokenizer = build_tokenizer()
     torch.manual_seed(0)

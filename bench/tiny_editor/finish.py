@@ -1,4 +1,4 @@
-"""What ends a run: weights exported, judged on held-out scenes, and packed into one file."""
+"""Finish a run: export the weights, evaluate them on held-out scenes, pack all into one file."""
 
 import argparse
 import json
@@ -21,11 +21,11 @@ _SETTINGS = (
 def finish(args: argparse.Namespace) -> None:
     """Write weights/, rows-SPLIT.json, summary.md, run.json and the loss to `--out`; pack them.
 
-    With `--seconds`, as many held-out scenes are judged as its rest allows. The archive is
-    written before the figures too, so that the weights are in it whatever happens then.
+    With `--seconds`, the rest of the time decides how many held-out scenes are evaluated. The
+    archive is already written once before that, so that it has the weights whatever happens.
     """
     if not (args.folder / "editor.pt").exists():
-        raise SystemExit("no step was taken in the time given: raise --seconds")
+        raise SystemExit("--seconds was too short for a single training step; raise it")
     out = args.out or args.folder / "result"
     out.mkdir(parents=True, exist_ok=True)
     export(args.folder, out / "weights", args.dual, args.single, init=args.init)

@@ -1,4 +1,4 @@
-"""A resumable training loop: seeded batches, trapezoidal rate, averaged weights, plot."""
+"""Train with a loop that can be resumed, with averaged weights and a plot of the loss."""
 
 import json
 import signal
@@ -17,15 +17,19 @@ from tqdm import tqdm
 Batch = tuple[torch.Tensor, ...]
 
 
-_LOG_EVERY = 20  # steps; the loss is read from the device only then
-_SAVE_SECONDS = 30.0  # at most, between checkpoints of a run that has a deadline
+_LOG_EVERY = 20  # steps between two readings of the loss from the device
+_MAX_SAVE_SECONDS = 30.0  # between two checkpoints of a run with a deadline
 
 
 def trapezoid(step: int, warmup: int, left: float, decay: float, floor: float = 0.02) -> float:
-    """Return the share of the peak learning rate: linear rise, plateau, linear fall to `floor`.
+    """Return the share of the peak learning rate: linear rise, plateau, linear fall.
 
-    `left` and `decay` are what is left of the run and the length of the fall, both in steps or
-    both in seconds.
+    Args:
+        step: number of steps taken.
+        warmup: length of the rise in steps.
+        left: what is left of the run.
+        decay: length of the fall, in the unit of `left`: steps or seconds.
+        floor: share at the end of the fall.
     """
     rise = (step + 1) / max(1, warmup)
     fall = floor + (1 - floor) * max(0.0, left) / max(1e-9, decay)
@@ -34,22 +38,25 @@ def trapezoid(step: int, warmup: int, left: float, decay: float, floor: float = 
 
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """Collect the first SIGINT or SIGTERM in the yielded list; a second one acts as usual."""
+    """Collect the first SIGINT or SIGTERM in the yielded list; a second one has its usual effect.
+
+    In another thread than the main one, signals keep their usual effect.
+    """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def restore() -> None:
-        for number, handler in usual.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
     def note(number: int, _frame: object) -> None:
         received.append(number)
         restore()
 
-    for number in usual:
+    for number in handlers:
         signal.signal(number, note)
     try:
         yield received
@@ -58,24 +65,28 @@ def noted_signals() -> Iterator[list[int]]:
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a neighbouring temporary file, then move it to `path`."""
+    """Let `write` fill a temporary file in the same folder, then rename it to `path`."""
     temporary = path.with_name(path.name + ".part")
     write(temporary)
     temporary.replace(path)
 
 
 class Loop:
-    """Trains `model`; everything that a resumed run needs lies in ``folder/NAME.pt``.
+    """A training loop. A resumed run needs nothing but its checkpoint, ``folder/NAME.pt``.
 
     Args:
         name: stage name, used for files and the progress bar.
         model: module whose trainable parameters are optimised and averaged.
-        optimizers: one or more; each group's peak learning rate is its initial one.
+        optimizers: one or more; each group's initial learning rate is its peak.
         loss: (batch, generator) -> scalar; the generator is seeded by the step.
         batch: (step) -> tensors on the training device; must depend on the step only.
         folder: where checkpoint, log and plot are written.
-        decay: steps of falling learning rate, in a run that is planned by steps.
-        decay_share: the same as a share of the time, in a run that is planned by time.
+        average: decay per step of the running average of the weights.
+        warmup: steps of rising learning rate.
+        decay: steps of falling learning rate in a run that is planned by steps.
+        decay_share: share of the time with falling learning rate in a run with a deadline.
+        save_every: steps between two checkpoints in a run without a deadline.
+        seed: seeds the generators that `loss` gets.
     """
 
     def __init__(
@@ -142,19 +153,20 @@ class Loop:
     def run(self, steps: int, until: int | None = None, deadline: float | None = None) -> None:
         """Train to step `until` (or `steps`) of a schedule that spans `steps` steps.
 
-        With a `deadline` on `time.monotonic`'s clock, `steps` is ignored: training goes on until
-        the next step might end too late, and the rate falls over the last `decay_share` of the
-        time: that of the runs before (from the checkpoint) and of this one, together. A checkpoint
-        is written every 30 s or five times, whichever is more often. SIGINT and SIGTERM write one
-        too, and end the process.
+        A `deadline` on `time.monotonic`'s clock replaces `steps`. Training then ends before a step
+        that might end too late. The rate falls over the last `decay_share` of the training time,
+        in which earlier runs (from the checkpoint) are included. A checkpoint is written every 30 s
+        or five times in the run, whichever is more often.
+
+        SIGINT and SIGTERM write a checkpoint and end the process.
         """
         last = until if deadline else min(steps, until or steps)
         self.model.train()
         bar = tqdm(total=last, initial=self.step, desc=self.name, unit="step", mininterval=5)
         losses: list[torch.Tensor] = []
-        durations: deque[float] = deque(maxlen=5)  # the first step compiles: it is soon forgotten
+        durations: deque[float] = deque(maxlen=5)  # short, to forget the first step, which compiles
         saved_step, saved_at = self.step, time.monotonic()
-        every = min(_SAVE_SECONDS, (deadline - saved_at) / 5) if deadline else 0.0
+        every = min(_MAX_SAVE_SECONDS, (deadline - saved_at) / 5) if deadline else 0.0
         with noted_signals() as signals:
             while last is None or self.step < last:
                 now = time.monotonic()
@@ -168,10 +180,10 @@ class Loop:
                 durations.append(time.monotonic() - now)
                 self.seconds += durations[-1]
                 if deadline:
-                    due = time.monotonic() - saved_at > every
+                    is_due = time.monotonic() - saved_at > every
                 else:
-                    due = self.step % self.save_every == 0
-                if due:
+                    is_due = self.step % self.save_every == 0
+                if is_due:
                     self._note(losses)
                     self.save()
                     saved_step, saved_at = self.step, time.monotonic()
@@ -183,13 +195,13 @@ class Loop:
             raise SystemExit(128 + signals[0])
 
     def _share(self, steps: int, left: float | None) -> float:
-        """Return the share of the peak rate, with `left` seconds to go or by the steps."""
+        """Return the share of the peak rate: by the `left` seconds, or by the steps if None."""
         if left is None:
             return trapezoid(self.step, self.warmup, steps - self.step, self.decay)
         return trapezoid(self.step, self.warmup, left, self.decay_share * (self.seconds + left))
 
     def _note(self, losses: list[torch.Tensor]) -> None:
-        """Append the mean of the `losses` to the log and forget them; this waits for the device."""
+        """Move the mean of the losses to the log; this waits for the device."""
         if losses:
             self.log.append([self.step, torch.stack(losses).mean().item()])
             losses.clear()

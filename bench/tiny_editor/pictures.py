@@ -1,9 +1,10 @@
-"""Look at edits: source, result and nearest valid picture of held-out scenes.
+"""Draw edits of held-out scenes: source, result and nearest valid picture.
 
 ``python -m bench.tiny_editor.pictures FILE.png``
 """
 
 import argparse
+import math
 from pathlib import Path
 
 import matplotlib
@@ -17,27 +18,28 @@ from spotedit.tiny.world import make_scene
 from ..edits import arguments
 from .evaluate import SIZE, SPLITS, WEIGHTS
 
-_COLUMNS = 3  # scenes side by side
+_NUM_COLUMNS = 3  # scenes side by side
 
 
 def draw(pipe: TinyKontextPipeline, seeds: range, split: str, steps: int, file: Path) -> None:
-    """Edit the scenes and write one picture of all."""
+    """Edit the scenes and write one picture of all edits."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = -(-len(seeds) // _COLUMNS)
+    num_rows = math.ceil(len(seeds) / _NUM_COLUMNS)
     figure, axes = pyplot.subplots(
-        rows, _COLUMNS, figsize=(5.4 * _COLUMNS, 2.1 * rows), squeeze=False, layout="constrained"
-    )
-    for seed, place in zip(tqdm(seeds, unit="scene"), axes.flat, strict=False):
+        num_rows, _NUM_COLUMNS, figsize=(5.4 * _NUM_COLUMNS, 2.1 * num_rows), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for seed, cell in zip(tqdm(seeds, unit="scene"), axes.flat, strict=False):
         scene = make_scene(seed, size=SIZE, split=split)
         result = np.asarray(pipe(**arguments(scene, seed, steps)).images[0])
         fit = scene.fit(result)
-        place.imshow(np.concatenate([scene.source, result, fit.picture], axis=1))
+        cell.imshow(np.concatenate([scene.source, result, fit.picture], axis=1))
         verdict = "right" if fit.right else "wrong"
-        place.set_title(f"{scene.instruction}\n{verdict}, {fit.psnr:.1f} dB", fontsize=9)
-    for place in axes.flat:
-        place.axis("off")
+        cell.set_title(f"{scene.instruction}\n{verdict}, {fit.psnr:.1f} dB", fontsize=9)
+    for cell in axes.flat:
+        cell.axis("off")
     figure.savefig(file, dpi=100)
     pyplot.close(figure)
 

@@ -1,9 +1,8 @@
-"""Training scenes as latents, cached on disk in shards that are made when first needed."""
+"""Keep training scenes as latents on disk, in shards that are made when they are first needed."""
 
-from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
-from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from spotedit.tiny.pipeline import PROMPT_TOKENS
 
-from .ahead import pack_scenes
+from .ahead import end_processes, start_processes
 from .examples import Draw
 from .loop import Batch, write_atomically
 from .vae import encode_linear
@@ -22,25 +21,42 @@ SHARD = 1024
 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:
-    """[N, C, 2h, 2w] -> tokens [N, h*w, 4C], channel c*4 + dy*2 + dx as in FLUX."""
+    """Pack latents [N, C, 2h, 2w] into tokens [N, h*w, 4C], as FLUX does.
+
+    Latent channel c at the position (dy, dx) in a token becomes the token's channel
+    c*4 + dy*2 + dx.
+    """
     n, c, height, width = latents.shape
     blocks = latents.reshape(n, c, height // 2, 2, width // 2, 2)
     return blocks.permute(0, 2, 4, 1, 3, 5).reshape(n, height * width // 4, 4 * c)
 
 
 def make_shard(
-    index: int,
     draw: Draw,
     tokenizer: PreTrainedTokenizerFast,
-    filters: torch.Tensor,
-    bias: torch.Tensor,
+    components: tuple[torch.Tensor, torch.Tensor],
+    index: int,
     *,
     size: int,
     count: int,
 ) -> dict[str, torch.Tensor]:
-    """Scenes index*count ..: source, target fp16 [count, tokens, C]; ids; changed share a token."""
+    """Make the `count` scenes from number index * count on.
+
+    Args:
+        draw: draws the scenes.
+        tokenizer: encodes the prompts.
+        components: filters and bias of the linear encoder.
+        index: index of the shard.
+        size: side of the scenes in pixels.
+        count: number of scenes.
+
+    Returns:
+        "source" and "target" fp16 [count, N, C]; "changed" fp16 [count, N], the share of changed
+        pixels in every token; and "ids" int64 [count, prompt tokens].
+    """
     examples = draw(range(index * count, (index + 1) * count), size)
     sources, targets, masks, prompts = zip(*examples, strict=True)
+    filters, bias = components
 
     def encode(pictures: Sequence[np.ndarray]) -> torch.Tensor:
         images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
@@ -63,9 +79,19 @@ def make_shard(
 
 
 class Pool:
-    """`scenes` scenes in shards; `batch(step)` walks through them in order, again and again.
+    """The training scenes. `batch(step)` goes through them in order, again and again.
 
-    With `prefetch`, a background process makes the shard after the current one.
+    Args:
+        folder: where the shards are kept.
+        draw: draws the scenes.
+        tokenizer: encodes the prompts.
+        components: filters and bias of the linear encoder.
+        scenes: number of scenes.
+        batch: scenes in a batch.
+        size: side of the scenes in pixels.
+        shard: scenes in a shard.
+        device: where the batches go.
+        prefetch: whether a background process makes the next shard.
     """
 
     def __init__(
@@ -83,18 +109,16 @@ class Pool:
         prefetch: bool = True,
     ) -> None:
         if scenes % shard or shard % batch:
-            raise ValueError(f"need batch | shard | scenes, got {batch}, {shard}, {scenes}")
+            raise ValueError(
+                f"the batch must divide the shard, and the shard the scenes; got a batch of "
+                f"{batch}, a shard of {shard} and {scenes} scenes"
+            )
         self.folder, self.scenes, self.batch_size, self.shard = folder, scenes, batch, shard
         self.device = device
-        self.make = partial(_write_shard, draw, tokenizer, components, size=size, count=shard)
+        make = partial(make_shard, draw, tokenizer, components, size=size, count=shard)
+        self.write = partial(_write_shard, make)
         self.loaded: tuple[int, dict[str, torch.Tensor]] | None = None
-        self.workers = (
-            ProcessPoolExecutor(
-                1, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-            )
-            if prefetch
-            else None
-        )
+        self.workers = start_processes(1) if prefetch else None
         self.pending: dict[int, Future] = {}
 
     def _file(self, index: int) -> Path:
@@ -102,22 +126,22 @@ class Pool:
 
     def _request(self, index: int) -> None:
         if self.workers and index not in self.pending and not self._file(index).exists():
-            self.pending[index] = self.workers.submit(self.make, index, self._file(index))
+            self.pending[index] = self.workers.submit(self.write, index, self._file(index))
 
     def load(self, index: int) -> dict[str, torch.Tensor]:
-        """Return shard `index`, made first where its file does not exist."""
+        """Return shard `index`; make it first if its file does not exist."""
         if self.loaded is None or self.loaded[0] != index:
             self._request(index)
             if index in self.pending:
                 self.pending.pop(index).result()
             elif not self._file(index).exists():
-                self.make(index, self._file(index))
+                self.write(index, self._file(index))
             self.loaded = index, torch.load(self._file(index), weights_only=True)
             self._request((index + 1) % (self.scenes // self.shard))
         return self.loaded[1]
 
     def batch(self, step: int) -> Batch:
-        """(target, source, changed, ids) of batch `step`, on the device, in float32 and int64."""
+        """Return (target, source, changed, ids) of a step, in float32 and int64 on the device."""
         start = step * self.batch_size % self.scenes
         index, row = divmod(start, self.shard)
         rows = slice(row, row + self.batch_size)
@@ -126,37 +150,13 @@ class Pool:
         return (*(f.float() for f in fields), shard["ids"][rows].to(self.device))
 
     def close(self) -> None:
-        """End the background process at once: a shard's file is written whole or not at all."""
+        """End the background process at once. Shards are written whole or not at all."""
         if self.workers:
-            self.workers.shutdown(wait=False, cancel_futures=True)
-            for child in active_children():
-                child.terminate()
+            end_processes(self.workers)
 
 
-def _write_shard(
-    draw: Draw,
-    tokenizer: PreTrainedTokenizerFast,
-    components: tuple[torch.Tensor, torch.Tensor],
-    index: int,
-    file: Path,
-    *,
-    size: int,
-    count: int,
-) -> None:
-    """Make one shard and write it to `file`; runs in the worker process where there is one."""
+def _write_shard(make: Callable[[int], dict[str, torch.Tensor]], index: int, file: Path) -> None:
+    """Make one shard and write it to `file`. With `prefetch`, this runs in the worker process."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    made = make_shard(index, draw, tokenizer, *components, size=size, count=count)
-    write_atomically(file, lambda path: torch.save(made, path))
-
-
-def packed_shard(
-    draw: Draw,
-    tokenizer: PreTrainedTokenizerFast,
-    components: tuple[torch.Tensor, torch.Tensor],
-    index: int,
-    *,
-    size: int,
-    count: int,
-) -> dict[str, np.ndarray]:
-    """Make one shard and return it packed, as it travels from a worker process."""
-    return pack_scenes(make_shard(index, draw, tokenizer, *components, size=size, count=count))
+    shard = make(index)
+    write_atomically(file, lambda path: torch.save(shard, path))

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from spotedit.tiny.pipeline import TinyKontextPipeline
 
 from . import STARTED
-from .ahead import FreshScenes, ScenesOnDevice, write_scenes
+from .ahead import FreshScenes, ScenesOnDevice, make_packed, write_scenes
 from .architecture import LATENT_CHANNELS, build_tokenizer, build_vae
 from .attention import MatmulAttnProcessor
 from .editor import Editor, build_optimizers, flow_loss
@@ -25,7 +25,7 @@ from .examples import Draw, world_scenes
 from .export import export
 from .finish import finish
 from .loop import Batch, Loop
-from .pool import Pool, packed_shard
+from .pool import Pool, make_shard
 from .vae import (
     calm_residuals,
     components,
@@ -39,7 +39,7 @@ from .vae import (
 
 
 def flux_vae(filters: torch.Tensor, bias: torch.Tensor) -> nn.Module:
-    """The autoencoder before its decoder's training."""
+    """Build the autoencoder with its final encoder and an untrained decoder."""
     vae = build_vae()
     calm_residuals(vae)
     steady_norms(vae)
@@ -54,7 +54,11 @@ def train_vae(
 ) -> None:
     """Fit the encoder in closed form, then train the decoder on square crops of drawn pictures.
 
-    `build` makes a module from filters and bias; its `decoder` maps latents [N, C, h, w] to images.
+    Args:
+        args: those of the stage `vae`.
+        build: makes a module from the encoder's filters and bias. Its `decoder` maps latents
+            [N, C, h, w] to images.
+        draw: draws the pictures.
     """
     torch.manual_seed(args.seed)
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -100,20 +104,21 @@ def train_vae(
 
 
 def deadline(args: argparse.Namespace, set_aside: float) -> float | None:
-    """Return when training must end: `--set-aside` seconds before the end of `--seconds`.
+    """Return the time at which training must end, on `time.monotonic`'s clock.
 
-    `set_aside` is the stage's default; the time is on `time.monotonic`'s clock.
+    This is `--set-aside` seconds before the end of `--seconds`; None without `--seconds`.
+    `set_aside` is the stage's default for `--set-aside`.
     """
     if args.seconds is None:
         return None
-    rest = set_aside if args.set_aside is None else args.set_aside
-    return args.started + args.seconds - rest
+    seconds_left = set_aside if args.set_aside is None else args.set_aside
+    return args.started + args.seconds - seconds_left
 
 
 def read_start(
     args: argparse.Namespace,
 ) -> tuple[TinyKontextPipeline | None, tuple[torch.Tensor, torch.Tensor]]:
-    """Return the pipeline of `--init`, if given, and the components of the run's encoder."""
+    """Return the pipeline of `--init`, or None, and the encoder's filters and bias."""
     if not args.init:
         return None, torch.load(args.folder / "components.pt", weights_only=True)
     start = TinyKontextPipeline.from_pretrained(args.init, local_files_only=True)
@@ -121,7 +126,7 @@ def read_start(
 
 
 def make_data(args: argparse.Namespace) -> None:
-    """Make scenes ahead, in the shards that `editor` would make, and pack them for `--data`."""
+    """Make the scenes that the stage `editor` would make, and pack them for its `--data`."""
     file = args.folder / f"scenes-{args.size}.npz"
     pool = Pool(
         args.folder / f"pool-{args.size}", world_scenes, build_tokenizer(), read_start(args)[1],
@@ -132,11 +137,12 @@ def make_data(args: argparse.Namespace) -> None:
     write_scenes(file, (pool.load(i) for i in tqdm(range(count), desc="data", unit="shard")))
     pool.close()
     size = file.stat().st_size
-    print(f"{file}: {args.scenes} scenes, {size / 2**20:.1f} MiB, {size / args.scenes:.0f} B each")
+    each = size / args.scenes
+    print(f"{file}: {args.scenes} scenes, {size / 2**20:.1f} MiB, {each:.0f} bytes per scene")
 
 
 def train_editor(args: argparse.Namespace) -> None:
-    """Train transformer and text encoders on latents that are cached, or made ahead (`--data`)."""
+    """Train the transformer and the text encoders on cached latents, or on those of `--data`."""
     torch.manual_seed(args.seed)
     on_cpu = torch.device(args.device).type == "cpu"
     if not on_cpu:
@@ -151,7 +157,7 @@ def train_editor(args: argparse.Namespace) -> None:
     editor.to(args.device)
     if args.compile and on_cpu:
         editor.transformer.compile(dynamic=False)
-    elif args.compile:  # a block compiles in a small part of the time of the whole
+    elif args.compile:  # much faster than to compile the whole transformer
         editor.transformer.compile_repeated_blocks(dynamic=False)
     make_batch, close = batches(args, tokenizer, components)
     loop = Loop(
@@ -165,7 +171,7 @@ def train_editor(args: argparse.Namespace) -> None:
         loop.run(args.steps, args.until, deadline(args, min(45.0, (args.seconds or 0) / 4)))
     finally:
         close()
-    torch.set_float32_matmul_precision("highest")  # for the figures
+    torch.set_float32_matmul_precision("highest")  # for the evaluation
     if args.seconds or args.out or args.pack:
         finish(args)
 
@@ -175,17 +181,15 @@ def batches(
     tokenizer: PreTrainedTokenizerFast,
     components: tuple[torch.Tensor, torch.Tensor],
 ) -> tuple[Callable[[int], Batch], Callable[[], None]]:
-    """Return the function that makes a step's batch, and the one that ends its processes."""
+    """Return a function that makes the batch of a step, and one that ends its processes."""
     if args.data:
         fresh = None
         if args.workers:
-            fresh = FreshScenes(
-                partial(
-                    packed_shard, world_scenes, tokenizer, components,
-                    size=args.sizes[-1][0], count=args.shard,
-                ),
-                args.workers,
-            )  # fmt: skip
+            size = args.sizes[-1][0]
+            make = partial(
+                make_shard, world_scenes, tokenizer, components, size=size, count=args.shard
+            )
+            fresh = FreshScenes(partial(make_packed, make), args.workers)
         scenes = ScenesOnDevice(
             args.data, batch=args.batch, device=args.device, seed=args.seed, fresh=fresh
         )
@@ -198,107 +202,139 @@ def batches(
             device=args.device, prefetch=args.prefetch,
         )  # fmt: skip
 
-    ends = [end for _, end in args.sizes]
     pools = [pool(size) for size, _ in args.sizes]
 
     def batch(step: int) -> Batch:
-        stage = next((i for i, end in enumerate(ends) if step < end), len(ends) - 1)
-        return pools[stage].batch(step - (ends[stage - 1] if stage else 0))
+        start = 0  # the step at which the current size begins
+        for pool_of_size, (_, end) in zip(pools[:-1], args.sizes, strict=False):
+            if step < end:
+                return pool_of_size.batch(step - start)
+            start = end
+        return pools[-1].batch(step - start)
 
     def close() -> None:
-        for each in pools:
-            each.close()
+        for pool_of_size in pools:
+            pool_of_size.close()
 
     return batch, close
 
 
 def size_until(text: str) -> tuple[int, float]:
-    """Read ``SIDE:STEP``, or ``SIDE`` where it is the last."""
+    """Parse ``SIDE:STEP``, or ``SIDE`` alone for the last size."""
     side, _, step = text.partition(":")
     return int(side), int(step) if step else math.inf
 
 
-def main(argv: list[str] | None = None, started: float | None = None) -> None:
-    """Run one stage; `--seconds` counts from `started` on `time.monotonic`'s clock (now)."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
+    common = _common_options()
+    scenes = argparse.ArgumentParser(add_help=False)
+    scenes.add_argument("--shard", type=int, default=1024, help="scenes in a shard")
+    scenes.add_argument(
+        "--prefetch", action=argparse.BooleanOptionalAction, default=True,
+        help="make the next shard in the background",
+    )  # fmt: skip
+    stages = parser.add_subparsers(required=True)
+    vae = stages.add_parser("vae", parents=[common], help="train the autoencoder's decoder")
+    vae.add_argument("--batch", type=int, default=16)
+    vae.add_argument("--crop", type=int, default=96, help="side of the crops in pixels")
+    vae.add_argument("--size", type=int, default=256, help="side of the pictures in pixels")
+    vae.add_argument("--lr", type=float, default=2e-3)
+    vae.add_argument("--pictures", type=int, default=3000)
+    vae.set_defaults(run=train_vae)
+    data = stages.add_parser(
+        "data", parents=[common, scenes], help="make scenes ahead: FOLDER/scenes-SIZE.npz"
+    )
+    data.add_argument("--scenes", type=int, default=5120, help="number of scenes of about 6 kB")
+    data.add_argument("--size", type=int, default=256, help="side of the scenes in pixels")
+    data.set_defaults(run=make_data)
+    editor = stages.add_parser(
+        "editor", parents=[common, scenes], help="train the transformer and the text encoders"
+    )
+    _add_editor_options(editor)
+    editor.set_defaults(run=train_editor)
+    out = stages.add_parser("export", parents=[common], help="write a pipeline folder")
+    out.add_argument("--out", type=Path, required=True, help="such as spotedit/tiny/weights")
+    out.add_argument("--dual", type=int, default=1, help="number of dual-stream blocks")
+    out.add_argument("--single", type=int, default=7, help="number of single-stream blocks")
+    out.add_argument(
+        "--last", action="store_true", help="take the editor's latest weights, not their average"
+    )
+    out.set_defaults(
+        run=lambda args: export(args.folder, args.out, args.dual, args.single, args.last, args.init)
+    )
+    return parser
+
+
+def _common_options() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--folder", type=Path, required=True, help="caches, checkpoints, plots")
+    common.add_argument(
+        "--folder", type=Path, required=True, help="folder for caches, checkpoints and plots"
+    )
     common.add_argument("--device", default="cpu")
     common.add_argument("--seed", type=int, default=0)
-    common.add_argument("--init", type=Path, help="start from a pipeline folder's weights")
-    common.add_argument("--steps", type=int, default=1500, help="planned; not with --seconds")
-    common.add_argument("--until", type=int, help="stop early, keeping the schedule of --steps")
+    common.add_argument("--init", type=Path, help="pipeline folder with weights to start from")
+    common.add_argument(
+        "--steps", type=int, default=1500, help="planned number of steps; ignored with --seconds"
+    )
+    common.add_argument("--until", type=int, help="stop early, with the schedule of --steps")
     common.add_argument("--decay", type=int, default=600, help="steps of falling learning rate")
     common.add_argument("--save-every", type=int, default=100, help="steps between checkpoints")
     common.add_argument(
         "--seconds", type=float, metavar="N",
-        help="end, everything written, within N seconds of the start: the rate falls by the clock "
-        "instead of --steps and --decay, and a checkpoint is written at least every 30 s",
+        help="finish and write everything within N seconds of the start; the rate then follows the "
+        "clock instead of --steps and --decay, and checkpoints are at most 30 s apart",
     )  # fmt: skip
     common.add_argument(
         "--decay-share", type=float, default=0.5,
-        help="with --seconds: the rate falls over the last such share of the training time, that "
-        "of earlier runs in --folder included",
+        help="with --seconds: share of the training time, at its end, in which the rate falls; "
+        "earlier runs in --folder are part of that time",
     )  # fmt: skip
     common.add_argument(
         "--set-aside", type=float,
-        help="seconds of N for what follows the last step (vae: 5; editor: a quarter of N, at "
-        "most 45, for weights and held-out figures)",
+        help="with --seconds: seconds for the work after the last step (vae: 5; editor: a quarter "
+        "of N, but at most 45, for weights and held-out figures)",
     )  # fmt: skip
-    stages = parser.add_subparsers(required=True)
-    vae = stages.add_parser("vae", parents=[common])
-    vae.add_argument("--batch", type=int, default=16)
-    vae.add_argument("--crop", type=int, default=96)
-    vae.add_argument("--size", type=int, default=256, help="of the pictures, in pixels")
-    vae.add_argument("--lr", type=float, default=2e-3)
-    vae.add_argument("--pictures", type=int, default=3000)
-    vae.set_defaults(run=train_vae)
-    scenes = argparse.ArgumentParser(add_help=False)
-    scenes.add_argument("--shard", type=int, default=1024)
-    scenes.add_argument("--prefetch", action=argparse.BooleanOptionalAction, default=True)
-    data = stages.add_parser(
-        "data", parents=[common, scenes], help="make scenes ahead: FOLDER/scenes-SIZE.npz"
-    )
-    data.add_argument("--scenes", type=int, default=5120, help="about 6 kB each")
-    data.add_argument("--size", type=int, default=256, help="of the scenes, in pixels")
-    data.set_defaults(run=make_data)
-    editor = stages.add_parser("editor", parents=[common, scenes])
+    return common
+
+
+def _add_editor_options(editor: argparse.ArgumentParser) -> None:
     editor.add_argument("--batch", type=int, default=16)
-    editor.add_argument("--lr", type=float, default=1e-3, help="AdamW's peak")
-    editor.add_argument("--matrix-lr", type=float, default=2e-3, help="Muon's peak")
-    editor.add_argument("--scenes", type=int, default=65536, help="per picture size")
+    editor.add_argument("--lr", type=float, default=1e-3, help="peak rate of AdamW")
+    editor.add_argument("--matrix-lr", type=float, default=2e-3, help="peak rate of Muon")
+    editor.add_argument("--scenes", type=int, default=65536, help="number of scenes of each size")
     editor.add_argument(
         "--sizes", type=size_until, nargs="+", default=[(128, 3000), (192, 6000), (256, math.inf)],
-        metavar="SIDE:STEP", help="sides of the scenes in pixels and the steps until which they "
-        "are used; not with --data",
+        metavar="SIDE:STEP", help="sides of the scenes in pixels, each with the step at which the "
+        "next one begins; with --data, only the last side counts, for --workers",
     )  # fmt: skip
-    editor.add_argument("--dual", type=int, default=1, help="dual-stream blocks")
-    editor.add_argument("--single", type=int, default=7, help="single-stream blocks")
-    editor.add_argument("--average", type=float, default=0.998, help="of the weights, a step")
+    editor.add_argument("--dual", type=int, default=1, help="number of dual-stream blocks")
+    editor.add_argument("--single", type=int, default=7, help="number of single-stream blocks")
+    editor.add_argument(
+        "--average", type=float, default=0.998, help="decay per step of the weights' average"
+    )
     editor.add_argument("--early", type=float, default=0.5, help="share of times above 0.75")
     editor.add_argument("--compile", action="store_true", help="torch.compile the transformer")
-    editor.add_argument("--data", type=Path, help="file of the stage `data`")
+    editor.add_argument("--data", type=Path, help="train on the scenes in this file of `data`")
     editor.add_argument(
         "--workers", type=int, default=0,
-        help="with --data: processes that replace its scenes by new ones",
+        help="with --data: number of processes that replace its scenes by new ones",
     )  # fmt: skip
     editor.add_argument(
         "--out", type=Path,
-        help="write weights, held-out figures and loss here at the end (with --seconds or --pack "
-        "by default to FOLDER/result)",
+        help="folder for the weights, held-out figures and loss at the end (default with --seconds "
+        "or --pack: FOLDER/result)",
     )  # fmt: skip
-    editor.add_argument("--pack", type=Path, help="put them into one .tgz file too")
-    editor.add_argument("--heldout", type=int, default=64, help="held-out scenes at most")
-    editor.set_defaults(run=train_editor)
-    out = stages.add_parser("export", parents=[common])
-    out.add_argument("--out", type=Path, required=True, help="e.g. spotedit/tiny/weights")
-    out.add_argument("--dual", type=int, default=1)
-    out.add_argument("--single", type=int, default=7)
-    out.add_argument("--last", action="store_true", help="the editor's latest weights, unaveraged")
-    out.set_defaults(
-        run=lambda args: export(args.folder, args.out, args.dual, args.single, args.last, args.init)
-    )
-    args = parser.parse_args(argv)
+    editor.add_argument("--pack", type=Path, help="also pack that folder into this .tgz file")
+    editor.add_argument("--heldout", type=int, default=64, help="largest number of held-out scenes")
+
+
+def main(argv: list[str] | None = None, started: float | None = None) -> None:
+    """Run one stage.
+
+    `--seconds` counts from `started`, on `time.monotonic`'s clock; None stands for now.
+    """
+    args = _parser().parse_args(argv)
     args.started = time.monotonic() if started is None else started
     args.run(args)
 

@@ -1,9 +1,9 @@
-"""Stage 1, the autoencoder: its encoder is the principal components of 8x8 pixels, exactly; its
-decoder is trained to undo them.
+"""Stage 1: set the autoencoder's encoder in closed form, and define the loss of its decoder.
 
-The encoder is linear and frozen: latents are known in closed form, smooth, of unit mean variance,
-and never change while the editor learns. Its residual blocks are switched off and its last
-GroupNorm is made linear by constant channels that dominate each group's variance.
+The encoder computes the principal components of blocks of 8x8 pixels. It is linear and frozen, so
+its latents are known from the start, smooth and of unit mean variance, and they never change while
+the editor learns. To compute them with a stock encoder, the residual blocks are switched off, and
+constant channels that dominate the variance of each group make the last GroupNorm linear.
 """
 
 from itertools import product
@@ -16,18 +16,22 @@ from tqdm import tqdm
 
 from .examples import Draw
 
-FACTOR = 8
-_LEVEL = 64.0  # of the constant channels; pixels are in -1..1
-_STEADY = 3.0  # of the constant channels in the decoder
+FACTOR = 8  # pixels along a latent's side
+_ENCODER_CONSTANT = 64.0  # value of the encoder's constant channels; pixels are in -1..1
+_DECODER_CONSTANT = 3.0  # value of the decoder's constant channels
 _LATENT_NOISE = 0.03
-_LOG_VARIANCE = -9.0
+_LOG_VARIANCE = -9.0  # log-variance of the encoder's distribution: next to no noise
 
 
 def components(images: np.ndarray, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encoding filters [channels, 3, 8, 8] and bias [channels] from pictures [N, H, W, 3] in -1..1.
+    """Compute the encoder's filters [channels, 3, 8, 8] and bias [channels].
 
-    Rows are principal directions scaled by std**-0.5 (half-way between pixel units and whitened),
-    then all by one factor so that the latents' mean variance is 1.
+    The filters are the principal directions of blocks of 8x8 pixels. Each is scaled by std**-0.5,
+    which is half-way to whitening, and all by one factor that makes the latents' mean variance 1.
+
+    Args:
+        images: pictures [N, H, W, 3] in -1..1.
+        channels: number of latent channels.
     """
     n, height, width, _ = images.shape
     blocks = images.reshape(n, height // FACTOR, FACTOR, width // FACTOR, FACTOR, 3)
@@ -44,9 +48,10 @@ def components(images: np.ndarray, channels: int) -> tuple[torch.Tensor, torch.T
 
 @torch.no_grad()
 def install_components(vae: AutoencoderKL, filters: torch.Tensor, bias: torch.Tensor) -> None:
-    """Make `vae.encoder` compute the filters (stride 8) as its latent mean, and freeze it.
+    """Make `vae.encoder` compute the filters with stride 8 as its latent mean, and freeze it.
 
-    Three halvings gather the pixels of a block in channels: 3, 12, 48; the last one weighs them.
+    The encoder halves the resolution three times. The first two times move the pixels of a block
+    into 12 and 48 channels; the third one applies the filters to them.
     """
     encoder, channels = vae.encoder, filters.shape[0]
     for parameter in encoder.parameters():
@@ -58,28 +63,35 @@ def install_components(vae: AutoencoderKL, filters: torch.Tensor, bias: torch.Te
     third.resnets[0].conv_shortcut.weight[:48, :48, 0, 0] = torch.eye(48)
     groups = encoder.conv_norm_out.num_groups
     width = encoder.conv_norm_out.num_channels // groups
-    held = channels // groups  # latents of a group: each as z and -z, the rest constants
-    if held * groups != channels or 4 * held > width or last.resnets[0].conv_shortcut:
+    per_group = channels // groups  # latents in a group, each as z and -z; the rest are constants
+    if per_group * groups != channels or 4 * per_group > width or last.resnets[0].conv_shortcut:
         raise ValueError(
-            f"{channels} latents need groups that divide them, at least {4 * held} channels a "
-            f"group and two last widths that are equal; got {groups} groups of {width}"
+            f"{channels} latents need a number of groups that divides them, at least "
+            f"{4 * per_group} channels in a group, and two equal last widths; got {groups} groups "
+            f"of {width}"
         )
     latent = torch.arange(channels)
-    plus = latent // held * width + 2 * (latent % held)
-    weigh = third.downsamplers[0].conv
-    weigh.bias[:] = torch.tensor([_LEVEL, -_LEVEL]).repeat(groups * width // 2)
-    weigh.bias[plus], weigh.bias[plus + 1] = bias, -bias
+    positive = latent // per_group * width + 2 * (latent % per_group)
+    negative = positive + 1
+    filter_conv = third.downsamplers[0].conv
+    constants = torch.tensor([_ENCODER_CONSTANT, -_ENCODER_CONSTANT])
+    filter_conv.bias[:] = constants.repeat(groups * width // 2)
+    filter_conv.bias[positive] = bias
+    filter_conv.bias[negative] = -bias
     for dy, dx in product((0, 1), (0, 1)):
         for block, count in ((first, 3), (second, 12)):
-            place = slice((2 * dy + dx) * count, (2 * dy + dx + 1) * count)
-            block.downsamplers[0].conv.weight[place, :count, dy, dx] = torch.eye(count)
+            start = (2 * dy + dx) * count
+            conv = block.downsamplers[0].conv
+            conv.weight[start : start + count, :count, dy, dx] = torch.eye(count)
         quarter = filters[:, :, 4 * dy : 4 * dy + 4, 4 * dx : 4 * dx + 4]
         halves = quarter.reshape(channels, 3, 2, 2, 2, 2)  # c, then y and x from coarse to fine
-        gathered = halves.permute(0, 2, 4, 3, 5, 1).reshape(channels, 48)
-        weigh.weight[plus, :48, dy, dx], weigh.weight[plus + 1, :48, dy, dx] = gathered, -gathered
-    encoder.conv_norm_out.weight.fill_(_LEVEL * ((width - 2 * held) / width) ** 0.5)
-    encoder.conv_out.weight[latent, plus, 1, 1] = 1.0
-    encoder.conv_out.weight[latent, plus + 1, 1, 1] = -1.0
+        weights = halves.permute(0, 2, 4, 3, 5, 1).reshape(channels, 48)
+        filter_conv.weight[positive, :48, dy, dx] = weights
+        filter_conv.weight[negative, :48, dy, dx] = -weights
+    share_of_constants = (width - 2 * per_group) / width
+    encoder.conv_norm_out.weight.fill_(_ENCODER_CONSTANT * share_of_constants**0.5)
+    encoder.conv_out.weight[latent, positive, 1, 1] = 1.0
+    encoder.conv_out.weight[latent, negative, 1, 1] = -1.0
     encoder.conv_out.bias[channels:] = _LOG_VARIANCE
 
 
@@ -87,7 +99,7 @@ def install_components(vae: AutoencoderKL, filters: torch.Tensor, bias: torch.Te
 def read_components(
     vae: AutoencoderKL, channels: int, factor: int = FACTOR
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Filters and bias of an installed encoder, from its answers to single pixels."""
+    """Read the filters and the bias of an installed encoder from its response to single pixels."""
     impulses = torch.eye(3 * factor * factor).reshape(-1, 3, factor, factor)
     black = torch.zeros(1, 3, factor, factor)
     latents = vae.encode(torch.cat([black, impulses])).latent_dist.mode()[..., 0, 0]
@@ -96,7 +108,7 @@ def read_components(
 
 
 def encode_linear(images: torch.Tensor, filters: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """What the installed encoder computes, as one convolution: [N, 3, H, W] -> [N, C, H/8, W/8]."""
+    """Encode [N, 3, H, W] to [N, C, H/8, W/8] by one convolution, as the installed encoder does."""
     return F.conv2d(images, filters, bias, stride=filters.shape[-1])
 
 
@@ -110,17 +122,19 @@ def calm_residuals(vae: AutoencoderKL) -> None:
 
 @torch.no_grad()
 def steady_norms(vae: AutoencoderKL) -> None:
-    """Start the decoder with two constant channels in every group of its norms.
+    """Start the decoder with two constant channels in each group of its norms.
 
-    They pass through all layers and keep the norms' scale nearly independent of the picture;
-    without them, flat pictures come out in other colours. The layers between which nothing is
-    added (the first one, shortcuts, upsamplers) start without shrinking what they pass on.
+    These channels pass through all layers and make the norms' scale nearly independent of the
+    picture. Without them, the colours of flat pictures change. The layers outside the residual
+    branches (the first one, shortcuts and upsamplers) start with weights that keep the scale of
+    their input.
     """
     decoder = vae.decoder
     decoder.conv_in.weight.mul_(3**0.5)
     before = _constants(decoder.conv_in.out_channels, decoder.conv_norm_out.num_groups)
     decoder.conv_in.weight[before] = 0
-    decoder.conv_in.bias[before] = torch.tensor([_STEADY, -_STEADY]).repeat(len(before) // 2)
+    constants = torch.tensor([_DECODER_CONSTANT, -_DECODER_CONSTANT])
+    decoder.conv_in.bias[before] = constants.repeat(len(before) // 2)
     for block in decoder.up_blocks:
         shortcut = block.resnets[0].conv_shortcut
         after = _constants(block.resnets[0].out_channels, decoder.conv_norm_out.num_groups)
@@ -131,10 +145,11 @@ def steady_norms(vae: AutoencoderKL) -> None:
             shortcut.weight.mul_(3**0.5)
             convs.append(shortcut)
         for conv in convs:
-            conv.weight[after], conv.bias[after] = 0, 0
+            conv.weight[after] = 0
+            conv.bias[after] = 0
             centre = conv.kernel_size[0] // 2
-            known = before if conv is shortcut else after
-            conv.weight[after, known, centre, centre] = 1
+            inputs = before if conv is shortcut else after
+            conv.weight[after, inputs, centre, centre] = 1
         before = after
 
 
@@ -145,7 +160,7 @@ def _constants(channels: int, groups: int) -> torch.Tensor:
 
 
 def picture_bank(draw: Draw, count: int, size: int) -> np.ndarray:
-    """Return uint8 [count, size, size, 3], targets of training scenes."""
+    """Return the targets of the first training scenes, uint8 [count, size, size, 3]."""
     examples = tqdm(draw(range(count), size), desc="pictures", total=count)
     return np.stack([target for _, target, _, _ in examples])
 
@@ -153,9 +168,10 @@ def picture_bank(draw: Draw, count: int, size: int) -> np.ndarray:
 def reconstruction_loss(
     vae: AutoencoderKL, images: torch.Tensor, latents: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
-    """L1 and L2 of pixels, L1 of their differences and of the means of 8x8 pixels.
+    """Return the decoder's loss, for latents with a little noise that keeps them smooth.
 
-    A little noise keeps the latents smooth.
+    It sums L1 and L2 of the pixels, L1 of the differences of neighbours (with weight 1/4), and L1
+    of the means of 8x8 pixels.
     """
     noise = torch.randn(latents.shape, generator=generator, device=latents.device)
     with torch.autocast(latents.device.type, torch.bfloat16):

@@ -1,4 +1,4 @@
-"""A trained tiny editor of Qwen-Image-Edit's architecture."""
+"""A trained tiny editor with Qwen-Image-Edit's architecture."""
 
 from .pipeline import WEIGHTS, TinyQwenPipeline, load, prompt
 

@@ -1,4 +1,4 @@
-"""The parts of a Qwen-Image-Edit pipeline, warm-started from the tiny FLUX.1-Kontext editor's."""
+"""Build the parts of a Qwen-Image-Edit pipeline from those of the tiny FLUX.1-Kontext editor."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,10 @@ from diffusers import AutoencoderKLQwenImage, FluxTransformer2DModel, QwenImageT
 from torch import nn
 
 LATENT_CHANNELS = 8
-KEPT = (0, 3, 6)  # single-stream blocks that become dual-stream ones, after the dual-stream one
-_LEVEL = 1024.0  # of the constant channels; latents are about 1
-_LOG_VARIANCE = -9.0
-_RENAMED = {
+KEPT = (0, 3, 6)  # indices of the single-stream blocks that become dual-stream blocks
+_CONSTANT = 1024.0  # value of the constant channels; latents are about 1
+_LOG_VARIANCE = -9.0  # log-variance of the encoder's distribution: next to no noise
+_RENAMED = {  # prefix in FLUX -> prefix in Qwen-Image
     "norm1.linear": "img_mod.1",
     "norm1_context.linear": "txt_mod.1",
     "ff.": "img_mlp.",
@@ -19,7 +19,7 @@ _RENAMED = {
 
 
 def build_vae() -> AutoencoderKLQwenImage:
-    """Factor-4 autoencoder of 0.6 M parameters; its latents need no mean and no scale."""
+    """Build a factor-4 autoencoder with 0.6 M parameters, whose latents need no normalisation."""
     return AutoencoderKLQwenImage(
         base_dim=16,
         z_dim=LATENT_CHANNELS,
@@ -35,10 +35,10 @@ def build_vae() -> AutoencoderKLQwenImage:
 def install_components(
     vae: AutoencoderKLQwenImage, filters: torch.Tensor, bias: torch.Tensor
 ) -> None:
-    """Make `vae.encoder` compute the filters [C, 3, 4, 4] of a still picture, and freeze it.
+    """Make `vae.encoder` apply the filters [C, 3, 4, 4] to a still picture, and freeze it.
 
     The residual blocks and the attention are switched off. Constant channels dominate the last
-    norm, so that it is linear; silu(a) - silu(-a) = a undoes the activation after it.
+    norm and so make it linear. silu(a) - silu(-a) = a undoes the activation after the norm.
     """
     encoder, channels = vae.encoder, filters.shape[0]
     for parameter in (*encoder.parameters(), *vae.quant_conv.parameters()):
@@ -56,9 +56,9 @@ def install_components(
                 signed = torch.cat([part, -part])
                 quarter.weight[: 2 * channels, 4 * c : 4 * c + 4, dy, dx] = signed
     quarter.bias[: 2 * channels] = torch.cat([bias, -bias])
-    quarter.bias[2 * channels :] = _LEVEL
+    quarter.bias[2 * channels :] = _CONSTANT
     width = len(quarter.bias)
-    encoder.norm_out.gamma[: 2 * channels] = _LEVEL * (1 - 2 * channels / width) ** 0.5
+    encoder.norm_out.gamma[: 2 * channels] = _CONSTANT * (1 - 2 * channels / width) ** 0.5
     for c in range(channels):
         encoder.conv_out.weight[c, c, -1, 1, 1] = 1
         encoder.conv_out.weight[c, channels + c, -1, 1, 1] = -1
@@ -71,7 +71,7 @@ def install_components(
 
 
 def build_transformer(kontext: FluxTransformer2DModel, blocks: int) -> QwenImageTransformer2DModel:
-    """Random weights; heads, widths and rotary axes of `kontext`."""
+    """Build a transformer like `kontext` in heads, widths and rotary axes, with random weights."""
     config = kontext.config
     return QwenImageTransformer2DModel(
         patch_size=1,
@@ -92,36 +92,40 @@ def convert(
     pooled: torch.Tensor,
     kept: Sequence[int] = KEPT,
 ) -> QwenImageTransformer2DModel:
-    """A dual-stream transformer that starts near `kontext`.
+    """Build a dual-stream transformer that computes nearly the same as `kontext`.
 
-    Both streams of a former single-stream block get its weights. Attention and MLP ran side by
-    side there; here the MLP comes after. The pooled text vector's mean becomes a constant.
+    Both streams of a former single-stream block get its weights. Its attention and MLP ran in
+    parallel; here the MLP runs after the attention. The mean of the pooled text vectors becomes a
+    constant.
 
     Args:
-        prompts: T5's output [B, L, C]; their scale is kept by the norm in front of them.
+        kontext: the transformer to convert.
+        prompts: T5's output [B, L, C], whose scale the text norm keeps.
         pooled: CLIP's pooled vectors [B, C'].
-        kept: indices of the single-stream blocks.
+        kept: indices of the single-stream blocks that are converted.
     """
-    made = build_transformer(kontext, len(kontext.transformer_blocks) + len(kept))
-    for mine, its in (
-        (made.img_in, kontext.x_embedder),
-        (made.txt_in, kontext.context_embedder),
-        (made.norm_out, kontext.norm_out),
-        (made.proj_out, kontext.proj_out),
-        (made.time_text_embed.timestep_embedder, kontext.time_text_embed.timestep_embedder),
+    qwen = build_transformer(kontext, len(kontext.transformer_blocks) + len(kept))
+    timestep_embedder = qwen.time_text_embed.timestep_embedder
+    for target, source in (
+        (qwen.img_in, kontext.x_embedder),
+        (qwen.txt_in, kontext.context_embedder),
+        (qwen.norm_out, kontext.norm_out),
+        (qwen.proj_out, kontext.proj_out),
+        (timestep_embedder, kontext.time_text_embed.timestep_embedder),
     ):
-        mine.load_state_dict(its.state_dict())
+        target.load_state_dict(source.state_dict())
     pooled = kontext.time_text_embed.text_embedder(pooled)
-    made.time_text_embed.timestep_embedder.linear_2.bias += pooled.mean(dim=0)
-    made.txt_norm.weight.fill_(prompts.square().mean().sqrt())
+    timestep_embedder.linear_2.bias += pooled.mean(dim=0)
+    qwen.txt_norm.weight.fill_(prompts.square().mean().sqrt())
     states = [_from_dual(block) for block in kontext.transformer_blocks]
     states += [_from_single(kontext.single_transformer_blocks[i]) for i in kept]
-    for block, state in zip(made.transformer_blocks, states, strict=True):
+    for block, state in zip(qwen.transformer_blocks, states, strict=True):
         block.load_state_dict(state)
-    return made
+    return qwen
 
 
 def _from_dual(block: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the state dict of a Qwen-Image block for a dual-stream FLUX block."""
     state = {}
     for name, value in block.state_dict().items():
         for old, new in _RENAMED.items():
@@ -131,6 +135,7 @@ def _from_dual(block: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _from_single(block: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the state dict of a Qwen-Image block for a single-stream FLUX block."""
     width = block.proj_out.out_features
     out, bias = block.proj_out.weight, block.proj_out.bias
     norm, attn = block.norm.linear, block.attn
@@ -143,12 +148,13 @@ def _from_single(block: nn.Module) -> dict[str, torch.Tensor]:
         state[f"{stream}_mlp.net.2.weight"] = out[:, width:]
         state[f"{stream}_mlp.net.2.bias"] = torch.zeros_like(bias)
     for name in "qkv":
-        for theirs in (f"to_{name}", f"add_{name}_proj"):
-            state[f"attn.{theirs}.weight"] = getattr(attn, f"to_{name}").weight
-            state[f"attn.{theirs}.bias"] = getattr(attn, f"to_{name}").bias
-    for theirs in ("to_out.0", "to_add_out"):
-        state[f"attn.{theirs}.weight"], state[f"attn.{theirs}.bias"] = out[:, :width], bias
+        for layer in (f"to_{name}", f"add_{name}_proj"):
+            state[f"attn.{layer}.weight"] = getattr(attn, f"to_{name}").weight
+            state[f"attn.{layer}.bias"] = getattr(attn, f"to_{name}").bias
+    for layer in ("to_out.0", "to_add_out"):
+        state[f"attn.{layer}.weight"] = out[:, :width]
+        state[f"attn.{layer}.bias"] = bias
     for name in "qk":
-        for theirs in (f"norm_{name}", f"norm_added_{name}"):
-            state[f"attn.{theirs}.weight"] = getattr(attn, f"norm_{name}").weight
+        for layer in (f"norm_{name}", f"norm_added_{name}"):
+            state[f"attn.{layer}.weight"] = getattr(attn, f"norm_{name}").weight
     return state

@@ -1,5 +1,4 @@
-"""Training scenes on photographs, which are found in folders, decoded once and kept as one cached
-array file."""
+"""Draw training scenes on photographs from folders; the decoded photographs are cached."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -15,18 +14,22 @@ from spotedit.tiny.scenes import make_scene
 
 from ..tiny_editor.examples import Example
 
-LONGEST_SIDE = 640
-SMALLEST_SIDE = 240
-_LOOK_ALIKE = 8.0  # mean 8-bit difference of 8x8 thumbnails
+LONGEST_SIDE = 640  # pixels; larger photographs are scaled down
+SMALLEST_SIDE = 240  # pixels; smaller photographs are not used
+_LOOK_ALIKE = 8.0  # largest mean difference of 8x8 thumbnails, of 255
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 _KIND_SHARES = {"recolour": 0.1, "remove": 0.26, "replace": 0.32, "add": 0.32}
-_AREAS, _AREA_SHARE = (0.015, 0.6), 0.6  # of the edited objects; log-uniform in so many scenes
-_IDENTITY_EVERY = 32  # one scene in so many has an empty prompt and its source as target
+_AREAS = (0.015, 0.6)  # range of the edited objects' areas, as shares of the picture
+_AREA_SHARE = 0.6  # share of the scenes with an area from that range, log-uniform
+_IDENTITY_EVERY = 32  # one scene of this many has an empty prompt and its source as target
 HELD_OUT = {"astronaut", "chelsea", "coffee", "rocket", "china", "flower"}
 
 
 def _find(folders: Sequence[Path]) -> list[Path]:
-    """Colour pictures under `folders`; of several sizes in one `images` folder, the largest."""
+    """Return the paths of the colour pictures under the folders.
+
+    A folder named `images...` holds one wallpaper in several sizes; only the largest is returned.
+    """
     best: dict[str, tuple[int, Path]] = {}
     for folder in folders:
         for path in sorted(folder.rglob("*")):
@@ -46,7 +49,7 @@ def _find(folders: Sequence[Path]) -> list[Path]:
 
 
 def _decode(path: Path) -> np.ndarray | None:
-    """uint8 [H, W, 3], or None where the picture is transparent, a flat drawing or unreadable."""
+    """Return uint8 [H, W, 3], or None for a transparent or unreadable picture or a flat drawing."""
     try:
         with Image.open(path) as image:
             image.draft("RGB", (LONGEST_SIDE, LONGEST_SIDE))
@@ -58,14 +61,18 @@ def _decode(path: Path) -> np.ndarray | None:
         return None
     rgb = np.ascontiguousarray(rgba[..., :3])
     steps = np.abs(np.diff(rgb.astype(np.int16), axis=1)).mean(axis=-1)
-    drawn = (steps == 0).mean() > 0.75
-    return None if drawn else rgb
+    is_drawing = (steps == 0).mean() > 0.75
+    return None if is_drawing else rgb
 
 
 def load_photos(folders: Sequence[Path], cache: Path) -> list[np.ndarray]:
-    """All usable photographs under `folders`, uint8 [H, W, 3], longest side `LONGEST_SIDE`.
+    """Return all usable photographs under the folders, uint8 [H, W, 3].
 
-    The result is cached in `cache` (an .npz file named after the folders).
+    Their longest side is at most `LONGEST_SIDE`. They are cached in the folder `cache`, in an .npz
+    file with a name made of the folders.
+
+    Raises:
+        ValueError: there is no usable photograph.
     """
     key = hashlib.sha256("\n".join(sorted(str(f.resolve()) for f in folders)).encode())
     file = cache / f"photos-{key.hexdigest()[:12]}.npz"
@@ -82,7 +89,7 @@ def load_photos(folders: Sequence[Path], cache: Path) -> list[np.ndarray]:
 
 
 def _distinct(photos: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Drop pictures that look like an earlier one (variants of one wallpaper)."""
+    """Drop the pictures that look like an earlier one, such as variants of one wallpaper."""
     kept: list[np.ndarray] = []
     thumbnails: list[np.ndarray] = []
     for photo in photos:
@@ -95,7 +102,11 @@ def _distinct(photos: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def recoloured(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A variant of uint8 `photo`: gain and gamma per channel, sometimes swapped channels."""
+    """Return a variant of the uint8 photograph.
+
+    Each channel has a random gain and gamma. Sometimes the channels are permuted, and sometimes the
+    picture is turned upside down.
+    """
     gain, gamma = rng.uniform(0.75, 1.15, 3), np.exp(rng.uniform(-0.3, 0.3, 3))
     ramp = np.linspace(0, 1, 256)[:, None]
     tables = np.clip(255 * gain * ramp**gamma, 0, 255).astype(np.uint8)
@@ -106,7 +117,12 @@ def recoloured(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PhotoScenes:
-    """Draws training examples on the photographs under `folders`, which are cached in `cache`."""
+    """Draw training examples on the photographs under the folders.
+
+    Attributes:
+        folders: where the photographs are.
+        cache: folder in which the decoded photographs are kept.
+    """
 
     folders: tuple[Path, ...]
     cache: Path
@@ -116,8 +132,8 @@ class PhotoScenes:
         photos = [recoloured(photo, rng) for photo in _loaded_photos(self.folders, self.cache)]
         for i, seed in enumerate(seeds):
             kind = str(rng.choice(list(_KIND_SHARES), p=list(_KIND_SHARES.values())))
-            wide = rng.random() < _AREA_SHARE
-            area = float(np.exp(rng.uniform(*np.log(_AREAS)))) if wide else None
+            has_area = rng.random() < _AREA_SHARE
+            area = float(np.exp(rng.uniform(*np.log(_AREAS)))) if has_area else None
             scene = make_scene(seed, kind, size=size, split="train", photos=photos, area=area)
             if i % _IDENTITY_EVERY == _IDENTITY_EVERY - 1:
                 yield scene.source, scene.source, np.zeros_like(scene.mask), ""
@@ -125,6 +141,6 @@ class PhotoScenes:
                 yield scene.source, scene.target, scene.mask, scene.instruction
 
 
-@lru_cache(maxsize=1)  # a worker process makes many shards
+@lru_cache(maxsize=1)  # since a worker process makes many shards
 def _loaded_photos(folders: tuple[Path, ...], cache: Path) -> list[np.ndarray]:
     return load_photos(folders, cache)

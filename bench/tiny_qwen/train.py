@@ -28,12 +28,13 @@ from .editor import Editor, StillVae, forget_words
 from .photos import PhotoScenes
 from .pipeline import WEIGHTS, prompt_ids
 
-FACTOR = 4  # pixels of a latent
-_WORDLESS_EVERY = 16  # scenes; also where the pool's scenes with an empty prompt are
+FACTOR = 4  # pixels along a latent's side
+# One scene of this many loses its words; those with an empty prompt in the pool are among them.
+_WORDLESS_EVERY = 16
 
 
 def still_vae(filters: torch.Tensor, bias: torch.Tensor) -> nn.Module:
-    """The autoencoder before its decoder's training."""
+    """Build the autoencoder with its final encoder and an untrained decoder."""
     vae = build_vae()
     calm_residuals(vae)
     install_components(vae, filters, bias)
@@ -41,7 +42,7 @@ def still_vae(filters: torch.Tensor, bias: torch.Tensor) -> nn.Module:
 
 
 def train_decoder(args: argparse.Namespace) -> None:
-    """`bench.tiny_editor`'s training, with the components of its published encoder."""
+    """Train the decoder as `bench.tiny_editor` does, with the packaged editor's encoder."""
     args.folder.mkdir(parents=True, exist_ok=True)
     components = read_components(tiny.load().vae, LATENT_CHANNELS, FACTOR)
     torch.save(components, args.folder / "components.pt")
@@ -49,7 +50,7 @@ def train_decoder(args: argparse.Namespace) -> None:
 
 
 def train_editor(args: argparse.Namespace) -> None:
-    """Train the converted transformer on cached latents; one scene in 16 is told nothing."""
+    """Train the converted transformer on cached latents; one scene in 16 has no words."""
     torch.manual_seed(args.seed)
     start = tiny.load()
     pool = Pool(
@@ -67,8 +68,8 @@ def train_editor(args: argparse.Namespace) -> None:
     empty = prompt_ids(start.tokenizer_2, [""])[0]
 
     def batch(step: int) -> Batch:
-        made, seen = pool.batch(step), (step + 1) * args.batch
-        return made if seen % _WORDLESS_EVERY else forget_words(made, empty)
+        scenes, num_seen = pool.batch(step), (step + 1) * args.batch
+        return forget_words(scenes, empty) if num_seen % _WORDLESS_EVERY == 0 else scenes
 
     loop = Loop(
         "editor", editor, build_optimizers(editor, args.lr, args.matrix_lr),
@@ -81,7 +82,7 @@ def train_editor(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    """Write the checkpoints' autoencoder, transformer and schedule in float16."""
+    """Write the checkpoints' autoencoder and transformer in float16, and the scheduler."""
     still = StillVae(build_vae())
     still.load_state_dict(trained_state(args.folder / "vae.pt"))
     state = trained_state(args.folder / "editor.pt", args.last)
@@ -97,36 +98,44 @@ def export(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--photos", type=Path, nargs="+", default=[], help="folders of pictures")
-    common.add_argument("--folder", type=Path, required=True, help="caches, checkpoints, plots")
+    common.add_argument(
+        "--photos", type=Path, nargs="+", default=[], help="folders with photographs"
+    )
+    common.add_argument(
+        "--folder", type=Path, required=True, help="folder for caches, checkpoints and plots"
+    )
     common.add_argument("--seed", type=int, default=0)
     common.add_argument("--batch", type=int, default=16)
     common.add_argument("--steps", type=int, default=3000)
-    common.add_argument("--until", type=int, help="stop early, keeping the schedule of --steps")
+    common.add_argument("--until", type=int, help="stop early, with the schedule of --steps")
     common.add_argument("--decay", type=int, default=2000, help="steps of falling learning rate")
-    common.add_argument("--save-every", type=int, default=100)
+    common.add_argument("--save-every", type=int, default=100, help="steps between checkpoints")
     stages = parser.add_subparsers(required=True)
-    vae = stages.add_parser("vae", parents=[common])
-    vae.add_argument("--crop", type=int, default=64)
-    vae.add_argument("--size", type=int, default=128, help="of the pictures, in pixels")
+    vae = stages.add_parser("vae", parents=[common], help="train the autoencoder's decoder")
+    vae.add_argument("--crop", type=int, default=64, help="side of the crops in pixels")
+    vae.add_argument("--size", type=int, default=128, help="side of the pictures in pixels")
     vae.add_argument("--lr", type=float, default=2e-3)
     vae.add_argument("--pictures", type=int, default=6000)
-    vae.set_defaults(
-        device="cpu", init=None, seconds=None, decay_share=0.0, run=train_decoder
-    )  # fmt: skip
-    editor = stages.add_parser("editor", parents=[common])
-    editor.add_argument("--lr", type=float, default=1e-3, help="AdamW's peak")
-    editor.add_argument("--matrix-lr", type=float, default=2e-3, help="Muon's peak")
+    # options of `bench.tiny_editor` that `train_vae` reads and this command does not offer
+    vae.set_defaults(device="cpu", init=None, seconds=None, decay_share=0.0, run=train_decoder)
+    editor = stages.add_parser("editor", parents=[common], help="train the transformer")
+    editor.add_argument("--lr", type=float, default=1e-3, help="peak rate of AdamW")
+    editor.add_argument("--matrix-lr", type=float, default=2e-3, help="peak rate of Muon")
     editor.add_argument("--scenes", type=int, default=81920)
-    editor.add_argument("--shard", type=int, default=1024)
-    editor.add_argument("--prefetch", action=argparse.BooleanOptionalAction, default=True)
-    editor.add_argument("--size", type=int, default=128, help="of the scenes, in pixels")
+    editor.add_argument("--shard", type=int, default=1024, help="scenes in a shard")
+    editor.add_argument(
+        "--prefetch", action=argparse.BooleanOptionalAction, default=True,
+        help="make the next shard in the background",
+    )  # fmt: skip
+    editor.add_argument("--size", type=int, default=128, help="side of the scenes in pixels")
     editor.add_argument("--early", type=float, default=0.5, help="share of times above 0.75")
     editor.add_argument("--compile", action="store_true", help="torch.compile the blocks")
     editor.set_defaults(run=train_editor)
-    out = stages.add_parser("export", parents=[common])
+    out = stages.add_parser("export", parents=[common], help="write the pipeline's folder")
     out.add_argument("--out", type=Path, default=WEIGHTS)
-    out.add_argument("--last", action="store_true", help="the editor's latest weights, unaveraged")
+    out.add_argument(
+        "--last", action="store_true", help="take the editor's latest weights, not their average"
+    )
     out.set_defaults(run=export)
     args = parser.parse_args(argv)
     args.run(args)

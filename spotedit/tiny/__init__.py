@@ -1,4 +1,4 @@
-"""A trained editor small enough for a package, and scenes with a known truth to judge it on."""
+"""A trained editor that is small enough to ship, and scenes with a known truth to test it on."""
 
 from importlib.resources import as_file, files
 
@@ -22,10 +22,10 @@ __all__ = [
 def load(
     dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> TinyKontextPipeline:
-    """The tiny editor: a FLUX.1-Kontext pipeline trained on `make_scene`'s instructions.
+    """Load the tiny editor: a FLUX.1-Kontext pipeline trained on `make_scene`'s instructions.
 
-    It reads only files of this package, never the network. Native size 128 px (256 noise and 256
-    condition tokens); any multiple of 8 px runs.
+    The weights are part of the package; nothing is downloaded. The native size is 128 px (256 noise
+    tokens and 256 condition tokens), but any multiple of 8 px runs.
     """
     with as_file(files(__package__) / "weights") as folder:
         pipe = TinyKontextPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)

@@ -1,4 +1,4 @@
-"""FLUX.1-Kontext's pipeline with defaults that fit the tiny editor."""
+"""The FLUX.1-Kontext pipeline with defaults that fit the tiny editor."""
 
 import functools
 import inspect
@@ -25,21 +25,20 @@ _SIGNATURE = _STOCK.replace(
 
 
 class TinyKontextPipeline(FluxKontextPipeline):
-    """The stock pipeline; only the defaults of its call differ.
+    """The stock pipeline with other default arguments of its call.
 
-    Height and width are 128 px, the condition image keeps its own size rounded down to multiples
-    of 8 px (`_auto_resize=False`), `max_area` is the area asked for, and prompts take 16 tokens.
+    Height and width are 128 px and prompts have 16 tokens. `max_area` is height x width. The
+    condition image keeps its size, rounded down to multiples of 8 px (`_auto_resize=False`).
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bound = _SIGNATURE.bind(self, *args, **kwargs)
-        given = {"height": NATIVE_SIZE, "width": NATIVE_SIZE}
-        given |= {name: value for name, value in bound.arguments.items() if value is not None}
-        given.setdefault("max_area", given["height"] * given["width"])
-        defaults = {name: value for name, value in _DEFAULTS.items() if name not in given}
-        given.pop("self")
-        return super().__call__(**given, **defaults)
+        arguments = dict(_DEFAULTS)
+        arguments |= {name: value for name, value in bound.arguments.items() if value is not None}
+        arguments.setdefault("max_area", arguments["height"] * arguments["width"])
+        arguments.pop("self")
+        return super().__call__(**arguments)
 
-    # not as a decorator: type checkers would take `self` for an argument of the caller
+    # With a decorator, type checkers would take `self` for an argument of the caller.
     functools.update_wrapper(__call__, FluxKontextPipeline.__call__)
-    __call__.__signature__ = _SIGNATURE  # type: ignore[attr-defined]  # what `inspect` shows
+    __call__.__signature__ = _SIGNATURE  # type: ignore[attr-defined]  # shown by `inspect`

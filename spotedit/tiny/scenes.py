@@ -1,7 +1,7 @@
-"""Synthetic edits with a known truth: objects composited on photographs, and one instruction.
+"""Make synthetic edits with a known truth: objects composited on photographs, and an instruction.
 
-`make_scene(seed)` is deterministic. Held-out scenes stand on the six photographs that ship with
-the package, which the tiny editor was never trained on.
+`make_scene(seed)` is deterministic. Held-out scenes use the six photographs that ship with the
+package; the tiny editor was never trained on them.
 """
 
 import math
@@ -22,9 +22,9 @@ PLACES = {
     "left": (0.5, 0.24), "centre": (0.5, 0.5), "right": (0.5, 0.76),
     "bottom left": (0.76, 0.24), "bottom": (0.76, 0.5), "bottom right": (0.76, 0.76),
 }  # fmt: skip
-MAX_AREA = 0.6  # the object still lies in the picture
-_CLEAR_COLOUR_STEP = 150.0  # Euclidean distance in 8-bit RGB between old and new colour
-_TRIES = 60
+MAX_AREA = 0.6  # a larger object would not fit into the picture
+_MIN_COLOUR_DISTANCE = 150.0  # between old and new colour, Euclidean in 8-bit RGB
+_NUM_TRIES = 60
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Scene:
 
 @lru_cache(maxsize=1)
 def heldout_photos() -> tuple[np.ndarray, ...]:
-    """The packaged photographs as uint8 [H, W, 3], in the order of their names."""
+    """Return the packaged photographs as uint8 [H, W, 3], sorted by name."""
     folder = files(__package__) / "photos"
     names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".jpg"))
     pictures = []
@@ -62,7 +62,10 @@ def heldout_photos() -> tuple[np.ndarray, ...]:
 
 
 def photo_crop(rng: np.random.Generator, photo: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A random crop of uint8 `photo`, mirrored half the time, as float [H, W, 3] of `size`."""
+    """Return a random crop of the uint8 photograph, mirrored half the time.
+
+    The crop is scaled to `size` and returned as float [H, W, 3].
+    """
     height, width = size
     largest = min(photo.shape[0] / height, photo.shape[1] / width)
     zoom = rng.uniform(min(1.0, 0.5 * largest), largest)
@@ -83,11 +86,12 @@ def _texture(rng: np.random.Generator) -> str:
     return _choice(rng, TEXTURES) if rng.random() < 0.5 else "plain"
 
 
-def _free(item: Item, others: Sequence[Item]) -> bool:
+def _is_apart(item: Item, others: Sequence[Item]) -> bool:
+    """Return whether the item overlaps none of the others."""
     return all(
-        np.hypot(item.centre[0] - o.centre[0], item.centre[1] - o.centre[1])
-        > 1.12 * (item.radius + o.radius)
-        for o in others
+        np.hypot(item.centre[0] - other.centre[0], item.centre[1] - other.centre[1])
+        > 1.12 * (item.radius + other.radius)
+        for other in others
     )
 
 
@@ -95,39 +99,43 @@ def _scatter(
     rng: np.random.Generator,
     count: int,
     size: tuple[int, int],
-    taken: Sequence[Item] = (),
-    first: float | None = None,
+    existing: Sequence[Item] = (),
+    first_radius: float | None = None,
 ) -> list[Item]:
-    """Up to `count` objects with distinct names that overlap neither each other nor `taken`.
+    """Draw up to `count` items with distinct names, apart from each other and from `existing`.
 
-    `first` is the radius of the first one, / shorter side; those of the others are drawn.
+    `first_radius` is the radius of the first item as a share of the shorter side. The radii of the
+    others are random.
     """
     items: list[Item] = []
-    for _ in range(_TRIES):
+    for _ in range(_NUM_TRIES):
         if len(items) == count:
             break
         radius = min(size) * rng.uniform(min(SIZES.values()), max(SIZES.values()))
-        if first is not None and not items:
-            radius = min(size) * first
+        if first_radius is not None and not items:
+            radius = min(size) * first_radius
         y, x = (float(rng.uniform(1.1 * radius, side - 1.1 * radius)) for side in size)
         item = Item(
             _choice(rng, SHAPES), _choice(rng, tuple(COLOURS)), _texture(rng), (y, x), radius
         )
-        others = [*taken, *items]
-        if _free(item, others) and item.name not in {o.name for o in others}:
+        others = [*existing, *items]
+        if _is_apart(item, others) and item.name not in {other.name for other in others}:
             items.append(item)
     return items
 
 
-def _far_colour(rng: np.random.Generator, old: str) -> str:
+def _distant_colour(rng: np.random.Generator, old: str) -> str:
     distance = {c: np.linalg.norm(np.subtract(COLOURS[c], COLOURS[old])) for c in COLOURS}
-    return _choice(rng, [c for c in COLOURS if distance[c] >= _CLEAR_COLOUR_STEP])
+    return _choice(rng, [c for c in COLOURS if distance[c] >= _MIN_COLOUR_DISTANCE])
 
 
 def _edit(
     rng: np.random.Generator, kind: str, size: tuple[int, int], radius: float | None
 ) -> tuple[list[Item], list[Item], str]:
-    """Objects before, objects after, instruction. `radius`: of what is edited / shorter side."""
+    """Return the items before the edit, those after it, and the instruction.
+
+    `radius` is that of the edited item as a share of the shorter side; None draws it at random.
+    """
     if kind == "add":
         place, scale = _choice(rng, tuple(PLACES)), _choice(rng, tuple(SIZES))
         centre = PLACES[place][0] * size[0], PLACES[place][1] * size[1]
@@ -137,11 +145,11 @@ def _edit(
         )  # fmt: skip
         before = _scatter(rng, int(rng.integers(0, 3)), size, [new])
         return before, [*before, new], f"add a {scale} {new.full_name} at the {place}"
-    before = _scatter(rng, int(rng.integers(1, 4)), size, first=radius)
+    before = _scatter(rng, int(rng.integers(1, 4)), size, first_radius=radius)
     old, rest = before[0], before[1:]
     if kind == "remove":
         return before, rest, f"remove the {old.name}"
-    colour = _far_colour(rng, old.colour)
+    colour = _distant_colour(rng, old.colour)
     if kind == "recolour":
         new = Item(old.shape, colour, old.texture, old.centre, old.radius)
         return before, [new, *rest], f"recolour the {old.name} to {colour}"
@@ -162,17 +170,17 @@ def make_scene(
 
     Args:
         seed: any non-negative integer. The two splits draw from separate streams.
-        kind: one of `KINDS`; drawn from the seed where None.
+        kind: one of `KINDS`; None draws one from the seed.
         size: side, or (height, width), in pixels.
-        split: "heldout", or "train" (which needs `photos`).
-        photos: uint8 [H, W, 3] backgrounds; the packaged held-out ones where None.
-        area: of a disc of the edited object's radius, as a share of a square of the picture's
-            shorter side: above 0 and at most `MAX_AREA`; drawn, 0.05 to 0.15, where None. What
-            "add" adds has the size that the instruction names.
+        split: "heldout", or "train", which needs `photos`.
+        photos: uint8 [H, W, 3] backgrounds; None uses the packaged held-out photographs.
+        area: area of a disc with the edited object's radius, as a share of a square with the
+            picture's shorter side. It must be above 0 and at most `MAX_AREA`; None draws 0.05 to
+            0.15 from the seed. Added objects ignore it: their instruction names their size.
 
     Raises:
-        ValueError: unknown kind or split, no photographs for the training split, or an area out of
-            range.
+        ValueError: the kind or the split is unknown, the training split has no photographs, or the
+            area is out of range.
     """
     if kind is not None and kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}; expected one of {KINDS}")
@@ -180,20 +188,21 @@ def make_scene(
         raise ValueError(f"unknown split {split!r}; expected one of {SPLITS}")
     if photos is None:
         if split == "train":
-            raise ValueError("the training split needs photos=[uint8 arrays]; none ship with it")
+            raise ValueError("split='train' needs photos=[uint8 arrays]; the package has none")
         photos = heldout_photos()
     if area is not None and not 0 < area <= MAX_AREA:
         raise ValueError(f"area is {area}; expected a share above 0 and at most {MAX_AREA}")
     size = (size, size) if isinstance(size, int) else size
     radius = None if area is None else math.sqrt(area / math.pi)
     rng = np.random.default_rng([SPLITS.index(split), seed])
-    drawn = _choice(rng, KINDS)
+    random_kind = _choice(rng, KINDS)  # drawn in any case, so that `kind` does not change the rest
+    kind = kind or random_kind
     background = photo_crop(rng, photos[int(rng.integers(len(photos)))], size)
-    before, after, instruction = _edit(rng, kind or drawn, size, radius)
+    before, after, instruction = _edit(rng, kind, size, radius)
     source, target = background, background.copy()
     for picture, items in ((source, before), (target, after)):
         for item in items:
             draw(picture, item)
     source, target = (np.rint(p).astype(np.uint8) for p in (source, target))
     mask = (source != target).any(axis=-1)
-    return Scene(source, target, instruction, mask, kind or drawn)
+    return Scene(source, target, instruction, mask, kind)

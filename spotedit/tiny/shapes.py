@@ -1,4 +1,4 @@
-"""Drawing of the tiny editor's objects: six shapes, eight colours, three textures, antialiased."""
+"""Draw the tiny editor's objects, antialiased: six shapes, eight colours, three textures."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import numpy as np
 
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross")
 TEXTURES = ("plain", "striped", "dotted")
-SIZES = {"small": 0.13, "medium": 0.17, "large": 0.22}  # radius / shorter side of the picture
+SIZES = {"small": 0.13, "medium": 0.17, "large": 0.22}  # radius as a share of the shorter side
 COLOURS = {
     "red": (222, 38, 38),
     "green": (42, 168, 58),
@@ -18,13 +18,13 @@ COLOURS = {
     "white": (240, 240, 240),
     "black": (26, 26, 30),
 }
-_STRIPE_PERIOD = 0.5  # of the radius
-_DOT_PERIOD = 0.55
+_STRIPE_PERIOD = 0.5  # as a share of the radius
+_DOT_PERIOD = 0.55  # as a share of the radius
 
 
 @dataclass(frozen=True)
 class Item:
-    """One object: what it is, and where (centre and radius in pixels)."""
+    """One object with its centre (y, x) and its radius in pixels."""
 
     shape: str
     colour: str
@@ -34,17 +34,17 @@ class Item:
 
     @property
     def name(self) -> str:
-        """The words that instructions use, e.g. ``red circle``."""
+        """The name that instructions use, such as ``red circle``."""
         return f"{self.colour} {self.shape}"
 
     @property
     def full_name(self) -> str:
-        """Like `name`, with the texture where it is not plain, e.g. ``striped red circle``."""
+        """The name with the texture unless it is plain, such as ``striped red circle``."""
         return self.name if self.texture == "plain" else f"{self.texture} {self.name}"
 
 
 def _polygon(shape: str) -> np.ndarray:
-    """Corners [n, 2] as (y, x) of a polygonal shape of about unit radius."""
+    """Return the corners (y, x) as [n, 2] of a polygonal shape of about unit radius."""
     if shape == "square":
         return np.array([[-1, -1], [-1, 1], [1, 1], [1, -1]]) * 0.9
     if shape == "diamond":
@@ -65,7 +65,7 @@ def _polygon(shape: str) -> np.ndarray:
 
 
 def _signed_distance(shape: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Distance to the unit shape's outline, negative inside; same shape as `y` and `x`."""
+    """Return the distances of the points to the unit shape's outline, negative inside it."""
     if shape == "circle":
         return np.hypot(y, x) - 1.05
     corners = _polygon(shape)
@@ -82,7 +82,7 @@ def _signed_distance(shape: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def _paint(item: Item, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Colour [h, w, 3] of an object at unit coordinates: texture, then light from the top left."""
+    """Return the object's colour [h, w, 3] at unit coordinates, with light from the top left."""
     base = np.array(COLOURS[item.colour], dtype=np.float64)
     second = base + 90 if base.mean() < 60 else base * 0.5
     if item.texture == "striped":

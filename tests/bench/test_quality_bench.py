@@ -1,6 +1,8 @@
-"""`bench.quality`: its statistics on known numbers, its ablations, and runs that are cut short."""
+"""Tests of `bench.quality`: statistics of known numbers, ablations, and interrupted runs."""
 
 import json
+import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -44,17 +46,20 @@ def test_scenes_have_edits_of_all_sizes():
 
 
 def records(**figures):
-    """By seed, of lists of figures."""
-    length = len(next(iter(figures.values())))
-    return {str(i): {name: values[i] for name, values in figures.items()} for i in range(length)}
+    """Return records by seed from one list of values for each figure."""
+    num_records = len(next(iter(figures.values())))
+    return {
+        str(seed): {name: values[seed] for name, values in figures.items()}
+        for seed in range(num_records)
+    }
 
 
 def test_differences_are_paired_by_seed_and_skip_what_is_missing():
     ours = records(edit_db=[20.0, 21.0, None, 25.0])
     theirs = records(edit_db=[21.0, 21.5, 20.0, 40.0]) | {"3": {}}
-    found = statistics.paired(ours, theirs, "edit_db")
-    assert (found.mean, found.samples) == (-0.75, 2)
-    assert (found.low, found.high) == (-1.0, -0.5)
+    difference = statistics.paired(ours, theirs, "edit_db")
+    assert (difference.mean, difference.samples) == (-0.75, 2)
+    assert (difference.low, difference.high) == (-1.0, -0.5)
     assert statistics.mean(ours, "edit_db").mean == 22.0
     assert np.isnan(statistics.mean(ours, "edit_ssim").mean)
 
@@ -68,27 +73,27 @@ def test_worse_is_an_interval_on_the_bad_side(figure, shift, expected):
     noise = np.random.default_rng(0).normal(0, 1, 50)
     noise -= noise.mean()
     assert statistics.worse(statistics.estimate((noise + shift).tolist()), figure) is expected
-    assert not statistics.worse(statistics.estimate([shift] * 3), figure)  # too few
+    assert not statistics.worse(statistics.estimate([shift] * 3), figure)  # 3 samples are too few
 
 
-def test_the_gate_names_the_mildest_degree_that_is_seen_and_the_blind_measures():
-    def made(edit, recall):
+def test_the_gate_names_the_mildest_degree_that_is_detected_and_the_blind_measures():
+    def variant_records(change_db):
         noise = np.random.default_rng(1).normal(0, 0.1, 20)
-        return records(edit_db=list(20 + edit + noise), recall=[recall] * 20)
+        return records(edit_db=list(20 + change_db + noise), recall=[1.0] * 20)
 
-    found = {name: made(0, 1.0) for name in ("default", *gate.VARIANTS)}
-    found["naive"] = made(-1, 1.0)
-    found["threshold x4"] = found["threshold x8"] = made(-0.5, 1.0)
-    differences = gate.differences(found)
+    table = {name: variant_records(0) for name in ("default", *gate.VARIANTS)}
+    table["naive"] = variant_records(-1)
+    table["threshold x4"] = table["threshold x8"] = variant_records(-0.5)
+    differences = gate.differences(table)
     seen = {kind: gate.seen_by(bad, differences) for kind, bad in gate.KINDS.items()}
     assert seen["reused tokens left out of attention"] == ("naive", ["edit_db"])
     assert seen["threshold"] == ("threshold x4", ["edit_db"])
     assert seen["no token replacement"] == ("unreplaced", [])
     verdicts = "\n".join(gate.verdicts(differences))
-    assert "threshold x4 is seen" in verdicts
-    assert "threshold x2 not" in verdicts
-    assert "no token replacement: NOT SEEN" in verdicts
-    assert "recall sees nothing" in verdicts
+    assert "threshold x4 is detected" in verdicts
+    assert "not detected: threshold x2" in verdicts
+    assert "no token replacement: NOT DETECTED" in verdicts
+    assert "recall does not detect any" in verdicts
     met = [row.met for row in gate.rows(differences) if row.name == gate.SEEN]
     assert met == [True, True, False, False]
 
@@ -100,25 +105,20 @@ def mask_of(columns):
     return torch.arange(8).expand(6, 8) < columns
 
 
-def latents_with(ablation, **config):
+def edited_latents(ablation=nullcontext, **config):
     pipe = random_kontext()
-    handle = spotedit.enable(pipe, **config)
-    handle.set_mask(mask_of(3), mode="replace")
-    with ablations.ABLATIONS[ablation]():
-        return pipe(**call_arguments()).images, pipe
+    spotedit.enable(pipe, **config).set_mask(mask_of(3), mode="replace")
+    with ablation():
+        return pipe(**call_arguments()).images
 
 
 def test_naive_attention_does_not_see_what_the_reused_tokens_hold():
-    weights = ({"fusion": lambda sigma: 1.0}, {"fusion": lambda sigma: 0.0})
-    naive = [latents_with("naive", **config)[0] for config in weights]
-    seeing = []
-    for config in weights:
-        pipe = random_kontext()
-        spotedit.enable(pipe, **config).set_mask(mask_of(3), mode="replace")
-        seeing.append(pipe(**call_arguments()).images)
+    configs = ({"fusion": lambda sigma: 1.0}, {"fusion": lambda sigma: 0.0})
+    naive = [edited_latents(ablations.naive, **config) for config in configs]
+    complete = [edited_latents(**config) for config in configs]
     assert torch.equal(*naive)
-    assert not torch.allclose(*seeing, atol=1e-4)
-    assert not torch.allclose(naive[0], seeing[0], atol=1e-4)
+    assert not torch.allclose(*complete, atol=1e-4)
+    assert not torch.allclose(naive[0], complete[0], atol=1e-4)
 
 
 def test_recursion_equals_one_made_by_hand():
@@ -143,26 +143,26 @@ def test_recursion_equals_one_made_by_hand():
 
 
 def test_without_replacement_reused_tokens_keep_the_latents_of_the_first_spot_step():
-    seen = []
     pipe = random_kontext()
     spotedit.enable(pipe, reset_steps=()).set_mask(mask_of(3), mode="replace")
     with ablations.unreplaced(), edits.traced(pipe) as (trace, extra):
         pipe(**call_arguments(), **extra)
-    seen, reused = trace.states, ~mask_of(3).flatten()
-    assert torch.allclose(seen[-1][:, reused], seen[1][:, reused], atol=1e-4)
-    assert not torch.allclose(seen[-1][:, reused], trace.source[:, reused], atol=0.1)
+    states, reused = trace.states, ~mask_of(3).flatten()
+    assert torch.allclose(states[-1][:, reused], states[1][:, reused], atol=1e-4)
+    assert not torch.allclose(states[-1][:, reused], trace.source[:, reused], atol=0.1)
 
 
 def test_a_shifted_region_lies_two_tokens_to_the_right():
-    plain, moved = [], []
-    for scores, within in ((plain, False), (moved, True)):
+    def scores(ablation):
         pipe = random_kontext()
         handle = spotedit.enable(pipe, judge="l2", reset_steps=(), judge_every=8)
-        with ablations.shifted() if within else edits.traced(pipe):
+        with ablation():
             pipe(**call_arguments())
-        scores.append(handle.report.scores)
-    assert np.allclose(np.roll(plain[0], ablations.SHIFT, axis=1), moved[0], atol=1e-5)
-    assert not np.allclose(plain[0], moved[0], atol=1e-3)
+        return handle.report.scores
+
+    plain, shifted = scores(nullcontext), scores(ablations.shifted)
+    assert np.allclose(np.roll(plain, ablations.SHIFT, axis=1), shifted, atol=1e-5)
+    assert not np.allclose(plain, shifted, atol=1e-3)
 
 
 # -- edits of the tiny editor
@@ -178,20 +178,20 @@ def tiny():
 
 def test_a_picture_equal_to_the_truth_has_the_best_figures(tiny):
     truth, dense = tiny[2], tiny[3]
-    found = truth.figures(truth.scene.target, dense, truth.ringed)
-    assert found["edit_db"] is None  # infinite
-    assert found["edit_ssim"] == pytest.approx(1)
-    assert found["edit_features"] == pytest.approx(0, abs=1e-6)
-    assert found["to_truth"] == found["seam"] == 0
-    assert found["recall"] == 1
-    assert found["active_needed"] <= found["active_ringed"] == 1 < found["active_touched"]
-    outside = truth.figures(truth.scene.source, dense, ~truth.ringed)
+    perfect = truth.figures(truth.scene.target, dense, truth.touched_and_ring)
+    assert perfect["edit_db"] is None  # it would be infinite
+    assert perfect["edit_ssim"] == pytest.approx(1)
+    assert perfect["edit_features"] == pytest.approx(0, abs=1e-6)
+    assert perfect["to_truth"] == perfect["seam"] == 0
+    assert perfect["recall"] == 1
+    assert perfect["active_needed"] <= perfect["active_ringed"] == 1 < perfect["active_touched"]
+    outside = truth.figures(truth.scene.source, dense, ~truth.touched_and_ring)
     assert outside["edit_ssim"] < 0.99
     assert outside["edit_features"] > 0.05
     assert outside["recall"] == outside["precision"] == 0
-    one = np.zeros_like(truth.edited)
-    one[tuple(np.argwhere(truth.edited)[truth.edited.sum() // 2])] = True
-    inside = truth.figures(truth.scene.source, dense, one)
+    one_token = np.zeros_like(truth.edited)
+    one_token[tuple(np.argwhere(truth.edited)[truth.edited.sum() // 2])] = True
+    inside = truth.figures(truth.scene.source, dense, one_token)
     assert inside["precision"] == 1
     assert inside["seam_excess"] > 5
 
@@ -199,26 +199,26 @@ def test_a_picture_equal_to_the_truth_has_the_best_figures(tiny):
 def test_networks_see_the_edited_region_alone(tiny):
     truth = tiny[2]
 
-    def different(a, b):
+    def num_different_pixels(a, b):
         return (a != b).any(dim=1).sum()
 
-    there = Networks({"lpips": different}, None, "", {}, torch.device("cpu"))
-    ours = Truth(tiny[1], truth.scene, 0, there)
+    distances = Networks({"lpips": num_different_pixels}, None, "", {}, torch.device("cpu"))
+    truth = Truth(tiny[1], truth.scene, 0, distances)
     inverted = 255 - truth.scene.target
-    found = ours.figures(inverted, None, None)
-    assert found["edit_lpips"] == truth.scene.mask.sum()
-    assert found["edit_dists"] is None
+    figures = truth.figures(inverted, None, None)
+    assert figures["edit_lpips"] == truth.scene.mask.sum()
+    assert figures["edit_dists"] is None
 
 
-def test_spot_edits_and_rivals_skip_work_and_dense_figures_are_their_own(tiny):
-    setting, pipe, truth, dense, of_dense = tiny
+def test_spot_edits_and_rivals_skip_work_and_dense_edits_are_reproducible(tiny):
+    setting, pipe, truth, dense, dense_figures = tiny
     for name in ("default", "PyramidAttentionBroadcast", "FasterCache"):
-        _, found = edit(pipe, setting, VARIANTS[name], truth, dense)
-        assert found["work"] < of_dense["work"], name
-        assert found["same_db"] > 20, name
+        _, figures = edit(pipe, setting, VARIANTS[name], truth, dense)
+        assert figures["work"] < dense_figures["work"], name
+        assert figures["same_db"] > 20, name
     again, figures = edit(pipe, setting, Variant(None), truth, None)
     assert np.array_equal(again, dense)
-    assert figures | {"seconds": 0} == of_dense | {"seconds": 0}
+    assert figures | {"seconds": 0} == dense_figures | {"seconds": 0}
 
 
 def test_work_is_what_the_linear_layers_multiply():
@@ -241,7 +241,7 @@ def stored(folder):
     return {place: {k: v for k, v in row.items() if k not in TIMES} for place, row in rows.items()}
 
 
-def test_a_run_that_was_cut_short_goes_on_and_ends_with_the_same_records(
+def test_an_interrupted_run_continues_and_ends_with_the_same_records(
     random_editor, tmp_path, monkeypatch
 ):
     def run(name):
@@ -259,35 +259,35 @@ def test_a_run_that_was_cut_short_goes_on_and_ends_with_the_same_records(
     monkeypatch.setattr(collect, "edit", interrupted)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            run("cut")
-        (work,) = (tmp_path / "cut").iterdir()
+            run("interrupted")
+        (work,) = (tmp_path / "interrupted").iterdir()
         with (work / "records-0.jsonl").open("a") as file:
-            file.write('{"key": "0", "mo')  # as a kill leaves it
-    run("cut")
+            file.write('{"key": "0", "mo')  # a killed process leaves such a line
+    run("interrupted")
     assert len(calls) == 2 * 3 + 2
-    assert stored(tmp_path / "cut") == stored(tmp_path / "whole")
-    assert len(stored(tmp_path / "cut")) == 2 * 4
-    found = json.loads((tmp_path / "quality.json").read_text())
-    methods = {row["parameters"].get("method") for row in found["rows"]}
+    assert stored(tmp_path / "interrupted") == stored(tmp_path / "whole")
+    assert len(stored(tmp_path / "interrupted")) == 2 * 4
+    results = json.loads((tmp_path / "quality.json").read_text())
+    methods = {row["parameters"].get("method") for row in results["rows"]}
     assert methods == {"dense", "default", "naive", "paste, spot's region"}
 
 
 def test_a_changed_variant_is_measured_again(random_editor, tmp_path, monkeypatch):
-    def missing(changed):
-        job = collect.Job(Setting(steps=7), {"dense": Variant(None), "v": changed}, [0], tmp_path)
-        found = job.missing()
+    def missing(variant):
+        job = collect.Job(Setting(steps=7), {"dense": Variant(None), "v": variant}, [0], tmp_path)
+        missing = job.missing()
         collect.collect(job)
-        return found
+        return missing
 
     assert missing(Variant({"dilation": 1})) == [(0, "dense"), (0, "v")]
     assert missing(Variant({"dilation": 1})) == []
     assert missing(Variant({"dilation": 2})) == [(0, "v")]
 
 
-def test_what_does_not_run_is_a_row_with_its_error(random_editor, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "cache_dit", None)
-    names = ["--variants", "cache-dit", "--scenes", "1", "--steps", "7"]
-    command.main([*names, "--work", str(tmp_path / "work"), "--out", str(tmp_path)])
+def test_a_method_that_fails_becomes_a_row_with_its_error(random_editor, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cache_dit", None)
+    options = ["--variants", "cache-dit", "--scenes", "1", "--steps", "7"]
+    command.main([*options, "--work", str(tmp_path / "work"), "--out", str(tmp_path)])
     rows = json.loads((tmp_path / "quality.json").read_text())["rows"]
     (failed,) = (row for row in rows if row["parameters"]["method"] == "cache-dit")
     assert failed["name"] == "does not run"
@@ -315,9 +315,9 @@ def difference(low, high):
     ("rows", "expected"),
     [
         ({"edit_db": difference(-0.3, -0.1)}, "Agrees"),
-        ({"edit_db": difference(-0.3, 0.1)}, "Not told apart"),
+        ({"edit_db": difference(-0.3, 0.1)}, "No significant difference"),
         ({"edit_db": difference(0.1, 0.3)}, "DISAGREES"),
-        ({"seam_excess": difference(0.1, 0.3)}, "Agrees"),  # less is better
+        ({"seam_excess": difference(0.1, 0.3)}, "Agrees"),  # a lower value is better
         ({"edit_db": difference(-1, -0.5), "same_db": difference(0.1, 0.2)}, "Mixed"),
     ],
 )
@@ -326,8 +326,9 @@ def test_agreement_with_a_finding_follows_from_the_intervals(rows, expected):
 
 
 def test_a_better_blend_is_said_to_be_better():
-    assert "a change of the default is proposed" in paper._better({"edit_db": difference(0.1, 0.2)})
-    assert paper._better({"edit_db": difference(-0.1, 0.2)}).startswith("Not told apart")
+    better, similar = difference(0.1, 0.2), difference(-0.1, 0.2)
+    assert "we propose to change the default" in paper._verdict_on_blend({"edit_db": better})
+    assert paper._verdict_on_blend({"edit_db": similar}).startswith("No significant difference")
 
 
 def test_the_texts_are_made_of_the_rows(random_editor, tmp_path):
@@ -360,13 +361,13 @@ def test_the_texts_are_made_of_the_rows(random_editor, tmp_path):
 
 
 def test_the_worst_scenes_are_those_with_the_lowest_recall():
-    found = {
+    records = {
         ("3", "default"): {"recall": 0.5},
         ("4", "default"): {"recall": None},
         ("5", "default"): {"recall": 0.1},
         ("6", "paper"): {"recall": 0.0},
     }
-    assert worst.worst(found) == [(5, 0.1), (3, 0.5)]
+    assert worst.worst(records) == [(5, 0.1), (3, 0.5)]
 
 
 def test_an_edit_is_left_undone_if_less_than_half_of_it_is_made(tiny):

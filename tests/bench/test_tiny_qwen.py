@@ -1,4 +1,4 @@
-"""The tiny Qwen editor of the benches: its weights, and the parts that its training adds."""
+"""Tests of the tiny Qwen editor: its weights, and the parts that its training adds."""
 
 import numpy as np
 import pytest
@@ -30,8 +30,8 @@ def test_weights_are_small():
 
 def test_an_edit_is_finite_deterministic_and_guided(pipe, scene):
     def edit(guidance):
-        given = edits.arguments(scene, 0, steps=2, guidance=guidance)
-        return pipe(**given, output_type="np").images[0]
+        arguments = edits.arguments(scene, 0, steps=2, guidance=guidance)
+        return pipe(**arguments, output_type="np").images[0]
 
     guided = edit(1.5)
     assert guided.shape == (64, 64, 3)
@@ -41,13 +41,13 @@ def test_an_edit_is_finite_deterministic_and_guided(pipe, scene):
 
 
 def test_a_prompt_can_be_given_as_embeddings(pipe, scene):
-    given = edits.arguments(scene, 0, steps=1)
-    as_text = pipe(**given, output_type="np").images
-    text, negative = given.pop("prompt"), given.pop("negative_prompt")
-    given |= tiny_qwen.prompt(pipe, text) | tiny_qwen.prompt(pipe, negative, negative=True)
-    given["generator"].manual_seed(0)
-    assert np.array_equal(pipe(**given, output_type="np").images, as_text)
-    assert given["prompt_embeds_mask"].sum() == len(text.split()) + 1
+    arguments = edits.arguments(scene, 0, steps=1)
+    with_text = pipe(**arguments, output_type="np").images
+    text, negative = arguments.pop("prompt"), arguments.pop("negative_prompt")
+    arguments |= tiny_qwen.prompt(pipe, text) | tiny_qwen.prompt(pipe, negative, negative=True)
+    arguments["generator"].manual_seed(0)
+    assert np.array_equal(pipe(**arguments, output_type="np").images, with_text)
+    assert arguments["prompt_embeds_mask"].sum() == len(text.split()) + 1
 
 
 def test_the_training_editor_equals_the_pipelines_transformer(pipe):
@@ -88,9 +88,10 @@ def test_training_makes_weights_that_load(tmp_path):
     small = ["--size", "32", "--shard", "4", "--scenes", "4", "--no-prefetch"]
     main(["editor", *common, *small, "--steps", "1"])
     main(["export", "--folder", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
-    made, trained = tiny_qwen.load(folder=tmp_path / "out"), torch.load(tmp_path / "run/editor.pt")
-    for name, value in made.transformer.state_dict().items():
-        expected = trained["averaged"]["transformer." + name]
+    exported = tiny_qwen.load(folder=tmp_path / "out")
+    checkpoint = torch.load(tmp_path / "run/editor.pt")
+    for name, value in exported.transformer.state_dict().items():
+        expected = checkpoint["averaged"]["transformer." + name]
         assert torch.allclose(value, expected, rtol=1e-3, atol=1e-6), name
 
 

@@ -1,4 +1,4 @@
-"""Training of the tiny editor by the clock: deadlines, interruptions, scenes made ahead."""
+"""Tests of timed training of the tiny editor: deadlines, interruptions, scenes made ahead."""
 
 import json
 import os
@@ -29,36 +29,36 @@ WEIGHTS = ROOT / "spotedit" / "tiny" / "weights"
 
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory) -> Path:
-    """A pipeline folder whose autoencoder and editor took one step."""
+    """Return a pipeline folder after one training step of the autoencoder and the editor."""
     from bench.tiny_editor.train import main
 
     folder = tmp_path_factory.mktemp("untrained")
     common = ["--folder", str(folder), "--steps", "1", "--batch", "2"]
     main(["vae", *common, "--crop", "16", "--size", "64", "--pictures", "8"])
-    few = ["--shard", "4", "--scenes", "4", "--sizes", "32", "--no-prefetch"]
-    main(["editor", *common, *few, "--single", "1"])
+    small = ["--shard", "4", "--scenes", "4", "--sizes", "32", "--no-prefetch"]
+    main(["editor", *common, *small, "--single", "1"])
     main(["export", "--folder", str(folder), "--out", str(folder / "weights"), "--single", "1"])
     return folder / "weights"
 
 
 def small_loop(folder: Path, batch=None, **settings) -> Loop:
-    """Make a regression of random numbers, whose batches depend on the step only."""
+    """Make a loop that fits a linear layer to random numbers; batches depend on the step only."""
     torch.manual_seed(0)
     model = nn.Linear(3, 1)
 
-    def of_step(step: int) -> tuple[torch.Tensor]:
+    def random_batch(step: int) -> tuple[torch.Tensor]:
         return (torch.randn(4, 3, generator=torch.Generator().manual_seed(step)),)
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     settings = {"warmup": 0, **settings}
     return Loop(
         "small", model, [optimizer], lambda batch, _: (model(batch[0]) - 1).square().mean(),
-        batch or of_step, folder, **settings,
+        batch or random_batch, folder, **settings,
     )  # fmt: skip
 
 
 class Clock:
-    """A clock that the test sets, in place of `time.monotonic`."""
+    """A clock that the test sets and that replaces `time.monotonic`."""
 
     def __init__(self, monkeypatch) -> None:
         self.now = 1000.0
@@ -75,7 +75,7 @@ def test_training_stops_before_the_deadline_with_a_low_rate(tmp_path, monkeypatc
 
     trained = small_loop(tmp_path, batch, decay_share=0.5)
     monkeypatch.setattr(trained, "plot", lambda: saved.append(trained.step))
-    trained.run(steps=3, deadline=1000.0 + 40.5)  # `steps` does not count
+    trained.run(steps=3, deadline=1000.0 + 40.5)  # a deadline overrides `steps`
     assert 1037.0 <= clock.now <= 1040.5
     assert trained.step == len(rates)
     assert rates[:8] == [1e-2] * 8
@@ -159,7 +159,7 @@ def test_a_killed_run_resumes_from_its_checkpoint(tmp_path):
 
 
 def random_shard(index: int, count: int = 6) -> dict[str, torch.Tensor]:
-    """Make scenes of 5 tokens, whose targets differ from the sources in changed tokens only."""
+    """Make scenes of 5 tokens, whose targets differ from the sources only in changed tokens."""
     generator = torch.Generator().manual_seed(index)
     source = torch.randn(count, 5, 4, generator=generator)
     changed = torch.randint(0, 65, (count, 5), generator=generator) / 64
@@ -178,36 +178,37 @@ def test_scenes_made_ahead_are_those_of_the_shards(tmp_path):
     file = tmp_path / "scenes.npz"
     ahead.write_scenes(file, shards)
     whole = {name: torch.cat([s[name] for s in shards]) for name in shards[0]}
-    read = ahead.read_scenes(file)
-    assert torch.equal(read["ids"], whole["ids"])
-    assert torch.equal(read["changed"] > 0, whole["changed"] > 0)
-    assert (read["changed"] - whole["changed"]).abs().max() <= 1 / 255
+    stored = ahead.read_scenes(file)
+    assert torch.equal(stored["ids"], whole["ids"])
+    assert torch.equal(stored["changed"] > 0, whole["changed"] > 0)
+    assert (stored["changed"] - whole["changed"]).abs().max() <= 1 / 255
     largest = torch.cat([whole["source"], whole["target"]], dim=1).float().abs()
-    largest = largest.amax(dim=1, keepdim=True)  # sets the step of 8 bits
+    largest = largest.amax(dim=1, keepdim=True)  # determines the quantisation step
     for name in ("source", "target"):
-        assert read[name].dtype == torch.float16
-        error = (read[name].float() - whole[name].float()).abs()
+        assert stored[name].dtype == torch.float16
+        error = (stored[name].float() - whole[name].float()).abs()
         assert (error <= torch.maximum(largest / 254, torch.tensor(0.03)) + 0.02).all()
     untouched = whole["changed"] == 0
-    assert torch.equal(read["target"][untouched], read["source"][untouched])
+    assert torch.equal(stored["target"][untouched], stored["source"][untouched])
 
 
-def test_batches_go_round_all_scenes_in_another_order(tmp_path):
+def test_batches_go_through_all_scenes_in_a_new_order_each_round(tmp_path):
     file = tmp_path / "scenes.npz"
     ahead.write_scenes(file, [random_shard(0, 7)])
     ids = ahead.read_scenes(file)["ids"]
 
     def rows(scenes: ScenesOnDevice, step: int) -> list[int]:
-        return [(ids == found).all(dim=1).nonzero().item() for found in scenes.batch(step)[3]]
+        return [(ids == row).all(dim=1).nonzero().item() for row in scenes.batch(step)[3]]
 
     scenes = ScenesOnDevice(file, batch=2, device="cpu", seed=0)
     steps = [rows(scenes, step) for step in range(9)]
     rounds = [steps[i] + steps[i + 1] + steps[i + 2] for i in (0, 3, 6)]
-    for found in rounds:
-        assert len(set(found)) == 6
-    assert rounds[0] != rounds[1] != rounds[2]
+    for rows_of_round in rounds:
+        assert len(set(rows_of_round)) == 6
+    assert rounds[0] != rounds[1]
+    assert rounds[1] != rounds[2]
     again = ScenesOnDevice(file, batch=2, device="cpu", seed=0)
-    assert rows(again, 4) == rows(scenes, 4)  # the step alone decides
+    assert rows(again, 4) == rows(scenes, 4)  # the batch depends on the step alone
     with pytest.raises(ValueError, match="holds 7"):
         ScenesOnDevice(file, batch=8, device="cpu", seed=0)
 
@@ -228,19 +229,19 @@ def test_fresh_scenes_replace_the_oldest(tmp_path):
 
 @pytest.mark.full
 def test_a_failing_process_ends_fresh_scenes_only(capsys):
-    def first(fresh: FreshScenes) -> object:
+    def first_shard(fresh: FreshScenes) -> object:
         limit = time.monotonic() + 120
         while time.monotonic() < limit and fresh.pending:
-            if taken := fresh.take():
-                return taken
+            if shard := fresh.take():
+                return shard
             time.sleep(0.05)
         return None
 
-    fresh = FreshScenes(partial(divmod, 7), workers=1)  # `divmod` stands for the making of a shard
-    assert first(fresh) == (0, 7)
+    fresh = FreshScenes(partial(divmod, 7), workers=1)  # `divmod` instead of making a shard
+    assert first_shard(fresh) == (0, 7)
     fresh.close()
     fresh = FreshScenes(partial(divmod, None), workers=1)
-    assert first(fresh) is None
+    assert first_shard(fresh) is None
     assert "no more fresh scenes" in capsys.readouterr().err
     fresh.close()
 
@@ -249,15 +250,15 @@ def test_a_timed_run_leaves_weights_and_figures(untrained, tmp_path):
     from bench.tiny_editor.train import main
     from spotedit import tiny
 
-    made, run, archive = tmp_path / "made", tmp_path / "run", tmp_path / "packed.tgz"
+    data, run, archive = tmp_path / "data", tmp_path / "run", tmp_path / "packed.tgz"
     init = ["--init", str(untrained)]
-    few = ["--scenes", "8", "--shard", "4", "--no-prefetch", "--size", "32"]
-    main(["data", *init, *few, "--folder", str(made)])
+    small = ["--scenes", "8", "--shard", "4", "--no-prefetch", "--size", "32"]
+    main(["data", *init, *small, "--folder", str(data)])
     timed = ["--seconds", "5", "--set-aside", "4", "--batch", "2", "--heldout", "64"]
-    data = ["--data", str(made / "scenes-32.npz"), "--folder", str(run), "--pack", str(archive)]
+    files = ["--data", str(data / "scenes-32.npz"), "--folder", str(run), "--pack", str(archive)]
     started = time.monotonic()
-    main(["editor", *init, *data, *timed, "--single", "1"])
-    assert time.monotonic() - started < 60  # 1500 steps and 64 scenes take minutes
+    main(["editor", *init, *files, *timed, "--single", "1"])
+    assert time.monotonic() - started < 60  # the default 1500 steps and 64 scenes take minutes
     result = run / "result"
     rows = json.loads((result / "rows-easy.json").read_text())["rows"]
     assert 1 <= len(rows) < 64
@@ -278,23 +279,24 @@ def test_a_timed_run_leaves_weights_and_figures(untrained, tmp_path):
 
 
 class Waits(TorchDispatchMode):
-    """Notes operations that make the host wait for a GPU: scalars read, copies from the host."""
+    """Collect operations that make the host wait for a GPU: reading a scalar, or a copy."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.operations: list[str] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        given = [x.device.type for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-        copied = isinstance(out, torch.Tensor) and given and out.device.type not in given
-        if copied or len(set(given)) > 1 or "local_scalar" in str(func):
-            self.found.append(str(func))
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        devices = {x.device.type for x in tensors}
+        is_copy = isinstance(out, torch.Tensor) and devices and out.device.type not in devices
+        if is_copy or len(devices) > 1 or "local_scalar" in str(func):
+            self.operations.append(str(func))
         return out
 
 
 def test_the_loss_does_not_wait_for_the_gpu():
-    """Fake tensors stand for a GPU's; the first step alone copies the positions there."""
+    """Fake tensors take the place of a GPU's. Only the first step copies the positions there."""
     from bench.tiny_editor.editor import Editor, flow_loss, image_ids
 
     image_ids.cache_clear()
@@ -305,5 +307,5 @@ def test_the_loss_does_not_wait_for_the_gpu():
         for copies in (1, 0):
             with Waits() as waits:
                 flow_loss(editor, batch, None)
-            assert len(waits.found) == copies, waits.found
-    image_ids.cache_clear()  # no fake tensor stays behind
+            assert len(waits.operations) == copies, waits.operations
+    image_ids.cache_clear()  # it holds fake tensors

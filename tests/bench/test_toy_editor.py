@@ -1,4 +1,4 @@
-"""The editor of the toy world, in training: its weights load, are small and know every word."""
+"""Tests of the toy world's editor: its weights load, are small, and know every word."""
 
 import numpy as np
 import pytest
@@ -12,9 +12,9 @@ from spotedit.tiny.world import KINDS, make_scene, vocabulary
 
 @pytest.fixture(scope="module")
 def pipe():
-    found = TinyKontextPipeline.from_pretrained(WEIGHTS, dtype=torch.float32, local_files_only=True)
-    found.set_progress_bar_config(disable=True)
-    return found
+    pipe = TinyKontextPipeline.from_pretrained(WEIGHTS, dtype=torch.float32, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def test_the_weights_are_small():

@@ -1,4 +1,4 @@
-"""The tiny editor: loading, scenes, weights, and a smoke test of its training."""
+"""Tests of the tiny editor: loading, scenes, weights, and a short training."""
 
 from pathlib import Path
 
@@ -195,8 +195,8 @@ def test_training_resumes_exactly(tmp_path):
     def train(folder: Path, *extra: str) -> None:
         common = ["--folder", str(folder), "--steps", "4", "--batch", "2"]
         main(["vae", *common, "--crop", "16", "--size", "64", "--pictures", "8", *extra])
-        few = ["--shard", "4", "--scenes", "8", "--single", "1", "--no-prefetch"]
-        main(["editor", *common, *few, "--sizes", "32:2", "48", *extra])
+        small = ["--shard", "4", "--scenes", "8", "--single", "1", "--no-prefetch"]
+        main(["editor", *common, *small, "--sizes", "32:2", "48", *extra])
 
     train(tmp_path / "whole")
     train(tmp_path / "halves", "--until", "3")
@@ -215,6 +215,6 @@ def test_training_resumes_exactly(tmp_path):
     assert (out / "transformer" / "diffusion_pytorch_model.safetensors").exists()
     assert (tmp_path / "whole" / "vae.json").exists()
     common = ["--folder", str(tmp_path / "more"), "--steps", "1", "--batch", "2", "--sizes", "32"]
-    few = ["--shard", "4", "--scenes", "4", "--single", "1", "--no-prefetch"]
-    main(["editor", "--init", str(out), *common, *few])
+    small = ["--shard", "4", "--scenes", "4", "--single", "1", "--no-prefetch"]
+    main(["editor", "--init", str(out), *common, *small])
     assert (tmp_path / "more" / "editor.pt").exists()

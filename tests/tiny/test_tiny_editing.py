@@ -1,4 +1,4 @@
-"""The README's snippet on the trained tiny editor."""
+"""Tests of the README's code on the trained tiny editor."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def far_pixels():
-    """Pixels at least two tokens away from a region bool [rows, cols]."""
+    """Return a function that finds the pixels two tokens or more from a region [rows, cols]."""
 
     def find(region: np.ndarray) -> np.ndarray:
         grown = torch.nn.functional.max_pool2d(torch.tensor(region)[None, None].float(), 5, 1, 2)

@@ -1,4 +1,4 @@
-"""The toy world: pictures, instructions, and the nearest valid picture of an edit."""
+"""Tests of the toy world: its pictures, its instructions, and the nearest valid picture."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -31,13 +31,13 @@ def noisy(picture: np.ndarray, spread: float = 5.0) -> np.ndarray:
 
 
 def another_answer(scene: Scene, seed: int) -> np.ndarray:
-    """Return a picture that obeys the scene's instruction, but for its open numbers."""
+    """Return another picture that obeys the scene's instruction, with other open numbers."""
     rng, world = np.random.default_rng(seed), scene.after
-    for field in scene.opens:
-        if field.field not in ("x", "y", "flip"):  # those could hide another object
-            value = float(rng.uniform(field.low, field.high))
-            thing = replace(world.things[field.index], **{field.field: value})
-            world = world.having(field.index, thing)
+    for number in scene.opens:
+        if number.field not in ("x", "y", "flip"):  # these could make it hide another object
+            value = float(rng.uniform(number.low, number.high))
+            thing = replace(world.things[number.index], **{number.field: value})
+            world = world.having(number.index, thing)
     return render(world, SIZE)
 
 
@@ -68,33 +68,34 @@ def test_instructions_use_known_words_only(kind):
     for seed in range(40):
         words = make_scene(seed, kind, size=32).instruction.split()
         assert set(words) <= known
-        assert len(words) < 16  # and the end of the sentence
+        assert len(words) < 16  # leaves room for the token that ends the sentence
         assert all(a != "a" or b[0] not in "aeiou" for a, b in pairwise(words))
 
 
-def meant(name: str, things: tuple[Thing, ...]) -> list[Thing]:
+def things_meant_by(name: str, things: tuple[Thing, ...]) -> list[Thing]:
     """Return the objects that a name of one or two words can mean."""
-    *told, kind = name.split()
-    same = sorted((thing for thing in things if thing.kind == kind), key=lambda thing: thing.x)
-    if not told:
-        return same
-    by_height = sorted(same, key=lambda thing: thing.height)
-    chosen = {
-        "left": same[:1], "right": same[-1:], "middle": same[1:-1],
+    *adjectives, kind = name.split()
+    of_kind = sorted((thing for thing in things if thing.kind == kind), key=lambda thing: thing.x)
+    if not adjectives:
+        return of_kind
+    by_height = sorted(of_kind, key=lambda thing: thing.height)
+    by_adjective = {
+        "left": of_kind[:1], "right": of_kind[-1:], "middle": of_kind[1:-1],
         "small": by_height[:1], "big": by_height[-1:],
     }  # fmt: skip
-    return chosen.get(told[0], [thing for thing in same if thing.colour == told[0]])
+    (adjective,) = adjectives
+    return by_adjective.get(adjective, [t for t in of_kind if t.colour == adjective])
 
 
 def test_a_name_means_one_object():
-    several = 0
+    num_with_equal_kinds = 0
     for seed in range(150):
         things = make_scene(seed, size=32, split="train").before.things
-        several += len({thing.kind for thing in things}) < len(things)
+        num_with_equal_kinds += len({thing.kind for thing in things}) < len(things)
         for index, thing in enumerate(things):
             for name in names(things, index):
-                assert meant(name, things) == [thing]
-    assert several >= 20
+                assert things_meant_by(name, things) == [thing]
+    assert num_with_equal_kinds >= 20
 
 
 def test_a_larger_picture_shows_the_same():
@@ -124,7 +125,7 @@ def test_every_object_changes_with_each_of_its_numbers():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_fit_accepts_every_answer_and_no_source(kind):
-    for seed in range(2 if kind == "add" else 6):  # which has the most open numbers
+    for seed in range(2 if kind == "add" else 6):  # "add" has the most open numbers and is slow
         scene = make_scene(seed, kind, size=SIZE)
         fit = scene.fit(noisy(another_answer(scene, seed)))
         assert fit.right, (seed, scene.instruction, fit.distance, fit.source_distance)
@@ -142,7 +143,7 @@ def test_a_mirrored_object_elsewhere_in_its_column_is_found():
 
 
 def test_the_fit_refuses_other_edits():
-    refused = 0
+    num_refused = 0
     for seed in range(12):
         scene = make_scene(seed, "recolour", size=SIZE)
         thing = scene.after.things[0]
@@ -152,13 +153,13 @@ def test_the_fit_refuses_other_edits():
         }
         wrong = replace(thing, colour=max(distances, key=lambda word: distances[word]))
         assert not scene.fit(render(scene.after.having(0, wrong), SIZE)).right
-        both = scene.after
-        for index, other in enumerate(both.things[1:], start=1):
+        too_much = scene.after  # other large objects are recoloured, too
+        for index, other in enumerate(too_much.things[1:], start=1):
             if other.box[2] - other.box[0] > 0.2:
-                both = both.having(index, replace(other, colour=thing.colour))
-        if both != scene.after and not scene.fit(render(both, SIZE)).right:
-            refused += 1
-    assert refused >= 5
+                too_much = too_much.having(index, replace(other, colour=thing.colour))
+        if too_much != scene.after and not scene.fit(render(too_much, SIZE)).right:
+            num_refused += 1
+    assert num_refused >= 5
 
 
 def test_figures_of_a_fit():
@@ -186,7 +187,7 @@ def test_hard_cases_are_what_they_say():
             assert thing is not None
             below = round(thing.y * SIZE) + 1
             assert scene.mask[below:].any()  # its shadow or reflection goes too
-    assert all(len(found) >= 8 for found in shares.values())
+    assert all(len(shares_of_case) >= 8 for shares_of_case in shares.values())
     assert np.median(shares["small"]) < 0.02
 
 

@@ -1,4 +1,4 @@
-"""A toy world drawn by code, and edits of its pictures whose right answers are known."""
+"""A toy world that is drawn by code, with edits whose right answers are known."""
 
 from .edits import CASES, LOCAL_KINDS, WHOLE_KINDS
 from .fit import Fit, Open

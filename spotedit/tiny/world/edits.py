@@ -1,6 +1,6 @@
-"""Edits of the toy world: what a picture shows before and after an instruction.
+"""Make edits of the toy world: an instruction, and the worlds before and after it.
 
-Every maker draws one edit at random, or returns None where the landscape has no place for it.
+Each maker draws one edit at random, or returns None if it does not fit into the landscape.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,19 +19,19 @@ from .words import PLACES, names, say
 CASES = ("near colour", "small", "thin", "shadow", "texture", "busy")
 _THIN = ("lamp", "flag", "kite", "flower")
 _CASTING = ("tree", "fir", "house", "boat", "boat", "person")
-_COLUMNS = {"left": 0.2, "middle": 0.5, "right": 0.8}
-_COLUMN_HALF = 0.07
-_FARTHEST_FOOT = 0.1  # from the shore; objects at the horizon look too large
+_COLUMNS = {"left": 0.2, "middle": 0.5, "right": 0.8}  # x of their centres
+_COLUMN_HALF_WIDTH = 0.07
+_MIN_FOOT_TO_SHORE = 0.1  # objects on the ground would look too large further back
 _NEAREST_FOOT = 0.985
 _ZOOM = 1.3
-_TRIES = 80
-_CLEAR_COLOUR_STEP = 90.0  # Euclidean distance in 8-bit RGB between old and new colour
-_FEW_TOKENS = (0.05, 0.09)  # height of small objects
+_NUM_TRIES = 80
+_MIN_COLOUR_DISTANCE = 90.0  # between old and new colour, Euclidean in 8-bit RGB
+_SMALL_HEIGHTS = (0.05, 0.09)  # heights of objects that cover about one token
 
 
 @dataclass(frozen=True)
 class Edit:
-    """Holds what is shown before and after, the instruction, and what that leaves open."""
+    """An instruction, the worlds before and after it, and the numbers that it leaves open."""
 
     before: World
     after: World
@@ -43,7 +43,7 @@ Maker = Callable[[np.random.Generator, Landscape, str], Edit | None]
 
 
 def choice(rng: np.random.Generator, options: Sequence[str]) -> str:
-    """Return one of the options."""
+    """Return one of the options at random."""
     return options[int(rng.integers(len(options)))]
 
 
@@ -51,101 +51,109 @@ def _between(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
     return float(rng.uniform(*bounds))
 
 
-def _clear(thing: Thing, others: Sequence[Thing]) -> bool:
+def _is_clear(thing: Thing, others: Sequence[Thing]) -> bool:
+    """Return whether the object hardly overlaps the others."""
     return all(overlap(thing, other) < 0.04 for other in others)
 
 
-def _inside(thing: Thing) -> bool:
+def _is_inside(thing: Thing) -> bool:
+    """Return whether the object lies within the picture's left, right and top edges."""
     left, top, right, _ = thing.box
     return left > 0.01 and right < 0.99 and top > 0.01
 
 
-def _feet(place: str, height: float, land: Landscape) -> tuple[float, float]:
-    """Return the range in which the foot of an object of this height may lie."""
+def _foot_range(place: str, height: float, land: Landscape) -> tuple[float, float]:
+    """Return the range of y for the foot of an object of this height."""
     if place == "sky":
         return height + 0.02, max(height + 0.05, land.horizon - 0.08)
     if place == "water":
         depth = land.shore - land.horizon
         return land.horizon + 0.4 * depth, land.horizon + 0.6 * depth
-    return min(land.shore + _FARTHEST_FOOT, 0.9), _NEAREST_FOOT
+    return min(land.shore + _MIN_FOOT_TO_SHORE, 0.9), _NEAREST_FOOT
 
 
-def _thing(rng: np.random.Generator, kind: str, land: Landscape, scale: float = 1.0) -> Thing:
-    """Return an object of this kind somewhere in the landscape."""
+def _random_thing(
+    rng: np.random.Generator, kind: str, land: Landscape, scale: float = 1.0
+) -> Thing:
+    """Return an object of this kind with random properties, at a random place where it belongs."""
     spec = KINDS[kind]
     height = scale * _between(rng, spec.heights)
     half = spec.half_width * height + 0.01
     light, warmth, form = rng.random(3).tolist()
     return Thing(
         kind, choice(rng, spec.usual), _between(rng, (half, 1 - half)),
-        _between(rng, _feet(spec.place, height, land)), height, light, warmth, form,
+        _between(rng, _foot_range(spec.place, height, land)), height, light, warmth, form,
         flip=1 if rng.random() < 0.5 else -1, striped=bool(rng.random() < 0.12),
     )  # fmt: skip
 
 
-def _fitting(land: Landscape) -> list[str]:
-    """Return the kinds of objects that this landscape has a place for."""
-    wet = land.shore > land.horizon
-    return [name for name, kind in KINDS.items() if wet or kind.place != "water"]
+def _possible_kinds(land: Landscape) -> list[str]:
+    """Return the kinds of objects that have a place in this landscape."""
+    has_water = land.shore > land.horizon
+    return [name for name, kind in KINDS.items() if has_water or kind.place != "water"]
 
 
-def _fill(
+def _with_others(
     rng: np.random.Generator, land: Landscape, first: Sequence[Thing], counts: tuple[int, int]
 ) -> tuple[Thing, ...]:
-    """Return `first` and a few further objects that hardly hide each other, often of one kind."""
-    things, wanted = list(first), len(first) + int(rng.integers(*counts))
-    for _ in range(_TRIES):
-        if len(things) >= wanted:
+    """Return `first` and random further objects that hardly overlap.
+
+    Their number is in the half-open range `counts`. One in four has the kind of the first object.
+    """
+    things = list(first)
+    num_things = len(first) + int(rng.integers(*counts))
+    for _ in range(_NUM_TRIES):
+        if len(things) >= num_things:
             break
-        twin = bool(things) and rng.random() < 0.25
-        kind = things[0].kind if twin else choice(rng, _fitting(land))
-        thing = _thing(rng, kind, land)
-        if _inside(thing) and _clear(thing, things):
+        is_twin = bool(things) and rng.random() < 0.25
+        kind = things[0].kind if is_twin else choice(rng, _possible_kinds(land))
+        thing = _random_thing(rng, kind, land)
+        if _is_inside(thing) and _is_clear(thing, things):
             things.append(thing)
     return tuple(things)
 
 
-def _kinds(land: Landscape, case: str) -> list[str]:
-    """Return the kinds of objects that an edit of this hard case is about."""
-    fitting = _fitting(land)
+def _kinds_of_case(land: Landscape, case: str) -> list[str]:
+    """Return the kinds of objects that a hard case edits; without a case, all that fit."""
+    possible = _possible_kinds(land)
     if case == "thin":
-        return [kind for kind in fitting if kind in _THIN]
+        return [kind for kind in possible if kind in _THIN]
     if case == "shadow":
-        return [kind for kind in _CASTING if kind in fitting]
+        return [kind for kind in _CASTING if kind in possible]
     if case == "busy":
-        return [kind for kind in fitting if KINDS[kind].place == "ground"]
+        return [kind for kind in possible if KINDS[kind].place == "ground"]
     if case == "texture":
-        return [kind for kind in fitting if kind not in ("bird", "lamp")]
-    return fitting
+        return [kind for kind in possible if kind not in ("bird", "lamp")]
+    return possible
 
 
 def _subject(rng: np.random.Generator, land: Landscape, case: str) -> Thing:
-    """Return the object that the edit is about, of the kind and size of the hard case."""
-    kind, scale = choice(rng, _kinds(land, case)), 1.0
+    """Return the object to edit, with the kind and size that the hard case asks for."""
+    kind, scale = choice(rng, _kinds_of_case(land, case)), 1.0
     if case == "small":
         spec = KINDS[kind]
-        wide = max(1.0, spec.half_width) ** 0.5
-        scale = _between(rng, _FEW_TOKENS) / (0.5 * sum(spec.heights)) / wide
-    return _thing(rng, kind, land, scale)
+        width = max(1.0, spec.half_width) ** 0.5
+        scale = _between(rng, _SMALL_HEIGHTS) / (0.5 * sum(spec.heights)) / width
+    return _random_thing(rng, kind, land, scale)
 
 
-def _named(
+def _world_and_name(
     rng: np.random.Generator, land: Landscape, subject: Thing, counts: tuple[int, int]
 ) -> tuple[World, str] | None:
-    """Return a world whose object 0 is `subject`, and words that mean it alone."""
-    if not _inside(subject):
+    """Return a world in which object 0 is the subject, and a name that means it alone.
+
+    `counts` is the half-open range for the number of other objects.
+    """
+    if not _is_inside(subject):
         return None
-    world = World(land, _fill(rng, land, [subject], counts))
-    known = names(world.things, 0)
-    return (world, choice(rng, known)) if known else None
+    world = World(land, _with_others(rng, land, [subject], counts))
+    unique_names = names(world.things, 0)
+    return (world, choice(rng, unique_names)) if unique_names else None
 
 
-def _shade_of(index: int) -> tuple[Open, ...]:
-    return Open(index, "light", 0.0, 1.0), Open(index, "warmth", 0.0, 1.0)
-
-
-def _build_of(index: int) -> tuple[Open, ...]:
-    return *_shade_of(index), Open(index, "form", 0.0, 1.0), Open(index, "flip", -1, 1)
+# The numbers that instructions leave open. The edited object is always object 0.
+_OPEN_SHADE = Open(0, "light", 0.0, 1.0), Open(0, "warmth", 0.0, 1.0)
+_OPEN_BUILD = *_OPEN_SHADE, Open(0, "form", 0.0, 1.0), Open(0, "flip", -1, 1)
 
 
 def _recolour(rng: np.random.Generator, land: Landscape, case: str) -> Edit | None:
@@ -155,39 +163,44 @@ def _recolour(rng: np.random.Generator, land: Landscape, case: str) -> Edit | No
         old, new = pair if rng.random() < 0.5 else pair[::-1]
         thing = replace(thing, colour=old)
     else:
-        step = {word: np.subtract(COLOURS[word], COLOURS[thing.colour]) for word in COLOURS}
-        far = [word for word in COLOURS if np.linalg.norm(step[word]) >= _CLEAR_COLOUR_STEP]
-        new = choice(rng, far)
-    if (found := _named(rng, land, thing, (1, 4))) is None:
+        change = {word: np.subtract(COLOURS[word], COLOURS[thing.colour]) for word in COLOURS}
+        new = choice(
+            rng, [word for word in COLOURS if np.linalg.norm(change[word]) >= _MIN_COLOUR_DISTANCE]
+        )
+    named = _world_and_name(rng, land, thing, (1, 4))
+    if named is None:
         return None
-    before, name = found
+    before, name = named
     light, warmth = rng.random(2).tolist()
     after = before.having(0, replace(thing, colour=new, light=light, warmth=warmth))
-    return Edit(before, after, say(rng, "recolour", name=name, colour=new), _shade_of(0))
+    return Edit(before, after, say(rng, "recolour", name=name, colour=new), _OPEN_SHADE)
 
 
 def _texture(rng: np.random.Generator, land: Landscape, _: str) -> Edit | None:
     thing = replace(_subject(rng, land, "texture"), striped=False)
-    if (found := _named(rng, land, thing, (1, 4))) is None:
+    named = _world_and_name(rng, land, thing, (1, 4))
+    if named is None:
         return None
-    before, name = found
-    striped = before.having(0, replace(thing, striped=True))
-    return Edit(before, striped, say(rng, "texture", name=name))
+    before, name = named
+    after = before.having(0, replace(thing, striped=True))
+    return Edit(before, after, say(rng, "texture", name=name))
 
 
 def _remove(rng: np.random.Generator, land: Landscape, case: str) -> Edit | None:
-    if (found := _named(rng, land, _subject(rng, land, case), (0, 4))) is None:
+    named = _world_and_name(rng, land, _subject(rng, land, case), (0, 4))
+    if named is None:
         return None
-    before, name = found
+    before, name = named
     return Edit(before, before.without(0), say(rng, "remove", name=name))
 
 
 def _replace(rng: np.random.Generator, land: Landscape, case: str) -> Edit | None:
-    """Another object of about the same area, on the same foot."""
+    """Replace an object by one of another kind, with about the same area and the same foot."""
     thing = _subject(rng, land, case)
-    if (found := _named(rng, land, thing, (0, 3))) is None:
+    named = _world_and_name(rng, land, thing, (0, 3))
+    if named is None:
         return None
-    before, name = found
+    before, name = named
     place = KINDS[thing.kind].place
     others = [kind for kind, spec in KINDS.items() if spec.place == place and kind != thing.kind]
     kind = choice(rng, others)
@@ -202,17 +215,18 @@ def _replace(rng: np.random.Generator, land: Landscape, case: str) -> Edit | Non
         light, warmth, form, flip=1 if rng.random() < 0.5 else -1,
     )  # fmt: skip
     largest = replace(new, height=heights[1])
-    if not _inside(largest) or not _clear(largest, before.things[1:]):
+    if not _is_inside(largest) or not _is_clear(largest, before.things[1:]):
         return None
-    words = say(rng, "replace", name=name, new=f"{new.colour} {kind}")
-    opens = (Open(0, "height", *heights), *_build_of(0))
-    return Edit(before, before.having(0, new), words, opens)
+    instruction = say(rng, "replace", name=name, new=f"{new.colour} {kind}")
+    opens = (Open(0, "height", *heights), *_OPEN_BUILD)
+    return Edit(before, before.having(0, new), instruction, opens)
 
 
-def _column(side: str, half: float) -> tuple[float, float]:
+def _column(side: str, half_width: float) -> tuple[float, float]:
     """Return the range of x in this third of the picture for an object of this half width."""
     middle = _COLUMNS[side]
-    low, high = max(middle - _COLUMN_HALF, half), min(middle + _COLUMN_HALF, 1 - half)
+    low = max(middle - _COLUMN_HALF_WIDTH, half_width)
+    high = min(middle + _COLUMN_HALF_WIDTH, 1 - half_width)
     return (low, high) if low < high else (middle - 0.005, middle + 0.005)
 
 
@@ -221,48 +235,49 @@ def _add(rng: np.random.Generator, land: Landscape, case: str) -> Edit | None:
     spec = KINDS[thing.kind]
     middle = thing.height if case == "small" else 0.5 * sum(spec.heights)
     heights = 0.85 * middle, 1.15 * middle
-    columns = _column(side, spec.half_width * heights[1] + 0.015)
-    rows = _feet(spec.place, heights[1], land)
+    x_range = _column(side, spec.half_width * heights[1] + 0.015)
+    y_range = _foot_range(spec.place, heights[1], land)
     new = replace(
-        thing, colour=choice(rng, tuple(COLOURS)), striped=False, x=_between(rng, columns),
-        y=_between(rng, rows), height=_between(rng, heights),
+        thing, colour=choice(rng, tuple(COLOURS)), striped=False, x=_between(rng, x_range),
+        y=_between(rng, y_range), height=_between(rng, heights),
     )  # fmt: skip
-    if not _inside(new):
+    if not _is_inside(new):
         return None
-    after = World(land, _fill(rng, land, [new], (1, 4)))
-    words = say(rng, "add", new=f"{new.colour} {new.kind}", place=PLACES[side])
+    after = World(land, _with_others(rng, land, [new], (1, 4)))
+    instruction = say(rng, "add", new=f"{new.colour} {new.kind}", place=PLACES[side])
     opens = (
-        Open(0, "x", *columns), Open(0, "y", *rows), Open(0, "height", *heights), *_build_of(0),
+        Open(0, "x", *x_range), Open(0, "y", *y_range), Open(0, "height", *heights), *_OPEN_BUILD,
     )  # fmt: skip
-    return Edit(after.without(0), after, words, opens)
+    return Edit(after.without(0), after, instruction, opens)
 
 
 def _move(rng: np.random.Generator, land: Landscape, case: str) -> Edit | None:
     thing, side = _subject(rng, land, case), choice(rng, tuple(_COLUMNS))
-    columns = _column(side, KINDS[thing.kind].half_width * thing.height + 0.015)
-    moved = replace(thing, x=_between(rng, columns))
-    if abs(moved.x - thing.x) < 0.25 or not _inside(moved) or not _inside(thing):
+    x_range = _column(side, KINDS[thing.kind].half_width * thing.height + 0.015)
+    moved = replace(thing, x=_between(rng, x_range))
+    if abs(moved.x - thing.x) < 0.25 or not _is_inside(moved) or not _is_inside(thing):
         return None
-    _, _, *others = _fill(rng, land, [thing, moved], (0, 3))
+    _, _, *others = _with_others(rng, land, [thing, moved], (0, 3))  # away from both places
     before = World(land, (thing, *others))
-    known = names(before.things, 0)
-    if not known:
+    unique_names = names(before.things, 0)
+    if not unique_names:
         return None
-    words = say(rng, "move", name=choice(rng, known), side=side)
-    return Edit(before, before.having(0, moved), words, (Open(0, "x", *columns),))
+    instruction = say(rng, "move", name=choice(rng, unique_names), side=side)
+    return Edit(before, before.having(0, moved), instruction, (Open(0, "x", *x_range),))
 
 
 def _whole(kind: str, change: Callable[[World], World]) -> Maker:
-    """Return the maker of an edit of the whole frame."""
+    """Return the maker of an edit that changes the whole frame."""
 
     def make(rng: np.random.Generator, land: Landscape, _: str) -> Edit:
-        before = World(land, _fill(rng, land, [], (2, 5)))
+        before = World(land, _with_others(rng, land, [], (2, 5)))
         return Edit(before, change(before), say(rng, kind))
 
     return make
 
 
 def _landscape(**changes: Any) -> Callable[[World], World]:
+    """Return a function that changes fields of a world's landscape."""
     return lambda world: replace(world, landscape=replace(world.landscape, **changes))
 
 

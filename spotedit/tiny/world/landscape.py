@@ -1,4 +1,4 @@
-"""What lies behind the objects: sky, sun or moon, hills, water and ground."""
+"""Draw what lies behind the objects: sky, sun or moon, hills, water and ground."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from .palette import LIGHTS, Colour, Light, mix, scaled
-from .pen import Canvas, whole
+from .pen import Canvas, rounded
 
 GROUNDS = ("meadow", "sand", "field", "paving", "flowers")
 BUSY_GROUNDS = GROUNDS[2:]
@@ -28,10 +28,13 @@ _IN_SEASON: dict[str, tuple[Colour, float]] = {
 
 @dataclass(frozen=True)
 class Hill:
-    """A ridge across the picture: two waves, or peaks where it is `sharp`.
+    """A ridge across the picture.
 
-    `top` is the mean height of its line (0..1, downward), `swell` and `ripple` are amplitude,
-    frequency and phase of the waves.
+    Attributes:
+        top: mean y of the ridge, 0..1 downward.
+        swell, ripple: amplitude, frequency and phase of its two waves.
+        colour: on a summer's day.
+        sharp: whether the waves have peaks instead of rounded tops.
     """
 
     top: float
@@ -56,15 +59,16 @@ class Landscape:
     Attributes:
         hour: a key of `palette.LIGHTS`.
         season: one of `SEASONS`.
-        sky: colour at the top and at the horizon.
-        sun: x, y, radius; None where it is hidden.
-        horizon: where the ground or the water begins, 0..1 downward.
-        shore: where the ground begins behind which there is water; equal to `horizon` without.
+        sky: colours at the top and at the horizon.
+        sun: x, y and radius of the sun or moon; None if it is hidden.
+        hills: the ridges, from the farthest to the nearest.
+        horizon: y at which the ground or the water begins, 0..1 downward.
+        shore: y at which the ground begins; it equals `horizon` if there is no water.
         ground: one of `GROUNDS`; "field", "paving" and "flowers" are busy.
         soil, water: colours.
-        scale, phase: of the ground's pattern.
+        scale, phase: scale and phase of the ground's pattern.
         shadow: strength of the objects' shadows, 0..1, and how far they lean to the right.
-        ink: width of the outlines as a share of the side; 0 for none.
+        ink: width of the outlines as a share of the picture's side; 0 for none.
     """
 
     hour: str
@@ -84,11 +88,11 @@ class Landscape:
 
     @property
     def light(self) -> Light:
-        """What the hour does to colours."""
+        """The light of the hour."""
         return LIGHTS[self.hour]
 
     def in_season(self, colour: Colour) -> Colour:
-        """Return a green thing's colour in this season and light."""
+        """Return the colour of something green in this season and light."""
         season, share = _IN_SEASON[self.season]
         return self.light.on(mix(colour, season, share))
 
@@ -102,17 +106,13 @@ class Landscape:
 
     def _sky(self, canvas: Canvas) -> None:
         top, bottom = (np.array(self.light.on(colour)) for colour in self.sky)
-        share = np.clip(canvas.places() / max(self.horizon, 0.1), 0, 1)[:, None]
+        share = np.clip(canvas.pixel_centres() / max(self.horizon, 0.1), 0, 1)[:, None]
         column = np.rint(top * (1 - share) + bottom * share).astype(np.uint8)
         canvas.image.paste(Image.fromarray(column[:, None]).resize((canvas.side, canvas.side)))
         if self.sun is not None:
             x, y, radius = self.sun
             colour = (238, 238, 214) if self.hour == "night" else (255, 232, 140)
-            (x0, y0), (x1, y1) = (
-                canvas.at(x - radius, y - radius),
-                canvas.at(x + radius, y + radius),
-            )
-            canvas.drawing.ellipse([x0, y0, x1, y1], fill=whole(colour))
+            _fill_circle(canvas, x, y, radius, colour)
 
     def _hill(self, canvas: Canvas, hill: Hill) -> None:
         x = np.linspace(-0.05, 1.05, 90)
@@ -129,12 +129,12 @@ class Landscape:
         for i in range(rows):
             y = self.horizon + (i + 0.5) / rows * (self.shore - self.horizon)
             for x in np.arange(-1, 2) * 0.5 + (self.phase + 0.37 * i) % 0.5:
-                ends = [canvas.at(x, y), canvas.at(x + 0.16, y)]
+                ends = [canvas.to_pixels(x, y), canvas.to_pixels(x + 0.16, y)]
                 width = max(1, round(canvas.length(0.006)))
-                canvas.drawing.line(ends, whole(paler), width)
+                canvas.drawing.line(ends, rounded(paler), width)
 
     def draw_near(self, canvas: Canvas) -> None:
-        """Draw the ground, which hides what of a reflection would lie on it."""
+        """Draw the ground, which hides the parts of reflections that reach beyond the shore."""
         colour = self.in_season(self.soil)
         edge = self.shore
         canvas.polygon([(-0.05, edge), (1.05, edge), (1.05, 1.05), (-0.05, 1.05)], colour)
@@ -150,9 +150,11 @@ class Landscape:
         x = np.linspace(-0.05, 1.05, 40)
         for i in range(int((1.1 - edge) / step)):
             y = edge + (i + 0.6) * step + 0.008 * np.sin(7 * x + self.phase)
-            points = [canvas.at(*point) for point in zip(x.tolist(), y.tolist(), strict=True)]
+            points = [
+                canvas.to_pixels(*point) for point in zip(x.tolist(), y.tolist(), strict=True)
+            ]
             width = max(1, round(canvas.length(0.3 * step)))
-            canvas.drawing.line(points, whole(colour), width)
+            canvas.drawing.line(points, rounded(colour), width)
 
     def _slabs(self, canvas: Canvas, edge: float, colour: Colour) -> None:
         step = 0.075 * self.scale
@@ -169,15 +171,17 @@ class Landscape:
             for j in range(-1, int(1.1 / step) + 2):
                 x = (j + 0.5 * (i % 2) + self.phase % 1) * step
                 y = edge + (i + 0.5) * step
-                (x0, y0), (x1, y1) = (
-                    canvas.at(x - radius, y - radius),
-                    canvas.at(x + radius, y + radius),
-                )
-                canvas.drawing.ellipse([x0, y0, x1, y1], fill=whole(colour))
+                _fill_circle(canvas, x, y, radius, colour)
+
+
+def _fill_circle(canvas: Canvas, x: float, y: float, radius: float, colour: Colour) -> None:
+    left, top = canvas.to_pixels(x - radius, y - radius)
+    right, bottom = canvas.to_pixels(x + radius, y + radius)
+    canvas.drawing.ellipse([left, top, right, bottom], fill=rounded(colour))
 
 
 def random_landscape(rng: np.random.Generator) -> Landscape:
-    """Make a landscape at random: thousands of skies, ridges, waters, grounds and palettes."""
+    """Draw a landscape at random, with its own sky, ridges, water, ground and colours."""
 
     def between(low: float, high: float) -> float:
         return float(rng.uniform(low, high))
@@ -192,16 +196,12 @@ def random_landscape(rng: np.random.Generator) -> Landscape:
     shore = horizon + (between(0.16, 0.24) if rng.random() < 0.45 else 0.0)
     sun = None
     if rng.random() < 0.5:
-        sun = (
-            between(0.1, 0.9),
-            between(0.1, 0.22),
-            between(0.05, 0.075),
-        )
+        sun = between(0.1, 0.9), between(0.1, 0.22), between(0.05, 0.075)
     hills = []
-    count = int(rng.integers(1, 4))
+    num_hills = int(rng.integers(1, 4))
     tone = varied((104, 146, 112), 26)
-    for i in range(count):
-        far = 1 - (i + 1) / count
+    for i in range(num_hills):
+        far = 1 - (i + 1) / num_hills
         hills.append(
             Hill(
                 top=horizon - 0.04 - 0.11 * far,

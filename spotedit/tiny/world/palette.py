@@ -1,4 +1,4 @@
-"""Colours by word, and what light does to them."""
+"""Define the colours by word, and how light changes them."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ COLOURS: dict[str, Colour] = {
     "white": (238, 236, 230),
     "black": (48, 48, 56),
 }
-# Pairs that a careless judge takes for the same; each is also named by its words.
+# Pairs that a weak judge cannot tell apart, though their words differ.
 NEAR_COLOURS = (
     ("red", "orange"), ("orange", "yellow"), ("blue", "purple"), ("red", "brown"),
     ("purple", "pink"), ("green", "blue"), ("brown", "black"), ("white", "yellow"),
@@ -27,31 +27,31 @@ _LIGHTER, _WARMER = np.array([34.0, 34.0, 34.0]), np.array([20.0, 2.0, -24.0])
 
 
 def shade(word: str, light: float, warmth: float) -> Colour:
-    """Return a shade of the colour `word`; at `light` and `warmth` of 0.5 (0..1) the plain one."""
+    """Return a shade of a named colour. `light` and `warmth` are in 0..1; 0.5 changes nothing."""
     change = (light - 0.5) * _LIGHTER + (warmth - 0.5) * _WARMER
     return clip(np.add(COLOURS[word], change))
 
 
 def mix(first: Colour, second: Colour, share: float) -> Colour:
-    """Return `first` with `share` (0..1) of `second` in it."""
+    """Mix two colours; `share` (0..1) is that of the second."""
     r, g, b = ((1 - share) * x + share * y for x, y in zip(first, second, strict=True))
     return r, g, b
 
 
 def scaled(colour: Colour, factor: float) -> Colour:
-    """Return a darker (`factor` < 1) or lighter colour."""
+    """Return a colour made darker (`factor` < 1) or lighter (> 1)."""
     return clip(np.multiply(colour, factor))
 
 
 def clip(values: np.ndarray) -> Colour:
-    """Return three numbers as a colour in 0..255."""
+    """Return three numbers as a colour, limited to 0..255."""
     r, g, b = np.clip(values, 0.0, 255.0).tolist()
     return r, g, b
 
 
 @dataclass(frozen=True)
 class Light:
-    """What the hour does to every colour: multiply by `gain`, then mix in `haze` by `share`."""
+    """The light of an hour: it multiplies a colour by `gain`, then mixes in `share` of `haze`."""
 
     gain: Colour
     haze: Colour
@@ -72,6 +72,6 @@ _SEPIA = np.array([[0.393, 0.769, 0.189], [0.349, 0.686, 0.168], [0.272, 0.534, 
 
 
 def sepia(picture: np.ndarray) -> np.ndarray:
-    """Return uint8 [H, W, 3] in the brown tones of an old photograph."""
+    """Return the uint8 [H, W, 3] picture in the brown tones of an old photograph."""
     toned = picture.astype(np.float32) @ (0.86 * _SEPIA.T).astype(np.float32)
     return np.rint(np.clip(toned, 0, 255)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""A whole picture of the toy world, described by numbers and drawn from them."""
+"""Describe a whole picture of the toy world by numbers, and draw it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,12 +10,19 @@ from .palette import sepia
 from .pen import Canvas, Pen
 from .things import KINDS, Setting, Thing
 
-_ENLARGED_SIDE = 384  # pixels at least, of the canvas before it is made smaller
+_MIN_CANVAS_SIDE = 384  # pixels; the canvas is scaled down to the picture's size at the end
 
 
 @dataclass(frozen=True)
 class World:
-    """A landscape and the objects in it; `zoom` enlarges it, `toned` makes it sepia."""
+    """A landscape and the objects in it.
+
+    Attributes:
+        landscape: what lies behind the objects.
+        things: the objects.
+        zoom: factor by which the picture is enlarged about its centre.
+        toned: whether the picture is in sepia tones.
+    """
 
     landscape: Landscape
     things: tuple[Thing, ...]
@@ -27,14 +34,14 @@ class World:
         return replace(self, things=self.things[:index] + self.things[index + 1 :])
 
     def having(self, index: int, thing: Thing) -> "World":
-        """Return the world with `thing` in the place of object `index`."""
+        """Return the world with object `index` replaced by `thing`."""
         things = (*self.things[:index], thing, *self.things[index + 1 :])
         return replace(self, things=things)
 
 
 def render(world: World, size: int) -> np.ndarray:
     """Return the picture as uint8 [size, size, 3]; edges are antialiased."""
-    canvas = Canvas(size, max(2, round(_ENLARGED_SIDE / size)), world.zoom)
+    canvas = Canvas(size, max(2, round(_MIN_CANVAS_SIDE / size)), world.zoom)
     landscape = world.landscape
     landscape.draw_far(canvas)
     standing = [thing for thing in world.things if KINDS[thing.kind].place == "ground"]
@@ -46,7 +53,7 @@ def render(world: World, size: int) -> np.ndarray:
 
 
 def _draw_things(canvas: Canvas, landscape: Landscape, things: Sequence[Thing]) -> None:
-    """Draw objects, those of the sky first and nearer ones later, with shadows or reflections."""
+    """Draw the objects from back to front, the sky's first, with their shadows or reflections."""
     setting = Setting(landscape.hour == "night", landscape.season)
     for thing in sorted(things, key=_depth):
         kind = KINDS[thing.kind]
@@ -56,8 +63,8 @@ def _draw_things(canvas: Canvas, landscape: Landscape, things: Sequence[Thing]) 
         )  # fmt: skip
         if kind.place == "water":
             water = landscape.light.on(landscape.water)
-            mirrored = replace(pen, upright=-0.45, tint=water, tinted=0.55, ink=0.0)
-            kind.draw(mirrored, thing, setting)
+            reflection = replace(pen, upright=-0.45, tint=water, tinted=0.55, ink=0.0)
+            kind.draw(reflection, thing, setting)
         elif kind.place == "ground":
             strength, lean = landscape.shadow
             half = kind.half_width * thing.height
@@ -67,5 +74,6 @@ def _draw_things(canvas: Canvas, landscape: Landscape, things: Sequence[Thing]) 
         kind.draw(pen, thing, setting)
 
 
-def _depth(thing: Thing) -> tuple[int, float]:
-    return KINDS[thing.kind].place != "sky", thing.y
+def _depth(thing: Thing) -> tuple[bool, float]:
+    is_below_sky = KINDS[thing.kind].place != "sky"
+    return is_below_sky, thing.y

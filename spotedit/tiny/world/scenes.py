@@ -1,8 +1,8 @@
-"""Scenes of the toy world with a known truth: a picture, an instruction, and what obeys it.
+"""Make scenes of the toy world: a source picture, an instruction, and a picture that obeys it.
 
-What an instruction leaves open (a shade, a build, the exact place) is drawn at random, so one
-target of many valid ones is shown; `Scene.fit` finds the valid picture that is nearest to an
-edited one.
+What the instruction leaves open, such as a shade, a build or the exact place, is drawn at random.
+So the target is one of many valid pictures. `Scene.fit` finds the valid one that is nearest to an
+edited picture.
 """
 
 from dataclasses import dataclass, replace
@@ -40,11 +40,11 @@ class Scene:
     Attributes:
         source, target: uint8 [H, W, 3].
         instruction: the prompt.
-        mask: bool [H, W], True where the two differ.
+        mask: bool [H, W], True where source and target differ.
         kind: one of `KINDS`.
-        case: one of `CASES` where the edit is a hard one, else "".
-        before, after: what the two pictures show.
-        opens: what the instruction leaves open in `after`.
+        case: one of `CASES` for a hard edit, else "".
+        before, after: the worlds that source and target show.
+        opens: the numbers that the instruction leaves open in `after`.
     """
 
     source: np.ndarray
@@ -66,10 +66,13 @@ class Scene:
         return Image.fromarray(self.target)
 
     def fit(self, picture: np.ndarray) -> Fit:
-        """Find the valid picture nearest to `picture`, uint8 [H, W, 3] of the scene's size.
+        """Find the valid picture that is nearest to an edited one.
+
+        Args:
+            picture: uint8 [H, W, 3], of the scene's size.
 
         Raises:
-            ValueError: the picture has another shape or type.
+            ValueError: the picture has another shape or dtype.
         """
         if picture.shape != self.source.shape or picture.dtype != np.uint8:
             raise ValueError(
@@ -83,14 +86,14 @@ def make_scene(seed: int, kind: str | None = None, size: int = 256, split: str =
 
     Args:
         seed: any non-negative integer. The splits draw from separate streams.
-        kind: one of `KINDS`; drawn from the seed where None.
+        kind: one of `KINDS`; None draws one from the seed.
         size: side in pixels, a multiple of 16.
-        split: "easy", or "hard": near colours, objects of about one token, thin lines, shadows
-            and reflections, slight changes of texture, busy ground. "train" has both.
+        split: "easy"; "hard", with near colours, objects of about one token, thin lines, shadows
+            and reflections, slight changes of texture, or busy ground; or "train", with both.
 
     Raises:
-        ValueError: unknown kind or split, a kind that the hard split does not have, or a size
-            that is no multiple of 16.
+        ValueError: the kind or the split is unknown, the hard split does not have this kind, or
+            the size is not a multiple of 16.
     """
     if size < 16 or size % 16:
         raise ValueError(f"size is {size}; expected a multiple of 16 pixels")
@@ -102,23 +105,24 @@ def make_scene(seed: int, kind: str | None = None, size: int = 256, split: str =
     if split == "hard" and not cases:
         raise ValueError(f"the hard split has no {kind!r}; expected one of {tuple(LOCAL_KINDS)}")
     rng = np.random.default_rng([SPLITS.index(split), seed])
-    hard = bool(cases) and rng.random() < _HARD_SHARE[split]
+    is_hard = bool(cases) and rng.random() < _HARD_SHARE[split]
     makers = LOCAL_KINDS | WHOLE_KINDS
     while True:  # until a landscape has room for the edit
-        case = choice(rng, cases) if hard else ""
-        options = _KINDS_OF_CASE[case] if hard else KINDS
-        shares = None if hard else list(_SHARES.values())
-        drawn = kind or str(rng.choice(options, p=shares))
+        case = choice(rng, cases) if is_hard else ""
+        kinds = _KINDS_OF_CASE[case] if is_hard else KINDS
+        shares = None if is_hard else list(_SHARES.values())
+        edit_kind = kind or str(rng.choice(kinds, p=shares))
         land = random_landscape(rng)
         if case == "busy":
             land = replace(land, ground=choice(rng, BUSY_GROUNDS))
         elif case == "shadow":
             land = replace(land, shadow=(float(rng.uniform(*_STRONG_SHADOWS)), land.shadow[1]))
-        edit = makers[drawn](rng, land, case)
+        edit = makers[edit_kind](rng, land, case)
         if edit is not None:
             break
     source, target = render(edit.before, size), render(edit.after, size)
     mask = (source != target).any(axis=-1)
     return Scene(
-        source, target, edit.instruction, mask, drawn, case, edit.before, edit.after, edit.opens
-    )
+        source, target, edit.instruction, mask, edit_kind, case,
+        edit.before, edit.after, edit.opens,
+    )  # fmt: skip

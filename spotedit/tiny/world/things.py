@@ -1,4 +1,4 @@
-"""The objects of the toy world: how each is drawn, where it stands, how large it is."""
+"""Define the objects of the toy world: how each is drawn, where it belongs, how large it is."""
 
 import math
 from collections.abc import Callable
@@ -22,13 +22,13 @@ class Thing:
 
     Attributes:
         kind: a key of `KINDS`.
-        colour: a word of `palette.COLOURS`, of the object's main part.
-        x, y: where its foot is, in picture coordinates 0..1, y downward.
-        height: share of the picture's side.
-        light, warmth: the shade of its colour, 0..1.
-        form: its build, 0..1; what that means differs from kind to kind.
-        flip: -1 mirrors it, 1 does not.
-        striped: stripes on its main part.
+        colour: the colour of the main part, a key of `palette.COLOURS`.
+        x, y: the foot, in picture coordinates 0..1 with y downward.
+        height: height as a share of the picture's side.
+        light, warmth: the shade of the colour, 0..1.
+        form: the build, 0..1; its meaning depends on the kind.
+        flip: -1 mirrors the object, 1 does not.
+        striped: whether the main part has stripes.
     """
 
     kind: str
@@ -44,25 +44,25 @@ class Thing:
 
     @property
     def main(self) -> Colour:
-        """The colour of the main part."""
+        """The shade of the main part."""
         return shade(self.colour, self.light, self.warmth)
 
     @property
     def box(self) -> tuple[float, float, float, float]:
-        """Left, top, right, bottom in picture coordinates, outlines and shadow left out."""
-        half = KINDS[self.kind].half_width * self.height
-        return self.x - half, self.y - self.height, self.x + half, self.y
+        """Left, top, right, bottom in picture coordinates, without outlines and shadow."""
+        half_width = KINDS[self.kind].half_width * self.height
+        return self.x - half_width, self.y - self.height, self.x + half_width, self.y
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What the surroundings do to an object: night lights its windows, winter lays snow on it."""
+    """The surroundings of an object: at night its windows are lit, in winter snow lies on it."""
 
     night: bool = False
     season: str = "summer"
 
     def leaves(self, thing: Thing) -> Colour:
-        """Return the colour of a plant's leaves: green ones turn in autumn."""
+        """Return the colour of a plant's leaves; green leaves turn orange in autumn."""
         if self.season == "autumn" and thing.colour == "green":
             return mix(thing.main, (224, 120, 34), 0.85)
         return thing.main
@@ -72,13 +72,13 @@ Draw = Callable[[Pen, Thing, Setting], None]
 
 
 def _band(thing: Thing) -> Colour:
-    """Return the colour of stripes and dots: pale, or dark where the main part is pale."""
-    pale = min(thing.main) > 165
-    return mix(thing.main, DARK, 0.5) if pale else mix(thing.main, CREAM, 0.8)
+    """Return the colour of stripes and dots: dark if the main part is pale, else pale."""
+    is_pale = min(thing.main) > 165
+    return mix(thing.main, DARK, 0.5) if is_pale else mix(thing.main, CREAM, 0.8)
 
 
 def _stripes(pen: Pen, thing: Thing, u: float, v: float, width: float, height: float) -> None:
-    """Lay three lighter bands over a rectangle of the main part."""
+    """Draw three bands over a rectangle of the main part if the object is striped."""
     if not thing.striped:
         return
     for i in range(3):
@@ -291,14 +291,14 @@ def _duck(pen: Pen, thing: Thing, _: Setting) -> None:
 
 @dataclass(frozen=True)
 class Kind:
-    """How a kind of object is drawn and where it belongs.
+    """A kind of object.
 
     Attributes:
-        draw: draws one with a pen.
+        draw: draws one object with a pen.
         place: "ground", "sky" or "water".
         heights: smallest and largest height, as shares of the picture's side.
-        half_width: in heights.
-        usual: colour words that it has where nothing is said.
+        half_width: half of the width, in heights.
+        usual: its colours when the instruction does not name one; repeated ones are more frequent.
     """
 
     draw: Draw
@@ -333,7 +333,7 @@ KINDS: dict[str, Kind] = {
 
 
 def overlap(first: Thing, second: Thing) -> float:
-    """Return the boxes' common area as a share of the smaller box."""
+    """Return the common area of two objects' boxes as a share of the smaller box."""
     a, b = first.box, second.box
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])

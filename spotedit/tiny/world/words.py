@@ -1,4 +1,4 @@
-"""The instructions' words: phrases for each kind of edit, and names that tell objects apart."""
+"""Make instructions: phrases for each kind of edit, and names that tell objects apart."""
 
 from collections.abc import Sequence
 
@@ -56,30 +56,30 @@ def vocabulary() -> list[str]:
 
 
 def names(things: Sequence[Thing], index: int) -> list[str]:
-    """Return the names that tell object `index` from all others: by kind, colour, place or size."""
+    """Return the names that mean object `index` alone, by its kind, colour, place or size."""
     thing = things[index]
-    same = [other for i, other in enumerate(things) if other.kind == thing.kind and i != index]
-    found = []
-    if not same:
-        found.append(thing.kind)
-    if all(other.colour != thing.colour for other in same):
-        found.append(f"{thing.colour} {thing.kind}")
-    if same:
-        if all(thing.x < other.x - 0.1 for other in same):
-            found.append(f"left {thing.kind}")
-        if all(thing.x > other.x + 0.1 for other in same):
-            found.append(f"right {thing.kind}")
-        if len(same) == 2 and min(o.x for o in same) < thing.x < max(o.x for o in same):
-            found.append(f"middle {thing.kind}")
-        if all(thing.height > _CLEARLY_LARGER * other.height for other in same):
-            found.append(f"big {thing.kind}")
-        if all(other.height > _CLEARLY_LARGER * thing.height for other in same):
-            found.append(f"small {thing.kind}")
-    return found
+    same_kind = [other for i, other in enumerate(things) if other.kind == thing.kind and i != index]
+    if not same_kind:
+        return [thing.kind, f"{thing.colour} {thing.kind}"]
+    adjectives = []
+    if all(other.colour != thing.colour for other in same_kind):
+        adjectives.append(thing.colour)
+    if all(thing.x < other.x - 0.1 for other in same_kind):
+        adjectives.append("left")
+    if all(thing.x > other.x + 0.1 for other in same_kind):
+        adjectives.append("right")
+    left, right = min(other.x for other in same_kind), max(other.x for other in same_kind)
+    if len(same_kind) == 2 and left < thing.x < right:
+        adjectives.append("middle")
+    if all(thing.height > _CLEARLY_LARGER * other.height for other in same_kind):
+        adjectives.append("big")
+    if all(other.height > _CLEARLY_LARGER * thing.height for other in same_kind):
+        adjectives.append("small")
+    return [f"{adjective} {thing.kind}" for adjective in adjectives]
 
 
 def say(rng: np.random.Generator, kind: str, **parts: str) -> str:
-    """Return an instruction of this kind in one of its phrases, now and then with synonyms."""
+    """Return an instruction of this kind, in a random phrase and now and then with synonyms."""
     phrases = PHRASES[kind]
     sentence = phrases[int(rng.integers(len(phrases)))].format(**parts)
     words = [
