@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+INSTALL = 'in a clone of spotedit, run: pip install -e ".[benchmarks]"'
 NO_MASK = "no mask"
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # becomes the name of a file
 

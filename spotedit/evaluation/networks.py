@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from .data import INSTALL
+
 CLIP = "openai/clip-vit-large-patch14"
 DINO = "facebook/dino-vitb8"
 _DINO_SIDE = 224  # pixels, of the shorter side
@@ -53,7 +55,8 @@ def networks(
         names: those wanted; None: all.
     """
     loaders: dict[str, Callable[[], Any]] = {
-        "psnr": _psnr, "ssim": _ssim, "mse": _mse, "lpips": partial(_lpips, device),
+        "psnr": lambda: _psnr, "ssim": _ssim, "mse": lambda: F.mse_loss,
+        "lpips": partial(_lpips, device),
         "dists": partial(_dists, device), "structure_distance": partial(_structure, dino, device),
         "clip": partial(_clip, clip, device),
     }  # fmt: skip
@@ -61,27 +64,26 @@ def networks(
     for name in loaders if names is None else names:
         try:
             found[name] = loaders[name]()
-        except Exception as error:  # what libraries raise for missing or broken parts varies
-            absent[name] = (str(error).splitlines() or [type(error).__name__])[0]
+        except ImportError as error:
+            absent[name] = f"{_first_line(error)}; {INSTALL}"
+        except Exception as error:  # what libraries raise for missing or broken weights varies
+            absent[name] = _first_line(error)
     return Networks(found, found.pop("clip", None), clip, absent, device)
 
 
-def _psnr() -> Distance:
-    from torchmetrics.functional.image import peak_signal_noise_ratio
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
-    return partial(peak_signal_noise_ratio, data_range=1.0)
+
+def _psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio in dB; it is infinite if the pictures are identical."""
+    return -10 * torch.log10(F.mse_loss(a, b))
 
 
 def _ssim() -> Distance:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     return partial(structural_similarity_index_measure, data_range=1.0)
-
-
-def _mse() -> Distance:
-    from torchmetrics.functional import mean_squared_error
-
-    return lambda a, b: mean_squared_error(a.contiguous(), b.contiguous())
 
 
 def _lpips(device: torch.device) -> Distance:

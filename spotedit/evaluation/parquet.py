@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..pictures.images import decode_image
 from . import masks
-from .data import DataError, Item, Malformed, check_key, text, unmarked
+from .data import INSTALL, DataError, Item, Malformed, check_key, text, unmarked
 
 _TEXTS = ("id", "source_prompt", "target_prompt", "mask")
 
@@ -24,9 +24,7 @@ def rows_of(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        raise DataError(
-            "parquet files need pyarrow, which is not installed: pip install 'spotedit[benchmarks]'"
-        ) from error
+        raise DataError(f"parquet files need pyarrow, which is not installed; {INSTALL}") from error
     for path in sorted(folder.rglob("*.parquet")):
         try:
             with ParquetFile(path) as file:

@@ -7,7 +7,7 @@ from statistics import fmean
 from .data import NO_MASK, DataSet
 from .edits import MODES
 from .fair import check_fair
-from .metrics import NAMES, NOT_PRESENT
+from .metrics import NAMES
 from .score import Rows
 from .store import Row
 
@@ -145,7 +145,7 @@ def _notes(
         f"whole-frame {kind}, {count} times: no token could be reused"
         for kind, count in moved.items()
     ]
-    notes += [f"{NOT_PRESENT}: {name} ({why})" for name, why in absent.items()]
+    notes += [f"not measured: {name} ({why})" for name, why in absent.items()]
     return notes
 
 

@@ -1,4 +1,4 @@
-"""Dense against spot on one picture: time, background and seam."""
+"""Compare dense and spot editing of one picture: time, background and seam."""
 
 import math
 from collections.abc import Mapping

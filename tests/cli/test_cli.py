@@ -2,10 +2,12 @@
 
 import importlib
 import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from PIL import Image
 from small_kontext import PROMPT, random_kontext
 
 import spotedit
-from spotedit.cli import demo, edit, main, pipelines, preview
+from spotedit.cli import demo, edit, main, options, pipelines, preview
 
 WIDTH, HEIGHT = 64, 48
 
@@ -101,6 +103,61 @@ def test_help_does_not_wait_for_pytorch():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stdout.startswith("False\nusage: spotedit")
+
+
+def test_help_of_a_command_does_not_wait_for_pytorch_either():
+    program = "import sys, spotedit.cli.options as o; print('torch' in sys.modules); o.parse{}"
+    arguments = ("edit", ["--help"])
+    command = [sys.executable, "-c", program.format(arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout.startswith("False\nusage: spotedit edit")
+
+
+@pytest.mark.parametrize("command", ["demo", "edit", "preview", "verify", "eval"])
+def test_every_field_of_the_configuration_is_an_option(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    for field in fields(spotedit.SpotEditConfig):
+        option = field.name.replace("_", "-")
+        assert re.search(rf"--{option}[ ,]", out), option
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("", {}),
+        ("--preset fast --threshold auto", {"preset": "fast", "threshold": "auto"}),
+        ("--judge l2 --threshold 0.1", {"judge": "l2", "threshold": 0.1}),
+        ("--reset-steps 3 9 --dilation 2", {"reset_steps": (3, 9), "dilation": 2}),
+        ("--no-match-size --cache-text", {"match_size": False, "cache_text": True}),
+        ("--reference 1 --cache-dtype int8", {"reference": 1, "cache_dtype": "int8"}),
+        ("--temporal TaylorSeer", {"temporal": spotedit.TaylorSeer()}),
+        ("--temporal TaylorSeer(interval=3)", {"temporal": spotedit.TaylorSeer(interval=3)}),
+        ("--temporal TeaCache(coefficients=[1,2])", {"temporal": spotedit.TeaCache(None, [1, 2])}),
+    ],
+)
+def test_options_become_the_configuration(given, expected):
+    parsed = options.parse("edit", ["in.png", "add a hat", "-o", "out.png", *given.split()])
+    assert options.spotedit_config(parsed.config) == spotedit.SpotEditConfig(**expected)
+
+
+@pytest.mark.parametrize(
+    "method", ["Seer", "TaylorSeer(3)", "TaylorSeer(pace=3)", "TeaCache(", "TaylorSeer(interval=0)"]
+)
+def test_a_temporal_method_that_does_not_exist(method, capsys):
+    with pytest.raises(SystemExit) as stop:
+        options.parse("demo", ["--temporal", method])
+    assert stop.value.code == 2
+    assert "expected" in capsys.readouterr().err
+
+
+def test_options_that_exclude_each_other(run, model, capsys, tmp_path):
+    assert run("--reset-every", 4, "--reset-steps", 3) == 2
+    assert "exclude each other" in capsys.readouterr().err
+    assert names(tmp_path) == set()
 
 
 @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["demo", "--scenes", "0"], ["edit"]])
@@ -239,6 +296,13 @@ def test_edit_writes_the_picture_and_the_report(run, model, capsys, tmp_path):
     assert report["spot_seconds"] > 0
     assert report["dense_seconds"] is None
     assert "8 steps" in capsys.readouterr().out
+
+
+def test_edit_takes_the_configuration(run, model, tmp_path):
+    more = ("--initial-steps", 1, "--reset-every", 2, "--temporal", "TaylorSeer(warm_up=8)")
+    assert run("--steps", 8, *more, "--report", tmp_path / "r.json") == 0
+    steps = json.loads((tmp_path / "r.json").read_text())["steps"]
+    assert [step["index"] for step in steps if step["kind"] == "full"][:2] == [0, 2]
 
 
 def test_edit_is_reproducible_and_follows_the_seed(run, model, tmp_path):

@@ -314,6 +314,19 @@ def test_scores_come_back_from_a_judge(data, copy, capsys):
 # -- what is wrong is reported and counted
 
 
+def test_absent_metrics_are_named_before_the_edits(data, tmp_path, monkeypatch, capsys):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    absent = {"ssim": "no torchmetrics"}
+    monkeypatch.setattr(
+        "spotedit.cli.eval.networks", lambda *_: Networks({}, None, "none", absent, CPU)
+    )
+    monkeypatch.setattr("spotedit.cli.eval.load", stop)
+    assert main(command(data, tmp_path / "out")) == 130
+    assert "ssim will not be measured: no torchmetrics" in capsys.readouterr().err
+
+
 def test_problems_are_counted_and_the_run_goes_on(tmp_path, capsys):
     rows = make_pie(tmp_path, 3)
     keys = list(rows)

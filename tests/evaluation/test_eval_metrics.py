@@ -1,6 +1,7 @@
 """Figures of an edit: PIE-Bench's parts, absent weights, degenerate masks, no made-up number."""
 
 import math
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -148,6 +149,20 @@ def test_absent_weights_are_named_and_nothing_is_fetched(plain):
     for name in ("structure_distance", "lpips_edit_part", "clip", *metrics.TARGETS):
         assert values[name] == "weights not present"
     assert not metrics.lacking(values, plain)
+
+
+def test_without_the_extra_there_is_psnr_and_the_others_name_it(offline, hub, monkeypatch):
+    for name in [*sys.modules]:
+        if name.partition(".")[0] == "torchmetrics":
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)  # as if it was not installed
+    without = networks(CPU, *NOWHERE)
+    assert set(without.distances) == {"psnr", "mse"}
+    for name in ("ssim", "lpips", "dists"):
+        assert 'pip install -e ".[benchmarks]"' in without.absent[name]
+    values = metrics.measure(picture(0), picture(1), item(half()), without)
+    assert isinstance(values["psnr"], float)
+    assert values["ssim"] == "weights not present"
 
 
 def test_figures_are_completed_when_weights_arrive(plain, clip, offline):
