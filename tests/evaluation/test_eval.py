@@ -340,7 +340,7 @@ def test_problems_are_counted_and_the_run_goes_on(tmp_path, capsys):
     assert f"skipped {keys[0]}: editing_type_id" in error
     assert "2 pictures to edit, 1 with both edits" in out
     assert "1 rows of the data set skipped, 2 edits refused" in out
-    assert "mask is empty, 1 times: parts that it cannot give are not measured" in out
+    assert "mask is empty, 1 times: the empty part is not measured" in out
     assert float(cells(out, "psnr_unedit_part")[1]) > 0
     assert cells(out, "psnr_edit_part")[1:] == ["mask is empty"] * 2
     assert f"{keys[2]}, dense: " in out
