@@ -15,14 +15,7 @@ from ..pictures.files import write_somewhere, write_text
 from ..pictures.images import check_output
 from .errors import BadInput, fail_for
 from .options import CalibrateOptions
-from .pipelines import (
-    choose_device,
-    explain_errors,
-    fit_threads,
-    load,
-    load_pairs,
-    prepared,
-)
+from .pipelines import choose_device, explain_errors, fit_threads, load, load_pairs, prepared
 
 _FIRST_SEED = 1000  # the scenes from seed 0 on are the ones that figures are reported on
 

@@ -36,20 +36,25 @@ def parse(command: str, arguments: Sequence[str]) -> Any:
         raise
 
 
-def at_least(low: int) -> PrimitiveConstructorSpec[int | None]:
+def at_least(low: int) -> PrimitiveConstructorSpec[Any]:
     """Return the specification of an option that takes an integer of at least `low`."""
 
-    def integer(texts: list[str]) -> int:
-        value = int(texts[0])
+    def integer(text: str) -> int:
+        value = int(text)
         if value < low:
             raise ValueError(f"{value} is too small; expected at least {low}")
         return value
 
+    return _read_by(integer, "INT")
+
+
+def _read_by(read: Callable[[str], Any], metavar: str) -> PrimitiveConstructorSpec[Any]:
+    """Return the specification of an option whose value is what `read` makes of one word."""
     return PrimitiveConstructorSpec(
         nargs=1,
-        metavar="INT",
-        instance_from_str=integer,
-        is_instance=lambda value: value is None or isinstance(value, int),
+        metavar=metavar,
+        instance_from_str=lambda words: read(words[0]),
+        is_instance=lambda value: True,
         str_from_instance=lambda value: [str(value)],
     )
 
@@ -71,19 +76,10 @@ def temporal_method(text: str) -> Temporal:
         raise ValueError(expected) from error
 
 
-_TEMPORAL = PrimitiveConstructorSpec[Temporal | None](
-    nargs=1,
-    metavar="METHOD",
-    instance_from_str=lambda texts: temporal_method(texts[0]),
-    is_instance=lambda value: value is None or isinstance(value, TeaCache | TaylorSeer),
-    str_from_instance=lambda value: [str(value)],
-)
-
-
 def _option_type(annotation: Any) -> Any:
     """Return the type of the option for a field of `SpotEditConfig`: all of it but functions."""
     if annotation == Temporal | None:
-        return Annotated[annotation, _TEMPORAL]
+        return Annotated[annotation, _read_by(temporal_method, "METHOD")]
     if get_origin(annotation) not in (Union, UnionType):
         return annotation
     members = [member for member in get_args(annotation) if get_origin(member) is not Callable]

@@ -49,7 +49,7 @@ def run(options: VerifyOptions) -> None:
         pipe = load(options.model, call.dtype, device, call.offload)
         pipe.set_progress_bar_config(disable=True)
         arguments = call.call_arguments()
-        settings = loop_settings(pipe, arguments) | _own_settings(options, config)
+        settings = loop_settings(pipe, arguments) | _edit_settings(options, config)
         figures = []
         for image, instruction in tqdm(pairs, desc="5 edits a picture", unit="picture"):
             source = prepared(pipe, options.model, image)
@@ -64,7 +64,7 @@ def run(options: VerifyOptions) -> None:
     )
 
 
-def _own_settings(options: VerifyOptions, config: spotedit.SpotEditConfig) -> dict[str, Any]:
+def _edit_settings(options: VerifyOptions, config: spotedit.SpotEditConfig) -> dict[str, Any]:
     """Return the settings that are not the pipeline's; of `config` those that were chosen."""
     return {
         "seed": options.pipeline.seed,

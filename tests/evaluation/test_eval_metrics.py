@@ -1,4 +1,4 @@
-"""Figures of an edit: PIE-Bench's parts, absent weights, degenerate masks, no made-up number."""
+"""Tests of the metrics: PIE-Bench's parts, absent weights, degenerate masks, missing figures."""
 
 import math
 import sys
@@ -24,7 +24,7 @@ needs_torchvision = pytest.mark.skipif(
 
 @pytest.fixture
 def offline(monkeypatch):
-    """No hub, and an error where something is fetched after all."""
+    """Switch the hub off, and fail if anything is downloaded."""
 
     def fetched(*args, **kwargs):
         raise AssertionError("a download was tried")
@@ -45,13 +45,13 @@ def hub(tmp_path):
 
 @pytest.fixture
 def plain(offline, hub) -> Networks:
-    """What can be measured without any weights."""
+    """Return the metrics that need no weights."""
     return networks(CPU, *NOWHERE)
 
 
 @pytest.fixture
 def clip(tmp_path) -> str:
-    """The folder of a random CLIP model, with the tiny editor's tokenizer."""
+    """Return the folder of a random CLIP model with the tiny editor's tokenizer."""
     from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -202,7 +202,7 @@ def test_clip_of_a_full_and_of_an_empty_mask(clip, offline, hub):
 
 
 def test_structure_distance(tmp_path, offline, hub):
-    """With a random network: the keys' resemblance is what counts, not the keys."""
+    """Check properties that hold for any weights, with a random network."""
     from transformers import ViTConfig, ViTModel
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Files out: disks that are full, read-only or gone cost no finished picture and no traceback."""
+"""Tests of writing: a full, read-only or missing disk costs no picture and shows no traceback."""
 
 import argparse
 import errno
@@ -63,7 +63,7 @@ def file_size_limit(size: int) -> Iterator[None]:
 
 @contextmanager
 def mounted(folder: Path, *options: str) -> Iterator[None]:
-    """A small file system of its own at `folder`."""
+    """Mount a small file system at `folder`."""
     command = ["mount", "-t", "tmpfs", "-o", ",".join(("size=16k", *options)), "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
         pytest.skip("only root may mount a file system")
@@ -75,7 +75,7 @@ def mounted(folder: Path, *options: str) -> Iterator[None]:
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch) -> dict[str, Path]:
-    """Current, home and temporary folder of the test."""
+    """Return the current, home, temporary and requested folders of the test."""
     folders = {name: tmp_path / name for name in ("current", "home", "temporary", "asked")}
     for folder in folders.values():
         folder.mkdir()
@@ -241,7 +241,7 @@ def test_another_file_of_that_name_is_left_alone(elsewhere):
 
 
 def stub(monkeypatch, module, asked, **results) -> None:
-    """Replace functions of a command's module; the folder `asked` is gone after the first call."""
+    """Replace functions of a command's module by results; the first call deletes `asked`."""
 
     def replacement(result, *args):
         if asked.is_dir():
