@@ -40,6 +40,16 @@ class Edit:
     forwards: int
     report: EditReport | None
 
+    @property
+    def skipped_forwards(self) -> int:
+        """Number of calls of the transformer that a temporal method left out."""
+        kinds = [] if self.report is None else [step["kind"] for step in self.report.steps]
+        num_skipped = kinds.count("skip")
+        if num_skipped == 0:
+            return 0
+        forwards_per_step = self.forwards // (len(kinds) - num_skipped)
+        return num_skipped * forwards_per_step
+
 
 def call_options(
     pipe: Any, image: Image.Image, instruction: str, arguments: Mapping[str, Any]

@@ -34,7 +34,7 @@ def check_fair(rows: Iterable[Row], settings: Mapping[str, Any] | None = None) -
                 )
         if "problem" not in row:
             first = first_rows.setdefault(row["key"], row)
-            same_loop(row["key"], row["mode"], row["forwards"], first["forwards"])
+            same_loop(row["key"], row["mode"], _loop_forwards(row), _loop_forwards(first))
             if first["size"] != row["size"]:
                 raise Unfair(
                     f"{row['key']}: {row['size']} pixels in {row['mode']}, {first['size']} in the "
@@ -42,12 +42,18 @@ def check_fair(rows: Iterable[Row], settings: Mapping[str, Any] | None = None) -
                 )
 
 
+def _loop_forwards(row: Row) -> int:
+    """Return the number of forwards in the loop of a row, with those that were skipped."""
+    return int(row["forwards"] + row.get("skipped_forwards", 0))
+
+
 def same_loop(key: str, mode: str, forwards: int, other_forwards: int) -> None:
-    """Raise `Unfair` if the two edits of a picture ran the transformer a different number of times.
+    """Raise `Unfair` if the loops of a picture's two edits have different numbers of forwards.
 
     Args:
         key: the picture.
-        mode: the mode that ran it `forwards` times; the other mode ran it `other_forwards` times.
+        mode: the mode whose loop has `forwards` forwards; the other mode's has `other_forwards`.
+            Forwards that a temporal method skips count too.
     """
     if forwards != other_forwards:
         raise Unfair(

@@ -6,6 +6,8 @@ A row of `rows-N.jsonl` describes one picture in one mode:
     settings   what must be equal in all rows, see `settings_of`
     size       [width, height] of the output in pixels
     forwards   number of calls of the transformer, as counted
+    skipped_forwards
+               number of calls that a temporal method left out; missing in older rows
     seconds    duration of the call
     r, reason  `EditReport.mean_ratio` and `EditReport.reason` of a spot edit; None for a dense one
     moved      the kind of `EditReport.misalignment` of a spot edit, or None
@@ -144,6 +146,7 @@ def _edit_one(
     return {
         "size": list(result.picture.size),
         "forwards": result.forwards,
+        "skipped_forwards": result.skipped_forwards,
         "seconds": result.seconds,
         "r": None if report is None else report.mean_ratio,
         "reason": None if report is None else report.reason,

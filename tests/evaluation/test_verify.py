@@ -49,6 +49,18 @@ def test_verify(given, tmp_path, capsys):
     assert "already exists" in capsys.readouterr().err
 
 
+def test_forwards_that_a_temporal_method_skips_are_part_of_the_loop(given, tmp_path):
+    row = tmp_path / "row.json"
+    arguments = ["verify", "tiny", *given, "--steps", "8", "--device", "cpu", "--row", str(row)]
+    assert main([*arguments, "--temporal", "TaylorSeer(interval=2)", "--dilation", "0"]) == 0
+    found = json.loads(row.read_text())
+    (figures,) = found["edits"]
+    assert figures["skipped_forwards"] > 0
+    assert figures["forwards"] + figures["skipped_forwards"] == 8
+    assert found["settings"]["temporal"]["interval"] == 2
+    assert found["settings"]["dilation"] == 0
+
+
 def test_the_floor_is_the_source_through_the_vae(given):
     import spotedit.tiny
     from bench.edits import round_trip as through_the_vae
