@@ -1,4 +1,4 @@
-"""Small data sets in the benchmarks' exact formats, of scenes that the tiny editor knows."""
+"""Make small data sets in PIE-Bench's format, from scenes that the tiny editor knows."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ FOLDER = "1_change_object_80"
 
 
 def runs(mask: np.ndarray) -> list[int]:
-    """Start, length, ... of the True runs of a mask, row by row."""
+    """Return the True runs of a mask, row by row, as start, length, start, length, ..."""
     edges = np.flatnonzero(np.diff(np.pad(mask.ravel().astype(np.int8), 1)))
     return np.stack([edges[::2], edges[1::2] - edges[::2]], axis=1).ravel().tolist()
 
@@ -27,20 +27,20 @@ def enlarged(pixels: np.ndarray) -> Image.Image:
 
 
 def pie_row(number: int) -> dict:
-    made = scene(number)
+    drawn = scene(number)
     return {
         "image_path": f"{FOLDER}/{number:012d}.jpg",
         "original_prompt": "a [round] shape",
         "editing_prompt": "a [square] shape",
-        "editing_instruction": made.instruction,
+        "editing_instruction": drawn.instruction,
         "editing_type_id": "1",
         "blended_word": "round square",
-        "mask": runs(np.asarray(enlarged(made.mask))),
+        "mask": runs(np.asarray(enlarged(drawn.mask))),
     }
 
 
 def make_pie(folder: Path, count: int) -> dict[str, dict]:
-    """PIE-Bench of `count` pictures; returns the rows, which `write_pie` writes anew."""
+    """Write a PIE-Bench of `count` pictures; return its rows, which `write_pie` can write again."""
     pictures = folder / "annotation_images" / FOLDER
     pictures.mkdir(parents=True)
     for number in range(count):

@@ -1,4 +1,4 @@
-"""`python -m spotedit.cli`."""
+"""Run the program with `python -m spotedit.cli`."""
 
 import sys
 

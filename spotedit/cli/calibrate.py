@@ -1,6 +1,5 @@
-"""`spotedit calibrate`: coefficients of TeaCache for a model that has none published."""
+"""`spotedit calibrate` fits the coefficients of TeaCache to a model without published ones."""
 
-import argparse
 import json
 from collections.abc import Iterator
 from functools import partial
@@ -13,65 +12,68 @@ from tqdm import tqdm
 from ..evaluation.calibrate import calibrate
 from ..evaluation.edits import loop_settings, machine
 from ..pictures.files import write_somewhere, write_text
-from ..pictures.images import check_output, load_image
+from ..pictures.images import check_output
 from .errors import BadInput, fail_for
-from .pipelines import call_given, choose_device, explained, fitting_threads, load, native
+from .options import CalibrateOptions
+from .pipelines import choose_device, explain_errors, fit_threads, load, load_pairs, prepared
 
-_FIRST_SEED = 1000  # of the tiny editor's scenes; figures are reported on those from 0
+_FIRST_SEED = 1000  # the scenes from seed 0 on are the ones that figures are reported on
 
 
-def run(args: argparse.Namespace) -> None:
-    """Edit dense, fit, print and write.
+def run(options: CalibrateOptions) -> None:
+    """Edit dense, fit the coefficients, print and write them.
 
     Raises:
         BadInput, ImageError, OutputError, Failure: see `spotedit.cli.main`.
     """
-    if len(args.pairs) % 2:
-        raise BadInput(f"{args.pairs[-1]}: no instruction; expected PICTURE INSTRUCTION pairs")
-    if not args.pairs and args.model != "tiny":
+    if not options.pairs and options.model != "tiny":
         raise BadInput("no pictures; expected PICTURE INSTRUCTION pairs (tiny has scenes)")
-    check_output(args.out, args.force, (".json",))
-    pairs = [(load_image(p), i) for p, i in zip(args.pairs[::2], args.pairs[1::2], strict=True)]
-    device = choose_device(args.device, args.offload)
-    with explained(device), fitting_threads(args.model, device):
-        pipe = load(args.model, args.dtype, device, args.offload)
+    check_output(options.out, options.force, (".json",))
+    edits = load_pairs(options.pairs)
+    call = options.pipeline
+    device = choose_device(call.device, call.offload)
+    with explain_errors(device), fit_threads(options.model, device):
+        pipe = load(options.model, call.dtype, device, call.offload)
         pipe.set_progress_bar_config(disable=True)
-        settings = loop_settings(pipe, call_given(args))
-        if args.model == "tiny":
-            pairs = [(native(pipe, i), p) for i, p in pairs] or list(_scenes(args.scenes))
-        found = calibrate(pipe, _calls(args, pairs))
+        settings = loop_settings(pipe, call.call_arguments())
+        edits = [(prepared(pipe, options.model, image), text) for image, text in edits]
+        if not edits:
+            edits = list(_scenes(options.scenes))
+        fit = calibrate(pipe, _calls(options, edits))
         row = {
-            "coefficients": found.coefficients,
-            "r2": found.r2,
-            "input_changes": [min(found.inputs), max(found.inputs)],
-            "output_changes": [min(found.outputs), max(found.outputs)],
-            "pairs_of_steps": len(found.inputs),
-            "edits": len(pairs) * (1 + len(args.also)),
-            "also_steps": args.also,
-            "model": args.model,
+            "coefficients": fit.coefficients,
+            "r2": fit.r2,
+            "input_changes": [min(fit.inputs), max(fit.inputs)],
+            "output_changes": [min(fit.outputs), max(fit.outputs)],
+            "pairs_of_steps": len(fit.inputs),
+            "edits": len(edits) * (1 + len(options.also)),
+            "also_steps": options.also,
+            "model": options.model,
             **machine(pipe),
             "settings": {k: v for k, v in settings.items() if k != "negative_prompt"},
         }
     text = json.dumps(row, indent=1) + "\n"
-    problem = write_somewhere(args.out, partial(write_text, text=text))
-    print(f"TeaCache(coefficients={list(found.coefficients)})")
-    print(f"R2 {found.r2:.3f} over {len(found.inputs)} pairs of steps")
+    problem = write_somewhere(options.out, partial(write_text, text=text))
+    print(f"TeaCache(coefficients={list(fit.coefficients)})")
+    print(f"R2 {fit.r2:.3f} over {len(fit.inputs)} pairs of steps")
     fail_for([problem])
-    print(f"{args.out}: the coefficients and where they come from")
+    print(f"{options.out}: the coefficients and where they come from")
 
 
-def _scenes(number: int) -> Iterator[tuple[Any, str]]:
+def _scenes(count: int) -> Iterator[tuple[Any, str]]:
     from ..tiny.scenes import KINDS, make_scene
 
-    for seed in range(_FIRST_SEED, _FIRST_SEED + number):
+    for seed in range(_FIRST_SEED, _FIRST_SEED + count):
         scene = make_scene(seed, kind=KINDS[seed % len(KINDS)])
         yield scene.source_image, scene.instruction
 
 
-def _calls(args: argparse.Namespace, pairs: list[tuple[Any, str]]) -> Iterator[dict[str, Any]]:
-    more = [{}, *({"num_inference_steps": steps} for steps in args.also)]
-    edits = list(product(more, enumerate(pairs)))
-    for steps, (number, (image, instruction)) in tqdm(edits, desc="dense edits", unit="edit"):
-        generator = torch.Generator().manual_seed(args.seed + number)
-        given = {"image": image, "prompt": instruction, "generator": generator}
-        yield given | {"output_type": "latent"} | call_given(args) | steps
+def _calls(options: CalibrateOptions, edits: list[tuple[Any, str]]) -> Iterator[dict[str, Any]]:
+    """Yield the arguments of one call for every edit and number of steps."""
+    arguments = options.pipeline.call_arguments()
+    step_counts = [{}, *({"num_inference_steps": steps} for steps in options.also)]
+    calls = list(product(step_counts, enumerate(edits)))
+    for steps, (number, (image, instruction)) in tqdm(calls, desc="dense edits", unit="edit"):
+        generator = torch.Generator().manual_seed(options.pipeline.seed + number)
+        edit = {"image": image, "prompt": instruction, "generator": generator}
+        yield edit | {"output_type": "latent"} | arguments | steps

@@ -1,6 +1,5 @@
-"""`spotedit demo`: dense against spot editing on scenes whose right answer is known."""
+"""`spotedit demo` compares dense and spot editing on scenes whose right answer is known."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,12 +22,13 @@ from ..tiny.pipeline import NATIVE_SIZE
 from ..tiny.scenes import KINDS, Scene, make_scene
 from .errors import fail_for
 from .figure import save_figure
-from .pipelines import choose_device, fitting_threads, load, timed
+from .options import DemoOptions, spotedit_config
+from .pipelines import choose_device, explain_errors, fit_threads, load, timed
 
 _ORDER = ("dense", "spot", "spot", "dense")  # a drift of the machine's speed hits both alike
 _WARM_UP_ORDER = ("dense", "spot")
 _WARM_UP_STEPS = 3
-_SHOWN = 4 * NATIVE_SIZE
+_SHOWN = 4 * NATIVE_SIZE  # side in pixels of a picture in the figure
 _HEADER = (
     "scene", "pixels", "dense s", "spot s", "speed-up", "r",
     "background dB, dense", "spot", "edit dB, dense", "spot",
@@ -37,7 +37,7 @@ _HEADER = (
 
 @dataclass(frozen=True)
 class Trial:
-    """One scene, edited both ways from the same noise. Seconds are means over the runs."""
+    """One scene, edited dense and spot from the same noise. Seconds are means over the runs."""
 
     scene: Scene
     dense: Image.Image
@@ -47,56 +47,64 @@ class Trial:
     report: EditReport
 
     def figures(self) -> list[float]:
-        """Seconds dense and spot, speed-up, r, then PSNR in dB of the dense and the spot picture:
-        of the background against the source, and of the edited pixels against the truth."""
+        """Return the figures in the order of `_HEADER`.
+
+        They are the seconds dense and spot, the speed-up, and r; then the PSNR of the background
+        against the source, dense and spot; then the PSNR of the edited pixels against the truth,
+        dense and spot. PSNR is in dB.
+        """
         pictures = [np.asarray(self.dense), np.asarray(self.spot)]
         height, width = self.scene.mask.shape
         region = np.ones((1, 1), bool) if self.report.region is None else self.report.region
-        far = background(region, (height, width))
+        background_pixels = background(region, (height, width))
         return [
             self.dense_seconds,
             self.spot_seconds,
             self.dense_seconds / self.spot_seconds,
             self.report.mean_ratio,
-            *(psnr(picture, self.scene.source, far) for picture in pictures),
+            *(psnr(picture, self.scene.source, background_pixels) for picture in pictures),
             *(psnr(picture, self.scene.target, self.scene.mask) for picture in pictures),
         ]
 
 
-def run(args: argparse.Namespace) -> None:
+def run(options: DemoOptions) -> None:
     """Edit the scenes, write the figure and the plot of the steps, print the table.
 
     Raises:
-        OutputError: the files cannot be written (nothing is run then).
-        Failure: they could not be written where they were asked for.
+        BadInput: an option of SpotEdit is out of range.
+        OutputError: the files cannot be written; this is found before the work.
+        Failure: the files could not be written where the user wanted them.
     """
-    figure, plot = _outputs(args.out, args.force)
+    figure, plot = _outputs(options.out, options.force)
     device = choose_device(None, "none")
-    with fitting_threads("tiny", device):
-        trials = _trials(args, load("tiny", "float32", device, "none"))
+    with explain_errors(device), fit_threads("tiny", device):
+        config = spotedit_config(options.config)
+        trials = _trials(options, load("tiny", "float32", device, "none"), config)
     rows = [_row(trial) for trial in trials]
     figure_problem = write_somewhere(figure, partial(save_figure, rows=rows))
     plot_problem = write_somewhere(plot, partial(plot_steps, trials[0].report.steps))
     print(table(trials))
     print()
-    if not figure_problem:
+    if figure_problem is None:
         print(f"{figure}: the pictures")
-    if not plot_problem:
+    if plot_problem is None:
         print(f"{plot}: tokens and time by step, first scene")
     fail_for([figure_problem, plot_problem])
 
 
-def _trials(args: argparse.Namespace, pipe: Any) -> list[Trial]:
+def _trials(options: DemoOptions, pipe: Any, config: spotedit.SpotEditConfig) -> list[Trial]:
     """Edit the scenes, after a short edit of the first one to warm up."""
     pipe.set_progress_bar_config(disable=True)
-    seeds = range(args.seed, args.seed + args.scenes)
+    seeds = range(options.seed, options.seed + options.scenes)
     scenes = [make_scene(seed, kind=KINDS[i % len(KINDS)]) for i, seed in enumerate(seeds)]
-    _trial(pipe, scenes[0], _WARM_UP_STEPS, args.seed, _WARM_UP_ORDER)
+    edit = partial(_trial, pipe, config, options.seed)
+    edit(scenes[0], _WARM_UP_STEPS, _WARM_UP_ORDER)
     progress = tqdm(scenes, desc=f"{NATIVE_SIZE} px, {len(_ORDER)} edits a scene", unit="scene")
-    return [_trial(pipe, scene, args.steps, args.seed, _ORDER) for scene in progress]
+    return [edit(scene, options.steps, _ORDER) for scene in progress]
 
 
 def _outputs(out: Path | None, force: bool) -> tuple[Path, Path]:
+    """Return the paths of the figure and of the plot of the steps."""
     if out is None:
         out, force = Path("spotedit-demo"), True
     if out.suffix:
@@ -109,10 +117,17 @@ def _outputs(out: Path | None, force: bool) -> tuple[Path, Path]:
     return paths
 
 
-def _trial(pipe: Any, scene: Scene, steps: int, seed: int, order: Sequence[str]) -> Trial:
+def _trial(
+    pipe: Any,
+    config: spotedit.SpotEditConfig,
+    seed: int,
+    scene: Scene,
+    steps: int,
+    order: Sequence[str],
+) -> Trial:
     """Edit `scene` dense and spot in `order`."""
     height, width = scene.mask.shape
-    options = {
+    arguments = {
         "image": scene.source_image,
         "prompt": scene.instruction,
         "height": height,
@@ -124,21 +139,25 @@ def _trial(pipe: Any, scene: Scene, steps: int, seed: int, order: Sequence[str])
     report: EditReport | None = None
     for mode in order:
         if mode == "dense":
-            pictures[mode], taken = timed(pipe, seed, options)
+            pictures[mode], elapsed = timed(pipe, seed, arguments)
         else:
-            with spotedit.enable(pipe) as handle:
-                pictures[mode], taken = timed(pipe, seed, options)
+            with spotedit.enable(pipe, config) as handle:
+                pictures[mode], elapsed = timed(pipe, seed, arguments)
             report = handle.report
-        seconds[mode].append(taken)
+        seconds[mode].append(elapsed)
     assert report is not None  # `order` names a spot edit
     return Trial(
-        scene, pictures["dense"], pictures["spot"], fmean(seconds["dense"]),
-        fmean(seconds["spot"]), report,
-    )  # fmt: skip
+        scene,
+        dense=pictures["dense"],
+        spot=pictures["spot"],
+        dense_seconds=fmean(seconds["dense"]),
+        spot_seconds=fmean(seconds["spot"]),
+        report=report,
+    )
 
 
 def _row(trial: Trial) -> tuple[str, list[Image.Image]]:
-    """A row of the figure; the pictures are enlarged so that the region's outline is fine."""
+    """Return a row of the figure. The pictures are enlarged, so that the outline looks thin."""
     source, dense, spot = (
         picture.resize((_SHOWN, _SHOWN), Image.Resampling.BICUBIC)
         for picture in (trial.scene.source_image, trial.dense, trial.spot)

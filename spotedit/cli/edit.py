@@ -1,6 +1,5 @@
-"""`spotedit edit`: one picture, one instruction."""
+"""`spotedit edit` edits one picture by one instruction."""
 
-import argparse
 import inspect
 import json
 from dataclasses import dataclass
@@ -18,49 +17,104 @@ from ..judge.mask import as_mask, resized, same_aspect
 from ..pictures.files import write_somewhere, write_text
 from ..pictures.images import check_output, load_image, load_mask, save_image
 from ..report import EditReport
-from . import MODELS
 from .errors import BadInput, Unedited, fail_for
 from .figure import save_figure
-from .pipelines import call_given, choose_device, explained, fitting_threads, load, native, timed
+from .options import MODELS, EditOptions, PictureOptions, spotedit_config
+from .pipelines import choose_device, explain_errors, fit_threads, load, prepared, timed
 
 _WARM_UP_STEPS = 3  # one full step and two spot steps
 
 
 @dataclass(frozen=True)
 class _Outputs:
+    """The files to write. The last three are written only on request."""
+
     spot: Path
     dense: Path | None
     figure: Path | None
     report: Path | None
 
 
-def run(args: argparse.Namespace) -> None:
-    """Check all that can be checked, load the model, edit, write.
+@dataclass(frozen=True)
+class _Dense:
+    """The same edit without skipping."""
+
+    picture: Image.Image
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Result:
+    """An edit, with the dense one beside it if `--compare` asks for it."""
+
+    picture: Image.Image
+    seconds: float
+    report: EditReport
+    dense: _Dense | None
+
+
+def run(options: EditOptions) -> None:
+    """Check everything that can be checked, load the model, edit and write.
 
     Raises:
         BadInput, ImageError, OutputError, Failure, Unedited: see `spotedit.cli.main`.
     """
-    require_model(args)
-    outputs = _outputs(args)
-    device = choose_device(args.device, args.offload)
-    image = load_image(args.image)
-    mask = None if args.mask is None else _mask(args.mask, image, args.image)
-    with explained(device), fitting_threads(args.model, device):
-        config = spotedit.SpotEditConfig(args.preset, threshold=args.threshold)
-        pipe = load(args.model, args.dtype, device, args.offload)
-        if args.model == "tiny":
-            image = native(pipe, image)
-            mask = None if mask is None else resized(mask, (image.height, image.width))
-        _edit(args, pipe, config, image, mask, outputs)
+    model = require_model(options.model)
+    outputs = _outputs(options)
+    call = options.pipeline
+    device = choose_device(call.device, call.offload)
+    image = load_image(options.image)
+    mask = None if options.mask is None else _load_mask(options.mask, image, options.image)
+    with explain_errors(device), fit_threads(model, device):
+        config = spotedit_config(options.config)
+        pipe = load(model, call.dtype, device, call.offload)
+        loop_settings(pipe, call.call_arguments())  # raises if the pipeline lacks an option
+        image = prepared(pipe, model, image)
+        if mask is not None and model == "tiny":
+            mask = resized(mask, (image.height, image.width))
+        result = _edit(options, pipe, config, image, mask)
+    fail_for(_write(options, outputs, image, result))
+    if options.fail_if_unchanged and result.report.unedited:
+        raise Unedited(f"nothing was edited: {outputs.spot} is the source")
 
 
-def _mask(path: Path, image: Image.Image, name: Path) -> Tensor:
-    """The mask in the file `path`, of the aspect of `image`, which errors call `name`."""
+def require_model(model: str | None) -> str:
+    """Return the model, or raise `BadInput` if the command line names none."""
+    if model is None:
+        raise BadInput(f"name a model with --model: {MODELS}")
+    return model
+
+
+def call_options(options: PictureOptions, image: Image.Image) -> dict[str, Any]:
+    """Return the arguments of the pipeline's call, without the generator."""
+    arguments = options.pipeline.call_arguments()
+    return {"image": image, "prompt": options.instruction, **arguments}
+
+
+def _outputs(options: EditOptions) -> _Outputs:
+    """Name the files to write, and raise `OutputError` if one of them cannot be written."""
+    spot, report = options.output, options.report
+    dense = spot.with_stem(f"{spot.stem}-dense") if options.compare else None
+    figure = spot.with_name(f"{spot.stem}-compare.png") if options.compare else None
+    for path in (spot, dense, figure):
+        if path is not None:
+            check_output(path, options.force)
+    if report is not None:
+        check_output(report, options.force, (".json",))
+    return _Outputs(spot, dense, figure, report)
+
+
+def _load_mask(path: Path, image: Image.Image, image_path: Path) -> Tensor:
+    """Load the mask at `path`.
+
+    Raises:
+        BadInput: it has another aspect than `image`, or values that no mask has.
+    """
     picture = load_mask(path)
     if not same_aspect((picture.height, picture.width), (image.height, image.width)):
         raise BadInput(
-            f"{path} is {picture.width} x {picture.height} pixels; expected the aspect of {name}, "
-            f"{image.width} x {image.height}"
+            f"{path} is {picture.width} x {picture.height} pixels; expected the aspect of "
+            f"{image_path}, {image.width} x {image.height}"
         )
     try:
         return as_mask(picture)
@@ -68,81 +122,83 @@ def _mask(path: Path, image: Image.Image, name: Path) -> Tensor:
         raise BadInput(f"{path}: {error}") from error
 
 
-def require_model(args: argparse.Namespace) -> None:
-    if args.model is None:
-        raise BadInput(f"name a model with --model: {MODELS}")
-
-
-def call_options(args: argparse.Namespace, image: Image.Image) -> dict[str, Any]:
-    """The pipeline's arguments, without the generator."""
-    return {"image": image, "prompt": args.instruction, **call_given(args)}
-
-
-def _outputs(args: argparse.Namespace) -> _Outputs:
-    out: Path = args.output
-    dense = out.with_stem(f"{out.stem}-dense") if args.compare else None
-    figure = out.with_name(f"{out.stem}-compare.png") if args.compare else None
-    for path in (out, dense, figure):
-        if path:
-            check_output(path, args.force)
-    if args.report:
-        check_output(args.report, args.force, (".json",))
-    return _Outputs(out, dense, figure, args.report)
-
-
 def _edit(
-    args: argparse.Namespace,
+    options: EditOptions,
     pipe: Any,
     config: spotedit.SpotEditConfig,
     image: Image.Image,
     mask: Tensor | None,
-    outputs: _Outputs,
-) -> None:
-    loop_settings(pipe, call_given(args))  # raises for an option that the pipeline does not take
-    options = call_options(args, image)
+) -> _Result:
+    arguments = call_options(options, image)
+    seed = options.pipeline.seed
 
-    def spot_edit(**more: Any) -> tuple[Image.Image, float, EditReport]:
+    def spot_edit(**overrides: Any) -> tuple[Image.Image, float, EditReport]:
         with spotedit.enable(pipe, config) as handle:
-            handle.set_mask(mask, mode=args.mask_mode)
-            picture, seconds = timed(pipe, args.seed, options | more)
+            handle.set_mask(mask, mode=options.mask_mode)
+            picture, seconds = timed(pipe, seed, arguments | overrides)
         assert handle.report is not None  # the call has returned
         return picture, seconds, handle.report
 
-    dense, dense_seconds = None, None
-    if args.compare:
+    dense = None
+    if options.compare:
         warm_up, _, _ = spot_edit(num_inference_steps=_WARM_UP_STEPS)
-        options |= _size(pipe, warm_up)
-        dense, dense_seconds = timed(pipe, args.seed, options)
-    spot, seconds, report = spot_edit()
-
-    spot_problem = write_somewhere(outputs.spot, partial(save_image, spot, force=args.force))
-    problems = [spot_problem]
-    if dense is not None and outputs.dense:
-        write_dense = partial(save_image, dense, force=args.force)
-        problems.append(write_somewhere(outputs.dense, write_dense))
-    print(report.summary())
-    size = f"{spot.width} x {spot.height} pixels"
-    print(f"{outputs.spot if spot_problem is None else 'spot'}: {size}, {seconds:.2f} s in all")
-    if dense is not None and dense_seconds is not None and outputs.figure:
-        region = spot if report.region is None else report.overlay(spot)
-        rows = [(args.instruction, (image, dense, spot, region))]
-        problems.append(write_somewhere(outputs.figure, partial(save_figure, rows=rows)))
-        print(
-            f"{outputs.dense if problems[1] is None else 'dense'}: {dense_seconds:.2f} s without "
-            f"skipping, {dense_seconds / seconds:.2f} times as long (one run each, after a warm-up)"
-        )
-    if outputs.report:
-        measured = {"spot_seconds": seconds, "dense_seconds": dense_seconds}
-        text = json.dumps(report.to_dict() | measured, indent=1) + "\n"
-        problems.append(write_somewhere(outputs.report, partial(write_text, text=text)))
-    fail_for(problems)
-    if args.fail_if_unchanged and report.unedited:
-        raise Unedited(f"nothing was edited: {outputs.spot} is the source")
+        arguments |= _size(pipe, warm_up)
+        dense = _Dense(*timed(pipe, seed, arguments))
+    picture, seconds, report = spot_edit()
+    return _Result(picture, seconds, report, dense)
 
 
 def _size(pipe: Any, picture: Image.Image) -> dict[str, int]:
-    """Arguments that make the stock pipeline's output as large as `picture`."""
+    """Return the arguments that make the stock pipeline's output as large as `picture`."""
     size = {"height": picture.height, "width": picture.width}
     size["max_area"] = picture.height * picture.width
-    takes = inspect.signature(type(pipe).__call__).parameters
-    return {name: value for name, value in size.items() if name in takes}
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    return {name: value for name, value in size.items() if name in parameters}
+
+
+def _write(
+    options: EditOptions, outputs: _Outputs, image: Image.Image, result: _Result
+) -> list[str | None]:
+    """Write the files and print the report.
+
+    Returns:
+        For each file, why it could not be written, or None.
+    """
+    write_picture = partial(save_image, result.picture, force=options.force)
+    problem = write_somewhere(outputs.spot, write_picture)
+    problems = [problem]
+    print(result.report.summary())
+    name = outputs.spot if problem is None else "spot"
+    size = f"{result.picture.width} x {result.picture.height} pixels"
+    print(f"{name}: {size}, {result.seconds:.2f} s in all")
+    if result.dense and outputs.dense and outputs.figure:
+        write_dense = partial(save_image, result.dense.picture, force=options.force)
+        problem = write_somewhere(outputs.dense, write_dense)
+        rows = [(options.instruction, _figure_row(image, result, result.dense))]
+        problems += [problem, write_somewhere(outputs.figure, partial(save_figure, rows=rows))]
+        name = outputs.dense if problem is None else "dense"
+        print(
+            f"{name}: {result.dense.seconds:.2f} s without skipping, "
+            f"{result.dense.seconds / result.seconds:.2f} times as long (one run each, after a "
+            "warm-up)"
+        )
+    if outputs.report:
+        text = json.dumps(_report(result), indent=1) + "\n"
+        problems.append(write_somewhere(outputs.report, partial(write_text, text=text)))
+    return problems
+
+
+def _figure_row(image: Image.Image, result: _Result, dense: _Dense) -> list[Image.Image]:
+    """Return a picture for each of `figure.COLUMNS`."""
+    region = result.picture
+    if result.report.region is not None:
+        region = result.report.overlay(result.picture)
+    return [image, dense.picture, result.picture, region]
+
+
+def _report(result: _Result) -> dict[str, Any]:
+    dense_seconds = result.dense.seconds if result.dense else None
+    return result.report.to_dict() | {
+        "spot_seconds": result.seconds,
+        "dense_seconds": dense_seconds,
+    }

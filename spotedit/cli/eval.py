@@ -1,17 +1,14 @@
-"""`spotedit eval`: dense against spot on a published benchmark."""
+"""`spotedit eval` compares dense and spot editing on a published benchmark."""
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+import torch
 from accelerate import PartialState
-
-import spotedit
 
 from ..evaluation.data import DataSet, Item
 from ..evaluation.fair import check_data
@@ -23,82 +20,96 @@ from ..evaluation.store import Lines
 from ..evaluation.table import table
 from ..pictures.files import OutputError, make_folder, write_text
 from ..pictures.images import check_output
-from . import MODELS
+from .edit import require_model
 from .errors import BadInput, Failure
-from .pipelines import call_given, choose_device, explained, fitting_threads, load, native
+from .options import EvalOptions, spotedit_config
+from .pipelines import choose_device, explain_errors, fit_threads, load, prepared
 
-_PATIENCE = timedelta(days=7)  # a process may wait that long for the slowest one
+_PATIENCE = timedelta(days=7)  # how long a process may wait for the slowest one
 
 
-def run(args: argparse.Namespace) -> None:
-    """Edit this process's share, measure it, and let the first process write the table.
+def run(options: EvalOptions) -> None:
+    """Edit and measure this process's share; the first process then writes the table.
 
     Raises:
         BadInput, Failure: see `spotedit.cli.main`.
     """
-    if args.model is None and not args.score_only:
-        raise BadInput(f"name a model with --model: {MODELS}")
-    state = PartialState(cpu=args.device == "cpu", timeout=_PATIENCE)
-    name = str(state.device) if args.device is None and state.num_processes > 1 else args.device
-    device = choose_device(name, args.offload)
-    with explained(device):
-        data = read(args.data, args.pictures)
+    if not options.score_only:
+        require_model(options.model)
+    call = options.pipeline
+    state = PartialState(cpu=call.device == "cpu", timeout=_PATIENCE)
+    name = call.device
+    if name is None and state.num_processes > 1:
+        name = str(state.device)
+    device = choose_device(name, call.offload)
+    clip = options.clip or CLIP
+    with explain_errors(device):
+        data = read(options.data, options.pictures)
         if state.is_main_process:
             for key, problem in data.problems:
                 print(f"skipped {key}: {problem}", file=sys.stderr)
-        _make(args)
-        items = data.items[: args.limit]
+        _make_folder(options.out)
+        items = data.items[: options.limit]
         with state.split_between_processes(items) as share:
-            if not args.score_only:
-                with fitting_threads(args.model, device):
-                    _edit(args, data, share, device, state.process_index)
+            if not options.score_only:
+                if state.is_main_process:
+                    _warn_of_absent(clip)
+                _edit(options, data, share, device, state.process_index)
                 state.wait_for_everyone()
-            check_data(Lines(args.out, "rows").read().values(), data)
-            found = networks(device, args.clip or CLIP)
-            score_all(share, args.out, found, state.process_index)
+            check_data(Lines(options.out, "rows").read().values(), data)
+            loaded = networks(device, clip)
+            score_all(share, options.out, loaded, state.process_index)
         state.wait_for_everyone()
         if state.is_main_process:
-            _report(args, replace(data, items=items), found.absent)
+            _report(options, replace(data, items=items), loaded.absent)
 
 
-def _make(args: argparse.Namespace) -> None:
+def _make_folder(out: Path) -> None:
     try:
-        make_folder(args.out)
-        check_output(_table_path(args), force=True, suffixes=(".md",))
+        make_folder(out)
+        check_output(_table_path(out), force=True, suffixes=(".md",))
     except OutputError as error:
         raise BadInput(f"--out {error}") from error
 
 
-def _table_path(args: argparse.Namespace) -> Path:
-    return args.out / "table.md"
+def _table_path(out: Path) -> Path:
+    return out / "table.md"
+
+
+def _warn_of_absent(clip: str) -> None:
+    """Say which figures will be missing, before hours of edits.
+
+    The networks are freed again, so that the pipeline has all of the device's memory.
+    """
+    for name, reason in networks(torch.device("cpu"), clip).absent.items():
+        print(f"{name} will not be measured: {reason}", file=sys.stderr)
 
 
 def _edit(
-    args: argparse.Namespace, data: DataSet, share: Sequence[Item], device: Any, process: int
+    options: EvalOptions, data: DataSet, share: Sequence[Item], device: torch.device, process: int
 ) -> None:
-    """In a function of its own: the pipeline's memory is free when the networks are loaded."""
-    config = spotedit.SpotEditConfig(args.preset, threshold=args.threshold)
-    pipe = load(args.model, args.dtype, device, args.offload)
-    pipe.set_progress_bar_config(disable=True)
-    given = call_given(args)
-    settings = settings_of(pipe, args.model, data, given, args.seed, config, args.offload)
-    prepare = partial(native, pipe) if args.model == "tiny" else _unchanged
-    edit_all(pipe, share, args.out, settings, given, config, prepare, process)
+    """Load the pipeline and edit; its memory is free again when this function returns."""
+    call, model = options.pipeline, require_model(options.model)
+    config = spotedit_config(options.config)
+    with fit_threads(model, device):
+        pipe = load(model, call.dtype, device, call.offload)
+        pipe.set_progress_bar_config(disable=True)
+        arguments = call.call_arguments()
+        settings = settings_of(pipe, model, data, arguments, call.seed, config, call.offload)
+        prepare = partial(prepared, pipe, model)
+        edit_all(pipe, share, options.out, settings, arguments, config, prepare, process)
 
 
-def _unchanged(image: Any) -> Any:
-    return image
-
-
-def _report(args: argparse.Namespace, data: DataSet, absent: Mapping[str, str]) -> None:
-    rows = Lines(args.out, "rows").read()
-    finished = [row for row in rows.values() if "problem" not in row]
-    if not finished:
-        first = next((row["problem"] for row in rows.values()), "nothing has been edited")
-        raise Failure(f"{args.out}: no picture is finished: {first}")
-    scores, problems = read_scores(args.out, rows)
-    text = table(data, rows, Lines(args.out, "metrics").read(), scores, absent, problems)
+def _report(options: EvalOptions, data: DataSet, absent: Mapping[str, str]) -> None:
+    out = options.out
+    rows = Lines(out, "rows").read()
+    if all("problem" in row for row in rows.values()):
+        problems = [row["problem"] for row in rows.values()]
+        first = problems[0] if problems else "nothing has been edited"
+        raise Failure(f"{out}: no picture is finished: {first}")
+    scores, problems = read_scores(out, rows)
+    text = table(data, rows, Lines(out, "metrics").read(), scores, absent, problems)
     print(text)
-    write_text(_table_path(args), text)
-    if args.prompts:
-        print(f"{write_prompts(data.items, args.out, rows)}: for a judge; see scores.jsonl")
+    write_text(_table_path(out), text)
+    if options.prompts:
+        print(f"{write_prompts(data.items, out, rows)}: for a judge; see scores.jsonl")

@@ -1,4 +1,4 @@
-"""The comparison figure: one row a picture, the instruction beside it."""
+"""Draw the comparison figure: a row for every picture, with its instruction beside it."""
 
 import textwrap
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from PIL import Image
 from ..pictures.files import atomic_write
 
 COLUMNS = ("source", "dense", "spot", "regenerated")
-_INCHES = 2.2  # side of a square picture
-_TEXT = 0.75  # width of the text column, in pictures
+_INCHES = 2.2  # side of a square picture in the figure
+_TEXT = 0.75  # width of the text column, where a picture has width 1
 
 
 def save_figure(
@@ -19,10 +19,12 @@ def save_figure(
     rows: Sequence[tuple[str, Sequence[Image.Image]]],
     columns: Sequence[str] = COLUMNS,
 ) -> None:
-    """Write a PNG of (text, one picture for each of `columns`) rows; a file there is replaced.
+    """Write a PNG with a row for every (text, one picture for each of `columns`).
+
+    A file at `path` is replaced.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     ratio = max(pictures[0].height / pictures[0].width for _, pictures in rows)
     figure = Figure(

@@ -1,8 +1,7 @@
-"""A pipeline to edit with: which device, where from, how it is timed."""
+"""Load the pipeline that a command edits with, choose its device, and time its calls."""
 
-import argparse
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,21 +12,21 @@ from PIL import Image
 import spotedit
 
 from ..pictures.files import OutputError
-from . import MODELS
+from ..pictures.images import load_image
 from .errors import BadInput, Failure
+from .options import MODELS
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 def choose_device(name: str | None, offload: str) -> torch.device:
-    """The named device, or the best one there is.
+    """Return the named device, or the best one of this machine.
 
     Raises:
-        BadInput: no such device here, or one that nothing can be offloaded from.
+        BadInput: this machine has no such device, or nothing can be offloaded from it.
     """
     if name is None:
-        cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-        name = "cuda" if cuda else "mps" if mps else "cpu"
+        name = _best_device()
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -39,22 +38,29 @@ def choose_device(name: str | None, offload: str) -> torch.device:
     return device
 
 
-def load(model: str, dtype: str | None, device: torch.device, offload: str) -> Any:
-    """The pipeline named on the command line, on `device` or offloaded from it.
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
-    Weights are read as safetensors only, and no code is fetched with them.
+
+def load(model: str, dtype: str | None, device: torch.device, offload: str) -> Any:
+    """Load the pipeline `model` onto `device`, or offload it from there.
+
+    Only safetensors weights are read, and no code is fetched with them.
 
     Raises:
-        BadInput: the model is of a class that `spotedit.enable` does not take.
-        Failure: it cannot be found or read.
+        BadInput: `spotedit.enable` does not support the pipeline's class.
+        Failure: the model cannot be found or read.
     """
-    kind = DTYPES[dtype or ("float32" if device.type == "cpu" else "bfloat16")]
+    default_dtype = "float32" if device.type == "cpu" else "bfloat16"
+    torch_dtype = DTYPES[dtype or default_dtype]
     if model == "tiny":
         from .. import tiny
 
-        pipe = tiny.load(dtype=kind)
+        pipe = tiny.load(dtype=torch_dtype)
     else:
-        pipe = _from_pretrained(model, kind)
+        pipe = _from_pretrained(model, torch_dtype)
     if offload == "none":
         pipe.to(device)
     elif offload == "model":
@@ -97,28 +103,28 @@ def _unreadable(model: str, error: Exception) -> Failure:
 
 
 @contextmanager
-def fitting_threads(model: str, device: torch.device) -> Iterator[None]:
-    """Run the tiny editor with one PyTorch thread on a CPU; other models keep all threads.
+def fit_threads(model: str, device: torch.device) -> Iterator[None]:
+    """Run the tiny editor on a CPU with one PyTorch thread; other models keep all threads.
 
     The tiny editor's operations are so short that several threads would mostly wait for each
-    other, and where another process keeps a core busy they wait many times as long as they work.
+    other. If another process keeps a core busy, they wait many times as long as they work.
     """
     if model != "tiny" or device.type != "cpu":
         yield
         return
-    threads = torch.get_num_threads()
+    previous = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(previous)
 
 
 @contextmanager
-def explained(device: torch.device) -> Iterator[None]:
-    """Turn what a model may raise about its input or its memory into the command's errors.
+def explain_errors(device: torch.device) -> Iterator[None]:
+    """Turn what a model raises about its input or its memory into the command's errors.
 
-    A file that cannot be written here is a failure: the work has begun.
+    A file that cannot be written is a `Failure` here, because the work has begun.
     """
     try:
         yield
@@ -132,29 +138,40 @@ def explained(device: torch.device) -> Iterator[None]:
         raise BadInput(str(error)) from error
 
 
+def prepared(pipe: Any, model: str, image: Image.Image) -> Image.Image:
+    """Return `image` at the size to edit: the tiny editor has one area, other models take any."""
+    return native(pipe, image) if model == "tiny" else image
+
+
 def native(pipe: Any, image: Image.Image) -> Image.Image:
-    """`image` with the area that the tiny editor was trained on, in whole tokens."""
+    """Return `image` with the area that the tiny editor was trained on, in whole tokens."""
     from ..tiny.pipeline import NATIVE_SIZE
 
-    token = 2 * pipe.vae_scale_factor
+    token = 2 * pipe.vae_scale_factor  # side of a token in pixels
     scale = NATIVE_SIZE / (image.width * image.height) ** 0.5
     width, height = (max(1, round(side * scale / token)) * token for side in image.size)
     return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def call_given(args: argparse.Namespace) -> dict[str, Any]:
-    """Options of the pipeline's call that the command line names."""
-    options = {
-        "num_inference_steps": args.steps,
-        "guidance_scale": args.guidance,
-        "true_cfg_scale": args.true_cfg,
-        "negative_prompt": args.negative_prompt,
-    }
-    return {name: value for name, value in options.items() if value is not None}
+def load_pairs(pairs: Sequence[str]) -> list[tuple[Image.Image, str]]:
+    """Load the pictures of PICTURE INSTRUCTION pairs.
+
+    Raises:
+        BadInput: the last picture has no instruction.
+        ImageError: a picture cannot be read.
+    """
+    if len(pairs) % 2:
+        raise BadInput(f"{pairs[-1]}: no instruction; expected PICTURE INSTRUCTION pairs")
+    paths, instructions = pairs[::2], pairs[1::2]
+    return [(load_image(path), text) for path, text in zip(paths, instructions, strict=True)]
 
 
 def timed(pipe: Any, seed: int, options: Mapping[str, Any]) -> tuple[Image.Image, float]:
-    """One call: its first picture and its seconds, text encoding and decoding included."""
+    """Call the pipeline.
+
+    Returns:
+        The call's first picture, and its seconds with text encoding and decoding.
+    """
     generator = torch.Generator().manual_seed(seed)
     start = time.perf_counter()
     picture = pipe(**options, generator=generator).images[0]

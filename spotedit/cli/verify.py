@@ -1,6 +1,5 @@
-"""`spotedit verify`: does it reproduce here, on these pictures?"""
+"""`spotedit verify` compares dense and spot editing on your own pictures."""
 
-import argparse
 import datetime
 import json
 from collections.abc import Sequence
@@ -15,9 +14,10 @@ import spotedit
 from ..evaluation.edits import loop_settings, machine
 from ..evaluation.verify import Figures, verify
 from ..pictures.files import write_somewhere, write_text
-from ..pictures.images import check_output, load_image
+from ..pictures.images import check_output
 from .errors import BadInput, fail_for
-from .pipelines import call_given, choose_device, explained, fitting_threads, load, native
+from .options import VerifyOptions, changed_fields, spotedit_config
+from .pipelines import choose_device, explain_errors, fit_threads, load, load_pairs, prepared
 
 _COLUMNS = {
     "r": "r", "seconds_dense": "dense s", "seconds_spot": "spot s",
@@ -28,56 +28,62 @@ _COLUMNS = {
 
 _REASONS = {
     "reason": "nothing was skipped: ",
-    "moved": "the whole frame differs from the source's, no token could be reused: ",
+    "moved": "the whole frame differs from the source, so no token could be reused: ",
 }
 
 
-def run(args: argparse.Namespace) -> None:
+def run(options: VerifyOptions) -> None:
     """Edit, print the table, write the row.
 
     Raises:
         BadInput, ImageError, OutputError, Failure: see `spotedit.cli.main`.
     """
-    if len(args.pairs) % 2:
-        raise BadInput(f"{args.pairs[-1]}: no instruction; expected PICTURE INSTRUCTION pairs")
-    check_output(args.row, args.force, (".json",))
-    pairs = [(load_image(p), i) for p, i in zip(args.pairs[::2], args.pairs[1::2], strict=True)]
-    device = choose_device(args.device, args.offload)
-    with explained(device), fitting_threads(args.model, device):
-        config = spotedit.SpotEditConfig(args.preset, threshold=args.threshold)
-        pipe = load(args.model, args.dtype, device, args.offload)
+    if not options.pairs:
+        raise BadInput("no pictures; expected PICTURE INSTRUCTION pairs")
+    check_output(options.row, options.force, (".json",))
+    pairs = load_pairs(options.pairs)
+    call = options.pipeline
+    device = choose_device(call.device, call.offload)
+    with explain_errors(device), fit_threads(options.model, device):
+        config = spotedit_config(options.config)
+        pipe = load(options.model, call.dtype, device, call.offload)
         pipe.set_progress_bar_config(disable=True)
-        given = call_given(args)
-        settings = loop_settings(pipe, given) | {
-            "seed": args.seed, "preset": args.preset, "threshold": args.threshold,
-            "offload": args.offload,
-        }  # fmt: skip
+        arguments = call.call_arguments()
+        settings = loop_settings(pipe, arguments) | _edit_settings(options, config)
         figures = []
         for image, instruction in tqdm(pairs, desc="5 edits a picture", unit="picture"):
-            prepared = native(pipe, image) if args.model == "tiny" else image
-            figures.append(verify(pipe, prepared, instruction, given, args.seed, config))
-        row = _row(args.model, pipe, settings, figures)
-    print(_table(args.pairs[::2], figures))
+            source = prepared(pipe, options.model, image)
+            figures.append(verify(pipe, source, instruction, arguments, call.seed, config))
+        row = _row(options.model, pipe, settings, figures)
+    print(_table(options.pairs[::2], figures))
     text = json.dumps(row, indent=1) + "\n"
-    fail_for([write_somewhere(args.row, partial(write_text, text=text))])
+    fail_for([write_somewhere(options.row, partial(write_text, text=text))])
     print(
-        f"\n{args.row}: the figures, without pictures, names or instructions. To share them, see "
-        "bench/results/community/README.md in the repository"
+        f"\n{options.row}: the figures, without pictures, names or instructions. To share them, "
+        "see bench/results/community/README.md in the repository"
     )
 
 
-def _table(names: Sequence[str], figures: Sequence[Figures]) -> str:
+def _edit_settings(options: VerifyOptions, config: spotedit.SpotEditConfig) -> dict[str, Any]:
+    """Return the settings that are not the pipeline's; of `config` those that were chosen."""
+    return {
+        "seed": options.pipeline.seed,
+        "preset": config.preset,
+        "threshold": config.threshold,
+        "offload": options.pipeline.offload,
+        **changed_fields(config),
+    }
+
+
+def _table(paths: Sequence[str], figures: Sequence[Figures]) -> str:
+    """Return the figures of every picture as markdown, and why nothing was skipped in some."""
     lines = [["picture", *_COLUMNS.values()], ["---"] * (len(_COLUMNS) + 1)]
-    for name, found in zip(names, figures, strict=True):
-        lines.append([Path(name).name, *(_cell(key, found.get(key)) for key in _COLUMNS)])
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    reasons = [
-        f"{Path(name).name}: {text}{found[key]}"
-        for name, found in zip(names, figures, strict=True)
-        for key, text in _REASONS.items()
-        if found[key]
-    ]
-    return "\n".join([text, *reasons])
+    notes = []
+    for path, values in zip(paths, figures, strict=True):
+        name = Path(path).name
+        lines.append([name, *(_cell(key, values.get(key)) for key in _COLUMNS)])
+        notes += [f"{name}: {text}{values[key]}" for key, text in _REASONS.items() if values[key]]
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), *notes])
 
 
 def _cell(name: str, value: float | None) -> str:
@@ -87,7 +93,10 @@ def _cell(name: str, value: float | None) -> str:
 
 
 def _row(model: str, pipe: Any, settings: Figures, figures: Sequence[Figures]) -> Figures:
-    """What may be shared: nothing of the pictures, of the machine only its devices' names."""
+    """Return what the user may share.
+
+    It says nothing about the pictures, and of the machine it names only the devices.
+    """
     return {
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
         "model": "a local folder" if Path(model).is_dir() else model,

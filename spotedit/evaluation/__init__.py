@@ -1,1 +1,1 @@
-"""Dense against spot editing on published benchmarks and on pictures of one's own."""
+"""Compare dense and spot edits: on benchmarks, on your own pictures, and for a calibration."""

@@ -1,4 +1,4 @@
-"""Coefficients of TeaCache for a model that has none, from dense edits with it."""
+"""Fit the coefficients of TeaCache to a model without published ones, from dense edits."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from ..engine.session import Session
 from ..engine.temporal import relative_change
 from ..options.config import SpotEditConfig
 
-DEGREE = 4  # of the polynomial, as in the published ones
+DEGREE = 4  # degree of the polynomial, as published
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A polynomial from the change of the modulated input to that of the velocity.
+    """A polynomial that maps the change of the modulated input to the change of the velocity.
 
     Attributes:
-        coefficients: the highest power first, for `TeaCache(coefficients=...)`.
-        r2: share of the variance that it explains.
-        inputs, outputs: relative L1 changes from step to step, which it was fitted to.
+        coefficients: coefficients for `TeaCache(coefficients=...)`, the highest power first.
+        r2: fraction of the variance that the polynomial explains.
+        inputs, outputs: the relative L1 changes from step to step to which it was fitted.
     """
 
     coefficients: tuple[float, ...]
@@ -33,7 +33,7 @@ class Calibration:
 
 
 class CalibrationSession(Session):
-    """The stock pipeline's steps; appends the two changes at every step but the first."""
+    """Run the stock pipeline's steps and record both changes at every step after the first."""
 
     def __init__(self, changes: list[tuple[float, float]], *args: Any) -> None:
         super().__init__(*args)
@@ -53,12 +53,12 @@ class CalibrationSession(Session):
 
 
 def calibrate(pipe: Any, calls: Iterable[Mapping[str, Any]]) -> Calibration:
-    """Edit dense and fit.
+    """Edit dense and fit a polynomial to the changes from step to step.
 
     Args:
         pipe: a supported pipeline.
-        calls: keyword arguments of its calls. The published coefficients come from about 70
-            prompts; the number of steps should be that of the edits to come.
+        calls: keyword arguments of each call. The published coefficients come from about 70
+            prompts. Take as many steps as in the edits that TeaCache will run.
 
     Raises:
         ValueError: the pipeline is not supported, or the calls have too few steps for a fit.
@@ -71,26 +71,31 @@ def calibrate(pipe: Any, calls: Iterable[Mapping[str, Any]]) -> Calibration:
 
 
 def fit(changes: Sequence[tuple[float, float]]) -> Calibration:
-    """Least squares with no coefficient below 0, so that more change never predicts less, also
-    beyond the changes that were seen.
+    """Fit a polynomial by least squares, with no coefficient below 0.
+
+    So a larger change of the input never predicts a smaller change of the output, even outside the
+    range of the measured changes.
+
+    Args:
+        changes: (change of the input, change of the output) from step to step.
 
     Raises:
-        ValueError: there are no more changes than coefficients.
+        ValueError: there are too few changes.
     """
     if len(changes) <= DEGREE + 1:
         raise ValueError(
             f"{len(changes)} pairs of steps; expected more than {DEGREE + 1}: more calls or steps"
         )
     x, y = np.array(changes).T
-    terms, powers = x[:, None] ** np.arange(DEGREE, -1, -1), np.zeros(DEGREE + 1)
+    terms = x[:, None] ** np.arange(DEGREE, -1, -1)
+    coefficients = np.zeros(DEGREE + 1)
     kept = list(range(DEGREE + 1))
-    while kept:
-        found = np.linalg.lstsq(terms[:, kept], y, rcond=None)[0]
-        if found.min() >= 0:
-            powers[kept] = found
+    while kept:  # drop the most negative coefficient until none is left below 0
+        solution = np.linalg.lstsq(terms[:, kept], y, rcond=None)[0]
+        if solution.min() >= 0:
+            coefficients[kept] = solution
             break
-        del kept[int(found.argmin())]
-    left = y - terms @ powers
-    r2 = 1 - float((left**2).sum() / ((y - y.mean()) ** 2).sum())
-    coefficients, inputs, outputs = (tuple(values.tolist()) for values in (powers, x, y))
-    return Calibration(coefficients, r2, inputs, outputs)
+        del kept[int(solution.argmin())]
+    residuals = y - terms @ coefficients
+    r2 = 1 - float((residuals**2).sum() / ((y - y.mean()) ** 2).sum())
+    return Calibration(tuple(coefficients.tolist()), r2, tuple(x.tolist()), tuple(y.tolist()))

@@ -1,4 +1,4 @@
-"""What a benchmark's reader gives: items to edit, and the rows that it could not use."""
+"""The data set that a benchmark's reader returns: items to edit, and rows that have a problem."""
 
 import hashlib
 import json
@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+INSTALL = 'in a clone of spotedit, run: pip install -e ".[benchmarks]"'
 NO_MASK = "no mask"
-_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # becomes the name of a file
+_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # a key becomes the name of a file
 
 
 class DataError(ValueError):
-    """A data set cannot be read at all."""
+    """Raised when a data set cannot be read at all."""
 
 
 class Malformed(ValueError):
-    """One row of a data set is wrong; it is reported and skipped."""
+    """Raised when one row of a data set is wrong. The row is reported and skipped."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,14 @@ class Item:
     """A picture and its instruction.
 
     Attributes:
-        key: unique in the data set; names the output pictures.
-        category: the benchmark's own kind of edit.
-        instruction: the prompt of the editor.
-        load: reads the picture, RGB; raises `ImageError`.
-        target: description of the edited picture, or None.
+        key: unique in the data set; it becomes the file name of the output pictures.
+        category: the kind of edit, in the benchmark's words.
+        instruction: the prompt for the editor.
+        load: a function that reads the picture as RGB. It raises `ImageError` if it cannot.
+        target: a description of the edited picture, or None.
         mask: bool [H, W] of the picture's size, True = edited, or None.
-        mask_problem: why there is no mask, or which part of the picture it leaves empty
-            (`masks.EMPTY`, `masks.FULL`), or None.
+        mask_problem: why there is no mask, or which part of the picture the mask leaves empty
+            (`masks.EMPTY`, `masks.FULL`); None if the mask has no problem.
     """
 
     key: str
@@ -49,7 +50,13 @@ class Item:
 
 @dataclass(frozen=True)
 class DataSet:
-    """Items in the data set's order, and (row, what is wrong with it) of those left out."""
+    """The items of a benchmark.
+
+    Attributes:
+        name: the benchmark's name.
+        items: the items in the benchmark's order.
+        problems: the rows that were left out, as (key of the row, what is wrong with it).
+    """
 
     name: str
     items: list[Item]
@@ -57,7 +64,10 @@ class DataSet:
 
     @property
     def identity(self) -> str:
-        """Name and a hash of all but the pictures: the same for the same listing."""
+        """Return the name and a hash of everything but the pictures.
+
+        Two data sets with the same list have the same identity.
+        """
         digest = hashlib.sha256()
         for item in self.items:
             digest.update(json.dumps((item.key, item.instruction, item.target)).encode())
@@ -66,7 +76,11 @@ class DataSet:
 
 
 def text(row: dict[str, Any], name: str) -> str:
-    """A field that must be a string with more than blanks."""
+    """Return the text in the field `name`.
+
+    Raises:
+        Malformed: the field is missing, is no text, or is blank.
+    """
     value = row.get(name)
     if not isinstance(value, str) or not value.strip():
         raise Malformed(f"{name} is {_short(value)}; expected text")
@@ -74,21 +88,22 @@ def text(row: dict[str, Any], name: str) -> str:
 
 
 def unmarked(prompt: str) -> str:
-    """`prompt` without the `[ ]` around what the edit changes."""
+    """Return `prompt` without the square brackets around what the edit changes."""
     return prompt.replace("[", "").replace("]", "").strip()
 
 
 def check_key(key: object) -> str:
+    """Return `key`, or raise `Malformed` if it cannot be the name of a file."""
     if not isinstance(key, str) or not _KEY.fullmatch(key):
         raise Malformed(f"key {_short(key)}; expected letters, digits, '_', '-' and '.'")
     return key
 
 
 def picture_path(root: Path, name: str) -> Path:
-    """The file `name` (slashes between folders) below `root`.
+    """Return the path of the picture `name` below `root`; `name` separates folders with slashes.
 
     Raises:
-        Malformed: it leads out of `root`, or there is no such file.
+        Malformed: `name` leads out of `root`, or there is no such file.
     """
     parts = PurePosixPath(name)
     if parts.is_absolute() or ".." in parts.parts or re.search(r"[\\:\0]", name):
@@ -100,10 +115,10 @@ def picture_path(root: Path, name: str) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises:
-        DataError: not readable, not JSON, or something else than an object.
+        DataError: the file cannot be read, is not JSON, or is not an object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""One edit, dense or spot, of a pipeline that is called the same way for both."""
+"""Edit a picture dense or spot, with the same call of the pipeline."""
 
 import hashlib
 import json
@@ -26,13 +26,13 @@ _FLOOR_STEPS = 2  # one full step, and one in which every token is reused
 
 @dataclass(frozen=True)
 class Edit:
-    """What one call gave.
+    """The result of one call.
 
     Attributes:
-        picture: RGB.
-        seconds: text encoding and decoding included.
-        forwards: how often the transformer was called, as counted.
-        report: of a spot edit; None for a dense one.
+        picture: the edited picture, RGB.
+        seconds: duration of the call, with text encoding and decoding.
+        forwards: number of calls of the transformer, as counted by a hook.
+        report: the report of a spot edit; None for a dense one.
     """
 
     picture: Image.Image
@@ -40,31 +40,47 @@ class Edit:
     forwards: int
     report: EditReport | None
 
+    @property
+    def skipped_forwards(self) -> int:
+        """Number of calls of the transformer that a temporal method left out."""
+        kinds = [] if self.report is None else [step["kind"] for step in self.report.steps]
+        num_skipped = kinds.count("skip")
+        if num_skipped == 0:
+            return 0
+        forwards_per_step = self.forwards // (len(kinds) - num_skipped)
+        return num_skipped * forwards_per_step
+
 
 def call_options(
-    pipe: Any, image: Image.Image, instruction: str, given: Mapping[str, Any]
+    pipe: Any, image: Image.Image, instruction: str, arguments: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Arguments of both modes' calls: the output takes the source's grid in either."""
-    options = {"image": image, "prompt": instruction, **given}
-    _, arguments = patch.bind(type(pipe), pipe, (), options)
-    return options | spec_for(pipe).matched_size(pipe, arguments, "auto")
+    """Return the arguments of the call in both modes.
+
+    They include the size, so that the stock pipeline also puts the output on the source's grid.
+
+    Args:
+        arguments: the arguments besides picture and prompt.
+    """
+    options = {"image": image, "prompt": instruction, **arguments}
+    _, bound = patch.bind(type(pipe), pipe, (), options)
+    return options | spec_for(pipe).matched_size(pipe, bound, "auto")
 
 
-def loop_settings(pipe: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Steps and guidance of a call, with the pipeline's defaults where `given` has none.
+def loop_settings(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the steps and the guidance of a call, with the pipeline's defaults filled in.
 
     Raises:
-        ValueError: the pipeline does not take an option in `given`.
+        ValueError: the pipeline does not take one of `arguments`.
     """
     try:
-        _, arguments = patch.bind(type(pipe), pipe, (), given)
+        _, bound = patch.bind(type(pipe), pipe, (), arguments)
     except TypeError as error:
         raise ValueError(f"{type(pipe).__name__}: {error}; leave that option out") from error
-    return {name: arguments[name] for name in LOOP if name in arguments}
+    return {name: bound[name] for name in LOOP if name in bound}
 
 
 def machine(pipe: Any) -> dict[str, Any]:
-    """What ran an edit: the pipeline's class, scheduler and dtype, the device, versions."""
+    """Describe what runs the edits: the pipeline, its scheduler and dtype, device and versions."""
     device = pipe._execution_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
@@ -82,7 +98,7 @@ def machine(pipe: Any) -> dict[str, Any]:
 
 
 def _scheduler(scheduler: Any) -> str:
-    """Its class, and a hash of its settings."""
+    """Return the scheduler's class with a hash of its settings."""
     settings = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
     listing = json.dumps(settings, sort_keys=True, default=str)
     return f"{type(scheduler).__name__} {hashlib.sha256(listing.encode()).hexdigest()[:8]}"
@@ -99,7 +115,7 @@ def edit(
     """Call the stock pipeline ("dense") or the enabled one ("spot") with noise from `seed`.
 
     Args:
-        mask: bool [H, W], where a spot edit regenerates the picture, instead of its judgement.
+        mask: bool [H, W], True where a spot edit regenerates the picture; it replaces the judge.
     """
     forwards = 0
 
@@ -126,17 +142,19 @@ def edit(
 def warm_up(
     pipe: Any, options: Mapping[str, Any], seed: int, config: spotedit.SpotEditConfig
 ) -> None:
-    """Both modes once with few steps, so that what a first call costs falls into no figure."""
+    """Edit once in each mode with few steps, so that the cost of a first call is in no figure."""
     for mode in MODES:
         edit(pipe, mode, {**options, "num_inference_steps": _WARM_UP_STEPS}, seed, config)
 
 
 def round_trip(pipe: Any, options: Mapping[str, Any], grid: tuple[int, int]) -> Image.Image:
-    """The source through the VAE and back, in any family: an edit that reuses every token.
+    """Return the source after encoding and decoding by the VAE.
+
+    It is made by an edit that reuses every token, which works with every family of pipelines.
 
     Args:
-        grid: noise tokens (rows, cols) of a spot edit with these options.
+        grid: token grid (rows, cols) of the noise tokens in a spot edit with these options.
     """
-    few = {**options, "num_inference_steps": _FLOOR_STEPS}
-    nothing = np.zeros(grid, dtype=bool)
-    return edit(pipe, "spot", few, 0, spotedit.SpotEditConfig(), nothing).picture
+    short = {**options, "num_inference_steps": _FLOOR_STEPS}
+    empty_mask = np.zeros(grid, dtype=bool)
+    return edit(pipe, "spot", short, 0, spotedit.SpotEditConfig(), empty_mask).picture

@@ -1,4 +1,4 @@
-"""Only like is compared with like, or nothing is."""
+"""Refuse to compare edits that were not made the same way."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,17 +8,21 @@ from .store import Row
 
 
 class Unfair(ValueError):
-    """Rows that were not made the same way are not to be compared."""
+    """Raised when rows that were not made the same way would be compared."""
 
 
 def check_fair(rows: Iterable[Row], settings: Mapping[str, Any] | None = None) -> None:
-    """Refuse rows that differ from `settings`, or from the first one, in anything but the mode.
+    """Refuse rows that differ in anything but the mode.
+
+    Args:
+        rows: rows of `run`.
+        settings: the settings that all rows must have; None takes those of the first row.
 
     Raises:
-        Unfair: settings differ, or a picture's two edits ran the transformer a different number
-            of times or are of different sizes.
+        Unfair: a row has other settings, or the two edits of a picture ran the transformer a
+            different number of times or have different sizes.
     """
-    done: dict[str, Row] = {}
+    first_rows: dict[str, Row] = {}
     for row in rows:
         settings = row["settings"] if settings is None else settings
         for name in sorted(settings.keys() | row["settings"].keys()):
@@ -29,8 +33,8 @@ def check_fair(rows: Iterable[Row], settings: Mapping[str, Any] | None = None) -
                     f"expected {expected!r}: use another output folder, or the same settings"
                 )
         if "problem" not in row:
-            first = done.setdefault(row["key"], row)
-            same_loop(row["key"], row["mode"], row["forwards"], first["forwards"])
+            first = first_rows.setdefault(row["key"], row)
+            same_loop(row["key"], row["mode"], _loop_forwards(row), _loop_forwards(first))
             if first["size"] != row["size"]:
                 raise Unfair(
                     f"{row['key']}: {row['size']} pixels in {row['mode']}, {first['size']} in the "
@@ -38,17 +42,28 @@ def check_fair(rows: Iterable[Row], settings: Mapping[str, Any] | None = None) -
                 )
 
 
-def same_loop(key: str, mode: str, forwards: int, other: int) -> None:
-    """Raise `Unfair` where a picture's two edits ran the transformer unequally often."""
-    if forwards != other:
+def _loop_forwards(row: Row) -> int:
+    """Return the number of forwards in the loop of a row, with those that were skipped."""
+    return int(row["forwards"] + row.get("skipped_forwards", 0))
+
+
+def same_loop(key: str, mode: str, forwards: int, other_forwards: int) -> None:
+    """Raise `Unfair` if the loops of a picture's two edits have different numbers of forwards.
+
+    Args:
+        key: the picture.
+        mode: the mode whose loop has `forwards` forwards; the other mode's has `other_forwards`.
+            Forwards that a temporal method skips count too.
+    """
+    if forwards != other_forwards:
         raise Unfair(
-            f"{key}: the transformer ran {forwards} times in {mode} and {other} times in the "
-            "other mode; they are not the same loop"
+            f"{key}: the transformer ran {forwards} times in {mode} and {other_forwards} times in "
+            "the other mode; they are not the same loop"
         )
 
 
 def check_data(rows: Iterable[Row], data: DataSet) -> None:
-    """Raise `Unfair` where rows were made from another data set or another version of its list."""
+    """Raise `Unfair` if rows come from another data set, or from another version of its list."""
     for row in rows:
         if row["settings"]["data"] != data.identity:
             raise Unfair(

@@ -1,33 +1,35 @@
-"""Run-length masks of PIE-Bench and PIE-Bench++."""
+"""Decode the run-length masks of PIE-Bench and PIE-Bench++."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 EMPTY, FULL = "mask is empty", "mask is full"
-SIDE = 512  # pixels; the encoding does not say its size, the benchmarks' pictures all have this one
+SIDE = (
+    512  # pixels; the encoding does not give a size, and all pictures of the benchmarks have this
+)
 
 
 def decode(runs: object) -> tuple[np.ndarray | None, str | None]:
-    """A mask, and what is wrong with it.
+    """Return a mask and its problem.
 
-    As the benchmark's own decoder has it, a run beyond the last pixel is cut there, and the four
-    border rows and columns are edited.
+    Like the benchmark's own decoder, this cuts a run at the last pixel, and marks the first and the
+    last row and column as edited.
 
     Args:
-        runs: start, length, start, length, ... over the row-major pixels; 1 = edited.
+        runs: start, length, start, length, ... over the row-major pixels. A run is edited.
 
     Returns:
-        (bool [512, 512], None); with `EMPTY` or `FULL` instead of None if no pixel was edited
-        before the border was, or all are: one part can be measured still; or (None, why it is not
-        such a list).
+        The mask as bool [512, 512], or None if `runs` is not such a list; and the problem, or None.
+        `EMPTY` (no pixel is edited, apart from the border) and `FULL` (all pixels are edited) are
+        problems of a mask that can still measure one part of the picture.
     """
     if not isinstance(runs, Sequence) or not all(type(value) is int for value in runs):
         return None, "mask is no list of whole numbers"
     starts, lengths = runs[::2], runs[1::2]
     flat = np.zeros(SIDE * SIDE, dtype=bool)
-    inside = all(0 <= start < flat.size for start in starts) and all(n >= 0 for n in lengths)
-    if len(runs) % 2 or not inside:
+    starts_are_inside = all(0 <= start < flat.size for start in starts)
+    if len(runs) % 2 or not starts_are_inside or any(length < 0 for length in lengths):
         return None, "mask of wrong length"
     for start, length in zip(starts, lengths, strict=True):
         flat[start : start + length] = True
@@ -39,7 +41,7 @@ def decode(runs: object) -> tuple[np.ndarray | None, str | None]:
 
 
 def parse(encoded: object) -> object:
-    """Runs from PIE-Bench++'s string of numbers; anything else comes back as it is."""
+    """Return the runs in PIE-Bench++'s string of numbers. Any other value is returned unchanged."""
     if isinstance(encoded, str):
         try:
             return [int(part) for part in encoded.split()]

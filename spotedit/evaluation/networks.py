@@ -1,4 +1,4 @@
-"""The networks and functions behind the figures, loaded where their weights are here already."""
+"""Load the networks and functions that measure the figures, as far as this machine has them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,24 +12,27 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from .data import INSTALL
+
 CLIP = "openai/clip-vit-large-patch14"
 DINO = "facebook/dino-vitb8"
-_DINO_SIDE = 224  # pixels, of the shorter side
-_MEAN, _SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
-Distance = Callable[[Tensor, Tensor], Tensor]  # [1, 3, H, W] in 0..1 twice -> scalar
-Clip = Callable[[Sequence[Image.Image], str], tuple[Tensor, Tensor]]  # unit [n, D] and [D]
+_DINO_SIDE = 224  # length of the shorter side in pixels
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of ImageNet
+Distance = Callable[[Tensor, Tensor], Tensor]  # two pictures [1, 3, H, W] in 0..1 -> scalar
+# n pictures and a text -> their embeddings [n, D] and [D], of length 1
+Clip = Callable[[Sequence[Image.Image], str], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Networks:
-    """What can be measured here.
+    """The metrics that this machine can measure.
 
     Attributes:
-        distances: by name, of `metrics.DISTANCES`.
-        clip: pictures and a text -> their embeddings of length 1, or None.
-        clip_model: which CLIP model was asked for.
-        absent: name -> why it cannot be measured.
-        device: where the tensors are to be.
+        distances: the distance functions by their names in `metrics.DISTANCES`.
+        clip: a function from pictures and a text to their embeddings, or None.
+        clip_model: folder or id of the CLIP model that the caller chose.
+        absent: for each name that cannot be measured, the reason.
+        device: the device of the networks, and of the tensors that they take.
     """
 
     distances: Mapping[str, Distance]
@@ -45,31 +48,40 @@ def networks(
     dino: str = DINO,
     names: Sequence[str] | None = None,
 ) -> Networks:
-    """Load what is here. Where the hub is switched off (HF_HUB_OFFLINE), nothing is fetched.
+    """Load the metrics. What cannot be loaded is listed in `Networks.absent`.
+
+    Missing weights are downloaded, but not if the hub is switched off (HF_HUB_OFFLINE).
 
     Args:
         clip: folder or id of a CLIP model.
         dino: folder or id of a DINO ViT.
-        names: those wanted; None: all.
+        names: the metrics to load; None loads all of them.
     """
     loaders: dict[str, Callable[[], Any]] = {
-        "psnr": _psnr, "ssim": _ssim, "mse": _mse, "lpips": partial(_lpips, device),
+        "psnr": lambda: _psnr, "ssim": _ssim, "mse": lambda: F.mse_loss,
+        "lpips": partial(_lpips, device),
         "dists": partial(_dists, device), "structure_distance": partial(_structure, dino, device),
         "clip": partial(_clip, clip, device),
     }  # fmt: skip
-    found, absent = {}, {}
+    loaded, absent = {}, {}
     for name in loaders if names is None else names:
         try:
-            found[name] = loaders[name]()
-        except Exception as error:  # what libraries raise for missing or broken parts varies
-            absent[name] = (str(error).splitlines() or [type(error).__name__])[0]
-    return Networks(found, found.pop("clip", None), clip, absent, device)
+            loaded[name] = loaders[name]()
+        except ImportError as error:
+            absent[name] = f"{_first_line(error)}; {INSTALL}"
+        except Exception as error:  # what libraries raise for missing or broken weights varies
+            absent[name] = _first_line(error)
+    clip_function = loaded.pop("clip", None)
+    return Networks(loaded, clip_function, clip, absent, device)
 
 
-def _psnr() -> Distance:
-    from torchmetrics.functional.image import peak_signal_noise_ratio
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
-    return partial(peak_signal_noise_ratio, data_range=1.0)
+
+def _psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio in dB; it is infinite if the pictures are identical."""
+    return -10 * torch.log10(F.mse_loss(a, b))
 
 
 def _ssim() -> Distance:
@@ -78,14 +90,8 @@ def _ssim() -> Distance:
     return partial(structural_similarity_index_measure, data_range=1.0)
 
 
-def _mse() -> Distance:
-    from torchmetrics.functional import mean_squared_error
-
-    return lambda a, b: mean_squared_error(a.contiguous(), b.contiguous())
-
-
 def _lpips(device: torch.device) -> Distance:
-    """With SqueezeNet, as PIE-Bench measures it."""
+    """Load LPIPS with SqueezeNet, as in PIE-Bench."""
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
     from torchvision.models import SqueezeNet1_1_Weights
 
@@ -104,41 +110,44 @@ def _dists(device: torch.device) -> Distance:
 
 
 def _structure(model: str, device: torch.device) -> Distance:
-    """PIE-Bench's: how differently the keys of DINO's last layer resemble each other.
+    """Load PIE-Bench's structure distance.
 
-    Its own script hands the network pixels of 0..255, not 0..1, and resizes without a filter; so
-    does this, or figures would not compare.
+    The keys of DINO's last layer resemble each other to some degree. The distance says how much
+    these resemblances differ between two pictures. PIE-Bench's script gives the network pixels of
+    0..255 instead of 0..1, and resizes without a filter. This does the same, so that the figures
+    can be compared with published ones.
     """
     from transformers import ViTModel
 
     network: Any = ViTModel.from_pretrained(model, use_safetensors=True, add_pooling_layer=False)
     network.to(device).eval()
-    mean, spread = (torch.tensor(v, device=device)[:, None, None] for v in (_MEAN, _SPREAD))
-    named = network.named_modules()
-    keys = [module for name, module in named if name.endswith((".key", ".k_proj"))][-1]
+    mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (_MEAN, _STD))
+    key_layers = [
+        module for name, module in network.named_modules() if name.endswith((".key", ".k_proj"))
+    ]
 
     @torch.no_grad()
     def resemblance(picture: Tensor) -> Tensor:
         scale = _DINO_SIDE / min(picture.shape[2:])
         size = [round(side * scale) for side in picture.shape[2:]]
         resized = F.interpolate(255 * picture, size, mode="bilinear", align_corners=False)
-        kept: list[Tensor] = []
-        hook = keys.register_forward_hook(lambda module, args, output: kept.append(output))
+        outputs: list[Tensor] = []
+        hook = key_layers[-1].register_forward_hook(lambda _, args, output: outputs.append(output))
         try:
-            network((resized - mean) / spread, interpolate_pos_encoding=True)
+            network((resized - mean) / std, interpolate_pos_encoding=True)
         finally:
             hook.remove()
-        unit = F.normalize(kept[0][0].float(), dim=-1)
-        return unit @ unit.T
+        keys = F.normalize(outputs[0][0].float(), dim=-1)
+        return keys @ keys.T
 
     return lambda a, b: F.mse_loss(resemblance(a), resemblance(b))
 
 
 def _require(url: str) -> None:
-    """Raise if a file of torchvision's is not here and nothing may be fetched."""
+    """Raise if torchvision's weights from `url` are not on this machine and the hub is offline."""
     name = url.rsplit("/", 1)[-1]
-    here = Path(torch.hub.get_dir()) / "checkpoints" / name
-    if not here.is_file() and huggingface_hub.is_offline_mode():
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if not path.is_file() and huggingface_hub.is_offline_mode():
         raise FileNotFoundError(f"{name} is not in torch.hub's folder, and the hub is offline")
 
 
@@ -154,8 +163,9 @@ def _clip(model: str, device: torch.device) -> Clip:
         inputs = processor(
             text=[text], images=list(pictures), return_tensors="pt", padding=True, truncation=True
         )
-        found = network(**inputs.to(device))
-        image = F.normalize(found.image_embeds.float(), dim=-1)
-        return image, F.normalize(found.text_embeds.float(), dim=-1)[0]
+        output = network(**inputs.to(device))
+        image_embeddings = F.normalize(output.image_embeds.float(), dim=-1)
+        text_embeddings = F.normalize(output.text_embeds.float(), dim=-1)
+        return image_embeddings, text_embeddings[0]
 
     return embed

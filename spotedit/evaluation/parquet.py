@@ -1,4 +1,4 @@
-"""PIE-Bench++: a parquet file per category. It needs pyarrow, the extra `benchmarks`."""
+"""Read PIE-Bench++, which has a parquet file for each category. It needs pyarrow."""
 
 from collections.abc import Iterator
 from functools import lru_cache, partial
@@ -9,24 +9,22 @@ from PIL import Image
 
 from ..pictures.images import decode_image
 from . import masks
-from .data import DataError, Item, Malformed, check_key, text, unmarked
+from .data import INSTALL, DataError, Item, Malformed, check_key, text, unmarked
 
 _TEXTS = ("id", "source_prompt", "target_prompt", "mask")
 
 
 def rows_of(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(id, row) of every parquet file below `folder`; pictures are not read yet.
+    """Yield (id, row) for every row of the parquet files below `folder`, without its picture.
 
     Raises:
-        DataError: pyarrow is missing, or a file is damaged or of another format.
+        DataError: pyarrow is not installed, or a file is damaged or has another format.
     """
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        raise DataError(
-            "parquet files need pyarrow, which is not installed: pip install 'spotedit[benchmarks]'"
-        ) from error
+        raise DataError(f"parquet files need pyarrow, which is not installed; {INSTALL}") from error
     for path in sorted(folder.rglob("*.parquet")):
         try:
             with ParquetFile(path) as file:
@@ -42,12 +40,15 @@ def rows_of(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         for group, rows in enumerate(groups):
             for number, row in enumerate(rows):
                 category = path.parent.name if path.parent != folder else path.stem
-                place = {"place": (path, group, number), "category": category}
-                yield str(row["id"]), row | place
+                location = {"location": (path, group, number), "category": category}
+                yield str(row["id"]), row | location
 
 
 def item(key: str, row: dict[str, Any]) -> Item:
-    """There is no instruction in this data set: the editor is told the target's description."""
+    """Return the item of a row.
+
+    This data set has no instructions, so the editor gets the description of the target.
+    """
     text(row, "source_prompt")
     target = unmarked(text(row, "target_prompt"))
     mask, problem = masks.decode(masks.parse(row["mask"]))
@@ -57,7 +58,7 @@ def item(key: str, row: dict[str, Any]) -> Item:
         key=check_key(key),
         category=row["category"],
         instruction=target,
-        load=partial(_picture, key, *row["place"]),
+        load=partial(_picture, key, *row["location"]),
         target=target,
         mask=mask,
         mask_problem=problem,
@@ -71,7 +72,7 @@ def _picture(key: str, path: Path, group: int, number: int) -> Image.Image:
 
 @lru_cache(maxsize=1)
 def _pictures(path: Path, group: int) -> Any:
-    """The encoded pictures of a row group; neighbours in the data set share one."""
+    """Return the encoded pictures of a row group, which neighbours in the data set share."""
     from pyarrow.parquet import ParquetFile
 
     with ParquetFile(path) as file:

@@ -1,29 +1,32 @@
-"""How close two pictures are, and where an edit should not show. Pictures are uint8 [H, W, 3]."""
+"""Measure how close two pictures are where an edit should not show.
+
+Pictures are uint8 [H, W, 3].
+"""
 
 import numpy as np
 from PIL import Image
 
-MARGIN = 2  # whole tokens between the regenerated region and what counts as background
+MARGIN = 2  # number of tokens between the regenerated region and the background
 
 
 def squared_error(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
-    """Mean squared difference over the pixels `where`, bool [H, W]; nan if there are none."""
+    """Return the mean squared difference over the pixels `where`, bool [H, W]; nan for none."""
     if not where.any():
         return float("nan")
     return float(np.mean((a[where].astype(np.float64) - b[where]) ** 2))
 
 
 def psnr(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB over the pixels `where`; nan if there are none."""
+    """Return the peak signal-to-noise ratio in dB over the pixels `where`; nan for none."""
     error = squared_error(a, b, where)
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
 def background(region: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Pixels of tokens with more than `MARGIN` tokens between them and the active set.
+    """Return the pixels of the background: all tokens farther than `MARGIN` from the active ones.
 
     Args:
-        region: bool [rows, cols], True = active.
+        region: bool [rows, cols], True = active token.
         size: (height, width) of the picture in pixels.
 
     Returns:
@@ -33,7 +36,7 @@ def background(region: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def seam(region: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Pixels of the reused tokens that touch the active set, corners included: a ring around it.
+    """Return the pixels of the reused tokens that touch an active token, also at a corner.
 
     Arguments and result are those of `background`.
     """
@@ -41,12 +44,12 @@ def seam(region: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def grown(region: np.ndarray, by: int) -> np.ndarray:
-    """`region` grown by that many tokens on every side."""
+    """Return `region` grown by `by` tokens on every side."""
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(region, by), (2 * by + 1,) * 2)
     return np.asarray(windows.any(axis=(2, 3)))
 
 
 def pixels(tokens: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The pixels of the True `tokens`. Arguments and result are those of `background`."""
+    """Return the pixels of the True `tokens`. Arguments and result are those of `background`."""
     enlarged = Image.fromarray(tokens).resize(size[::-1], Image.Resampling.NEAREST)
     return np.asarray(enlarged, dtype=bool)

@@ -1,4 +1,4 @@
-"""Readers of PIE-Bench, PIE-Bench++ and ImgEdit Basic, from a folder on this machine."""
+"""Read PIE-Bench, PIE-Bench++ or ImgEdit Basic from a folder on this machine."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -25,15 +25,15 @@ _EXPECTED = (
 
 
 def read(path: Path, pictures: Path | None = None) -> DataSet:
-    """The data set that lies in the folder `path`; which one, its files say.
+    """Read the data set in the folder `path`. Its files tell which benchmark it is.
 
     Args:
-        path: the folder with the list.
-        pictures: the folder that the list's paths start from, where it is not the usual one
-            (`annotation_images` beside PIE-Bench's list, ImgEdit's own folder).
+        path: the folder with the benchmark's list.
+        pictures: the folder that the paths in the list start from. None takes the usual one:
+            `annotation_images` beside PIE-Bench's list, or ImgEdit's folder itself.
 
     Raises:
-        DataError: no such list, or one that cannot be read.
+        DataError: the folder has no such list, or the list cannot be read.
     """
     if (path / "mapping_file.json").is_file():
         root = pictures or path / "annotation_images"
@@ -52,7 +52,16 @@ def read(path: Path, pictures: Path | None = None) -> DataSet:
 def collect(
     name: str, rows: Iterable[tuple[str, Any]], make: Callable[[str, Any], Item]
 ) -> DataSet:
-    """Items of the rows that are right; the others are listed with what is wrong."""
+    """Make an item of every valid row, and list the other rows with their problems.
+
+    Args:
+        name: the benchmark's name.
+        rows: (key, row) of every row.
+        make: a function from key and row to the item; it raises `Malformed` for an invalid row.
+
+    Raises:
+        DataError: no row is valid.
+    """
     items: dict[str, Item] = {}
     problems: list[tuple[str, str]] = []
     for key, row in rows:

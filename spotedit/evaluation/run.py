@@ -1,16 +1,18 @@
-"""The editing loop: every picture dense and spot, resumable, and fair or refused.
+"""Edit every picture of a benchmark dense and spot. A run that was stopped can be continued.
 
-A row of `rows-N.jsonl` is one picture in one mode:
+A row of `rows-N.jsonl` describes one picture in one mode:
 
     key, mode ("dense" or "spot"), category
-    settings   what has to be equal in all rows, see `settings_of`
+    settings   what must be equal in all rows, see `settings_of`
     size       [width, height] of the output in pixels
-    forwards   calls of the transformer, as counted
-    seconds    of the call
-    r, reason  of a spot edit: `EditReport.mean_ratio` and `reason`; else None
-    moved      of a spot edit: the kind of its `EditReport.misalignment`, or None
-    sha256     of the picture's file, MODE/KEY.png
-    problem    in place of the last six: why there is no picture
+    forwards   number of calls of the transformer, as counted
+    skipped_forwards
+               number of calls that a temporal method left out; missing in older rows
+    seconds    duration of the call
+    r, reason  `EditReport.mean_ratio` and `EditReport.reason` of a spot edit; None for a dense one
+    moved      the kind of `EditReport.misalignment` of a spot edit, or None
+    sha256     hash of the picture's file, MODE/KEY.png
+    problem    why there is no picture; it replaces all fields from `size` on
 """
 
 import json
@@ -38,29 +40,33 @@ def settings_of(
     pipe: Any,
     model: str,
     data: DataSet,
-    given: Mapping[str, Any],
+    arguments: Mapping[str, Any],
     seed: int,
     config: spotedit.SpotEditConfig,
     offload: str,
 ) -> dict[str, Any]:
-    """What dense and spot rows have to share: data, model, loop, seed, machine and versions.
+    """Return what dense and spot rows must share: data, model, loop, seed, machine and versions.
+
+    Args:
+        arguments: the arguments of the pipeline's call besides picture and prompt.
 
     Raises:
-        ValueError: the pipeline does not take an option in `given`.
+        ValueError: the pipeline does not take one of `arguments`.
     """
     settings = {
         "data": data.identity,
         "model": model,
         **machine(pipe),
-        **loop_settings(pipe, given),
+        **loop_settings(pipe, arguments),
         "seed": seed,
         "offload": offload,
         "config": asdict(config),
     }
-    return json.loads(json.dumps(settings))  # as rows read back hold it
+    return json.loads(json.dumps(settings))  # equal to the settings of rows that are read back
 
 
 def picture_path(out: Path, key: str, mode: str) -> Path:
+    """Return the path of an edited picture in the folder `out`."""
     return out / mode / f"{key}.png"
 
 
@@ -69,25 +75,26 @@ def edit_all(
     items: Sequence[Item],
     out: Path,
     settings: Mapping[str, Any],
-    given: Mapping[str, Any],
+    arguments: Mapping[str, Any],
     config: spotedit.SpotEditConfig,
     prepare: Prepare,
     process: int = 0,
 ) -> None:
-    """Edit what has no row and picture yet, this process's share of the items.
+    """Edit the items that have no row or no picture yet.
 
-    Where a picture cannot be read or the pipeline refuses it (a `ValueError`), the row says so and
-    a later run tries again.
+    If a picture cannot be read or the pipeline refuses it (with a `ValueError`), the row says so
+    and a later run tries again.
 
     Args:
-        out: folder of the rows and of MODE/KEY.png.
-        settings: of `settings_of`; rows that are there already must have the same.
-        given: the call's options besides picture and prompt.
-        prepare: what is done to a picture before it is edited.
-        process: number of this process.
+        items: this process's share of the items.
+        out: folder for the rows and for MODE/KEY.png.
+        settings: the result of `settings_of`; existing rows must have the same settings.
+        arguments: the arguments of the pipeline's call besides picture and prompt.
+        prepare: a function that is applied to every picture before it is edited.
+        process: index of this process.
 
     Raises:
-        Unfair: see `check_fair`.
+        Unfair: existing rows were made in another way, see `check_fair`.
         OutputError: a picture or a row cannot be written; what is finished stays.
     """
     lines = Lines(out, "rows", process)
@@ -95,35 +102,34 @@ def edit_all(
     check_fair(done.values(), settings)
     for mode in MODES:
         make_folder(out / mode)
-    warm = False
+    is_warm = False
     progress = tqdm(items, desc="editing", unit="picture", disable=process != 0)
     for number, item in enumerate(progress):
         # the order alternates, so that a drift of the machine's speed hits both alike
         order = MODES if number % 2 == 0 else MODES[::-1]
-        missing = [mode for mode in order if not _finished(out, done.get((item.key, mode)))]
+        missing = [mode for mode in order if not _is_finished(out, done.get((item.key, mode)))]
         if not missing:
             continue
         try:
-            options = call_options(pipe, prepare(item.load()), item.instruction, given)
-            if not warm:
+            options = call_options(pipe, prepare(item.load()), item.instruction, arguments)
+            if not is_warm:
                 warm_up(pipe, options, settings["seed"], config)
-                warm = True
+                is_warm = True
         except ValueError as error:
             for mode in missing:
-                lines.append(_row(item, mode, settings) | {"problem": _line(error)})
+                lines.append(_row(item, mode, settings) | {"problem": _first_line(error)})
             continue
         for mode in missing:
-            row = _row(item, mode, settings)
             try:
-                row |= _edited(pipe, mode, options, settings["seed"], config, out, item.key)
-            except OutputError:
+                result = _edit_one(pipe, mode, options, settings["seed"], config, out, item.key)
+            except OutputError:  # a ValueError, but a full disk ends the run
                 raise
             except ValueError as error:
-                row |= {"problem": _line(error)}
-            lines.append(row)
+                result = {"problem": _first_line(error)}
+            lines.append(_row(item, mode, settings) | result)
 
 
-def _edited(
+def _edit_one(
     pipe: Any,
     mode: str,
     options: Mapping[str, Any],
@@ -132,6 +138,7 @@ def _edited(
     out: Path,
     key: str,
 ) -> Row:
+    """Edit one picture in one mode and save it; return the fields of its row from `size` on."""
     result = edit(pipe, mode, options, seed, config)
     path = picture_path(out, key, mode)
     save_image(result.picture, path, force=True)
@@ -139,6 +146,7 @@ def _edited(
     return {
         "size": list(result.picture.size),
         "forwards": result.forwards,
+        "skipped_forwards": result.skipped_forwards,
         "seconds": result.seconds,
         "r": None if report is None else report.mean_ratio,
         "reason": None if report is None else report.reason,
@@ -148,15 +156,20 @@ def _edited(
 
 
 def _row(item: Item, mode: str, settings: Mapping[str, Any]) -> Row:
-    category = item.category
-    return {"key": item.key, "mode": mode, "category": category, "settings": dict(settings)}
+    """Return the fields of a row before `size`."""
+    return {
+        "key": item.key,
+        "mode": mode,
+        "category": item.category,
+        "settings": dict(settings),
+    }
 
 
-def _finished(out: Path, row: Row | None) -> bool:
+def _is_finished(out: Path, row: Row | None) -> bool:
     if row is None or "problem" in row:
         return False
     return picture_path(out, row["key"], row["mode"]).is_file()
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,12 +1,13 @@
-"""Figures of the finished pictures, and the exchange of pictures and scores with a judge.
+"""Measure the finished pictures, and exchange pictures and scores with an external judge.
 
-A row of `metrics-N.jsonl` is one picture in one mode: key, mode, sha256 of the picture that was
-measured, the CLIP model, and `values`, name -> figure or why there is none.
+A row of `metrics-N.jsonl` describes one picture in one mode: key, mode, sha256 of the measured
+picture, the CLIP model, and `values`, which maps each metric to its figure or to the reason why
+there is none.
 
-A vision-language model's score comes from outside: `prompts.jsonl` has a line for every picture,
-{key, mode, category, instruction, source, picture} with paths relative to its folder, and the
-judge writes `scores.jsonl` beside it, lines of {key, mode, score}: a score from 1 to 5, or a list
-of them, such as ImgEdit's three, whose mean counts.
+A vision-language model that scores the edits runs outside this program. `prompts.jsonl` has a line
+for every picture, {key, mode, category, instruction, source, picture}, with paths relative to its
+folder. The judge writes `scores.jsonl` beside it, with lines of {key, mode, score}. A score is a
+number from 1 to 5, or a list of such numbers (ImgEdit has three), of which the mean counts.
 """
 
 import json
@@ -29,14 +30,20 @@ Rows = Mapping[tuple[str, str], Row]
 
 
 class Changed(ValueError):
-    """A picture is not the one that its row was written for."""
+    """Raised when a picture is not the one that its row was written for."""
 
 
 def score_all(items: Sequence[Item], out: Path, networks: Networks, process: int = 0) -> None:
-    """Measure this process's share of the pictures that rows speak of and that lack a figure.
+    """Measure the pictures of `items` that have a row and lack a figure.
+
+    Args:
+        items: this process's share of the items.
+        out: folder of the rows and pictures.
+        networks: the metrics to measure.
+        process: index of this process.
 
     Raises:
-        Changed: a picture has been replaced since.
+        Changed: a picture has been replaced since its row was written.
         OutputError: a row cannot be written.
     """
     lines = Lines(out, "metrics", process)
@@ -46,32 +53,42 @@ def score_all(items: Sequence[Item], out: Path, networks: Networks, process: int
             row, old = rows.get((item.key, mode)), done.get((item.key, mode))
             if row is None or "problem" in row:
                 continue
-            if old and old["sha256"] == row["sha256"] and not _stale(old, networks):
+            if old and old["sha256"] == row["sha256"] and not _is_stale(old, networks):
                 continue
             path = picture_path(out, item.key, mode)
             if not path.is_file() or digest(path) != row["sha256"]:
                 raise Changed(f"{path} is not the picture that was edited; delete it and edit anew")
-            values = measure(item.load(), load_image(path), item, networks)
-            found = {"key": item.key, "mode": mode, "sha256": row["sha256"], "values": values}
-            lines.append(found | {"clip": networks.clip_model})
+            lines.append(
+                {
+                    "key": item.key,
+                    "mode": mode,
+                    "sha256": row["sha256"],
+                    "values": measure(item.load(), load_image(path), item, networks),
+                    "clip": networks.clip_model,
+                }
+            )
 
 
-def _stale(old: Row, networks: Networks) -> bool:
-    """Whether a figure is missing, or from another CLIP model than the one that is here."""
-    other = networks.clip is not None and old.get("clip") != networks.clip_model
-    return other or lacking(old["values"], networks)
+def _is_stale(old: Row, networks: Networks) -> bool:
+    """Tell whether `networks` can measure a missing figure, or have another CLIP model."""
+    has_other_clip = networks.clip is not None and old.get("clip") != networks.clip_model
+    return has_other_clip or lacking(old["values"], networks)
 
 
 def write_prompts(items: Sequence[Item], out: Path, rows: Rows) -> Path:
-    """`prompts.jsonl`, and the sources in `source/`, of the pictures that are finished.
+    """Write `prompts.jsonl` for the finished pictures, and their sources to `source/`.
+
+    Returns:
+        The path of `prompts.jsonl`.
 
     Raises:
-        OutputError: they cannot be written.
+        OutputError: a file cannot be written.
     """
     make_folder(out / "source")
+    finished = {place for place, row in rows.items() if "problem" not in row}
     prompts = []
     for item in items:
-        modes = [m for m in MODES if "problem" not in rows.get((item.key, m), {"problem": ""})]
+        modes = [mode for mode in MODES if (item.key, mode) in finished]
         source = picture_path(out, item.key, "source")
         if modes and not source.is_file():
             save_image(item.load(), source)
@@ -91,15 +108,21 @@ def write_prompts(items: Sequence[Item], out: Path, rows: Rows) -> Path:
 
 
 def read_scores(out: Path, rows: Rows) -> tuple[dict[tuple[str, str], float], list[str]]:
-    """Scores by (key, mode) from `scores.jsonl`, and what is wrong with the lines left out."""
-    path, scores, problems = out / "scores.jsonl", {}, []
+    """Read `scores.jsonl`, which may be missing.
+
+    Returns:
+        The scores by (key, mode), and a text for every line that is wrong.
+    """
+    path = out / "scores.jsonl"
+    scores: dict[tuple[str, str], float] = {}
+    problems: list[str] = []
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            given = json.loads(line)
-            place, score = (given["key"], given["mode"]), given["score"]
+            fields = json.loads(line)
+            place, score = (fields["key"], fields["mode"]), fields["score"]
             parts = score if isinstance(score, list) and score else [score]
             if place not in rows:
                 problems.append(f"scores.jsonl, line {number}: no such picture")

@@ -1,4 +1,4 @@
-"""Rows in JSON lines that survive a kill: appended whole, read without the half-written ones."""
+"""Store rows as JSON lines. Reading skips a line that a killed process wrote only in part."""
 
 import hashlib
 import json
@@ -14,40 +14,43 @@ Row = dict[str, Any]
 
 
 class Lines:
-    """The rows of a kind in a folder: each process appends to a file of its own, and reads all.
+    """The rows of one kind in a folder.
 
-    Files are `KIND-NUMBER.jsonl`. Rows get `written`, seconds since the epoch: of two for one
-    picture and mode the later one counts, whichever process wrote it.
+    Each process appends to its own file, `KIND-PROCESS.jsonl`, and reads the files of all. A row
+    gets the field `written`, in seconds since the epoch. If two rows have the same picture and
+    mode, the later one counts, whichever process wrote it.
     """
 
     def __init__(self, folder: Path, kind: str, process: int = 0) -> None:
         self._folder, self._kind = folder, kind
-        self._own = folder / f"{kind}-{process}.jsonl"
+        self._path = folder / f"{kind}-{process}.jsonl"
 
     def read(self) -> dict[tuple[str, str], Row]:
-        """Rows by (key, mode)."""
+        """Return the rows by (key, mode)."""
         paths = sorted(self._folder.glob(f"{self._kind}-*.jsonl"))
         rows = sorted((row for path in paths for row in _rows(path)), key=lambda r: r["written"])
         return {(row["key"], row["mode"]): row for row in rows}
 
     def append(self, row: Row) -> None:
-        """Add a row, in one write where the disk has room. A line cut short stays apart from it.
+        """Append a row in one write.
+
+        The row starts on a new line, so that a line cut short before it does no harm.
 
         Raises:
-            OutputError: the row could not be written, or not all of it.
+            OutputError: the row, or a part of it, could not be written.
         """
         whole = row | {"written": time.time()}
         line = f"\n{json.dumps(whole, allow_nan=False)}\n".encode()
         try:
-            file = os.open(self._own, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
-                while line:  # after a short write, the next one raises the reason
+                while line:  # a full disk shortens one write, and the next one raises
                     line = line[os.write(file, line) :]
             finally:
                 os.close(file)
         except OSError as error:
             raise OutputError(
-                f"{self._own}: a row cannot be written ({error.strerror}); what is finished stays: "
+                f"{self._path}: a row cannot be written ({error.strerror}); finished rows stay: "
                 "make room and run the same command again"
             ) from error
 
@@ -56,12 +59,12 @@ def _rows(path: Path) -> Iterator[Row]:
     for line in path.read_bytes().splitlines():
         try:
             row = json.loads(line)
-        except ValueError:  # blank, or cut short
+        except ValueError:  # the line is blank or was cut short
             continue
         if isinstance(row, dict) and {"key", "mode", "written"} <= row.keys():
             yield row
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""The figures of a run as markdown, in the columns of the paper's Table 1."""
+"""Show the figures of a run as markdown, with the columns of the paper's Table 1."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from statistics import fmean
 from .data import NO_MASK, DataSet
 from .edits import MODES
 from .fair import check_fair
-from .metrics import NAMES, NOT_PRESENT
+from .metrics import NAMES
 from .score import Rows
 from .store import Row
 
@@ -26,21 +26,21 @@ def table(
     absent: Mapping[str, str],
     more_problems: Sequence[str] = (),
 ) -> str:
-    """Means over the pictures that have both a dense and a spot edit.
+    """Return the means over the pictures that have both a dense and a spot edit.
 
     Args:
-        rows, metrics, scores: by (key, mode), see `run` and `score`.
-        absent: figure -> why it could not be taken here.
-        more_problems: lines for the notes.
+        rows, metrics, scores: rows and scores by (key, mode), see `run` and `score`.
+        absent: for each metric that this machine cannot measure, the reason.
+        more_problems: further lines for the list of problems.
 
     Raises:
         Unfair: the rows were not made the same way.
     """
     keys = [item.key for item in data.items]
-    known = [rows[key, mode] for key in keys for mode in MODES if (key, mode) in rows]
-    check_fair(known)
-    good = {(row["key"], row["mode"]) for row in known if "problem" not in row}
-    pairs = [key for key in keys if all((key, mode) in good for mode in MODES)]
+    edits = [rows[key, mode] for key in keys for mode in MODES if (key, mode) in rows]
+    check_fair(edits)
+    finished = {(row["key"], row["mode"]) for row in edits if "problem" not in row}
+    pairs = [key for key in keys if all((key, mode) in finished for mode in MODES)]
     lines = [f"# {data.name}", ""]
     if pairs:
         settings = rows[pairs[0], "spot"]["settings"]
@@ -48,9 +48,9 @@ def table(
         lines += _overview(pairs, rows, metrics, scores, settings["pipeline"])
         lines += ["", *_details(pairs, metrics), ""]
         lines += [*_categories(pairs, rows, metrics, scores), ""]
-    lines += [f"- {note}" for note in _notes(data, known, pairs, absent)]
-    problems = [f"{key}: {what}" for key, what in data.problems]
-    refused = [row for row in known if "problem" in row]
+    lines += [f"- {note}" for note in _notes(data, edits, pairs, absent)]
+    problems = [f"{key}: {problem}" for key, problem in data.problems]
+    refused = [row for row in edits if "problem" in row]
     problems += [f"{row['key']}, {row['mode']}: {row['problem']}" for row in refused]
     return "\n".join([*lines, *_listed([*problems, *more_problems]), ""])
 
@@ -93,16 +93,16 @@ def _details(pairs: Sequence[str], metrics: Rows) -> list[str]:
 def _categories(
     pairs: Sequence[str], rows: Rows, metrics: Rows, scores: Mapping[tuple[str, str], float]
 ) -> list[str]:
-    """A line for each of the benchmark's kinds of edit."""
+    """Return a line for each of the benchmark's kinds of edit."""
     cells = [["category", "pictures", "speed-up", "r"]]
     cells[0] += [f"{name}, {mode}" for name in ("PSNR", "VL score") for mode in MODES]
     for category in sorted({rows[key, "spot"]["category"] for key in pairs}):
-        own = [key for key in pairs if rows[key, "spot"]["category"] == category]
-        ratio = f"{fmean(rows[key, 'spot']['r'] for key in own):.1%}"
-        psnr = [_cell(_values(own, mode, metrics, "psnr")) for mode in MODES]
-        judged = [_cell([scores.get((key, mode), _NO_SCORES) for key in own]) for mode in MODES]
-        speedup = _speedup(own, rows, "spot")
-        cells.append([category, str(len(own)), speedup, ratio, *psnr, *judged])
+        keys = [key for key in pairs if rows[key, "spot"]["category"] == category]
+        ratio = f"{fmean(rows[key, 'spot']['r'] for key in keys):.1%}"
+        psnr = [_cell(_values(keys, mode, metrics, "psnr")) for mode in MODES]
+        judged = [_cell([scores.get((key, mode), _NO_SCORES) for key in keys]) for mode in MODES]
+        speedup = _speedup(keys, rows, "spot")
+        cells.append([category, str(len(keys)), speedup, ratio, *psnr, *judged])
     return _markdown(cells)
 
 
@@ -117,35 +117,36 @@ def _values(pairs: Sequence[str], mode: str, metrics: Rows, name: str) -> Values
 
 
 def _cell(values: Values) -> str:
-    """The mean, with the number of pictures behind it where that is not all of them."""
+    """Return the mean of the figures; if some pictures have none, also how many and why."""
     figures = [value for value in values if not isinstance(value, str)]
     reasons = Counter(value for value in values if isinstance(value, str))
     if not figures:
         return ", ".join(reasons)
     mean = f"{fmean(figures):.4g}"
-    without = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-    return f"{mean} (n = {len(figures)}; {without})" if reasons else mean
+    missing = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    return f"{mean} (n = {len(figures)}; {missing})" if reasons else mean
 
 
 def _notes(
-    data: DataSet, known: Sequence[Mapping], pairs: Sequence[str], absent: Mapping[str, str]
+    data: DataSet, edits: Sequence[Row], pairs: Sequence[str], absent: Mapping[str, str]
 ) -> list[str]:
     notes = [
         f"{len(data.items)} pictures to edit, {len(pairs)} with both edits; {len(data.problems)} "
-        f"rows of the data set skipped, {sum('problem' in row for row in known)} edits refused",
-        "quality against the source, at its size; `_part` figures as PIE-Bench takes them",
+        f"rows of the data set skipped, {sum('problem' in row for row in edits)} edits refused",
+        "quality is measured against the source, at its size; `_part` as in PIE-Bench",
     ]
-    masks = Counter(i.mask_problem for i in data.items if i.mask_problem not in (None, NO_MASK))
+    mask_problems = Counter(item.mask_problem for item in data.items)
     notes += [
-        f"{what}, {count} times: parts that it cannot give are not measured"
-        for what, count in masks.items()
+        f"{problem}, {count} times: the empty part is not measured"
+        for problem, count in mask_problems.items()
+        if problem not in (None, NO_MASK)
     ]
-    moved = Counter(row["moved"] for row in known if row.get("moved"))
+    moved = Counter(row["moved"] for row in edits if row.get("moved"))
     notes += [
         f"whole-frame {kind}, {count} times: no token could be reused"
         for kind, count in moved.items()
     ]
-    notes += [f"{NOT_PRESENT}: {name} ({why})" for name, why in absent.items()]
+    notes += [f"not measured: {name} ({reason})" for name, reason in absent.items()]
     return notes
 
 

@@ -1,4 +1,4 @@
-"""Dense against spot on one picture: time, background and seam."""
+"""Compare dense and spot editing of one picture: time, background and seam."""
 
 import math
 from collections.abc import Mapping
@@ -20,39 +20,49 @@ def verify(
     pipe: Any,
     image: Image.Image,
     instruction: str,
-    given: Mapping[str, Any],
+    arguments: Mapping[str, Any],
     seed: int,
     config: spotedit.SpotEditConfig,
 ) -> Figures:
-    """Edit `image` both ways in the same loop; None stands where there is nothing to measure.
+    """Edit `image` dense and spot in the same loop, and measure both pictures.
 
-    The floor is the source through the VAE and back: what a reused token can look like at best.
-    Background and seam are those of `spotedit.evaluation.quality`; PSNR in dB at the output's size.
+    The floor is the source after encoding and decoding by the VAE: the best that a reused token can
+    look. `quality` defines background and seam. PSNR is in dB, at the output's size.
 
     Args:
-        given: the call's options besides picture and prompt.
+        arguments: the arguments of the pipeline's call besides picture and prompt.
 
     Returns:
-        size [width, height]; seconds_dense, seconds_spot; forwards of the transformer, the same in
-        both; r; flops_saved and cache_bytes, see `EditReport`; reason (why nothing was skipped);
-        moved (the kind of misalignment); background_dense, background_spot, background_floor and
-        seam_dense, seam_spot, seam_floor against the source; background_to_floor, the spot picture
-        against the floor.
+        A dictionary. A figure is None if there is nothing to measure; the PSNR figures are missing
+        if nothing was skipped.
+
+        - size: [width, height] in pixels.
+        - seconds_dense, seconds_spot: durations of the calls.
+        - forwards, skipped_forwards: number of calls of the transformer in the spot edit, and
+          number of calls that a temporal method left out. Their sum is that of the dense edit.
+        - r, flops_saved, cache_bytes: see `EditReport`.
+        - reason: why nothing was skipped.
+        - moved: the kind of misalignment.
+        - background_dense, background_spot, background_floor: PSNR against the source.
+        - seam_dense, seam_spot, seam_floor: PSNR against the source.
+        - background_to_floor: PSNR of the spot picture against the floor.
 
     Raises:
         Unfair: the two edits did not run the same loop.
     """
-    options = call_options(pipe, image, instruction, given)
+    options = call_options(pipe, image, instruction, arguments)
     warm_up(pipe, options, seed, config)
     dense, spot = (edit(pipe, mode, options, seed, config) for mode in ("dense", "spot"))
     report = spot.report
-    assert report is not None  # of a spot edit
-    same_loop("this picture", "spot", spot.forwards, dense.forwards)
+    assert report is not None  # a spot edit has one
+    spot_loop = spot.forwards + spot.skipped_forwards
+    same_loop("this picture", "spot", spot_loop, dense.forwards)
     figures: Figures = {
         "size": list(spot.picture.size),
         "seconds_dense": dense.seconds,
         "seconds_spot": spot.seconds,
         "forwards": spot.forwards,
+        "skipped_forwards": spot.skipped_forwards,
         "r": report.mean_ratio,
         "flops_saved": report.flops_saved,
         "cache_bytes": report.cache_bytes,
@@ -63,16 +73,21 @@ def verify(
         return figures
     floor = np.asarray(round_trip(pipe, options, report.grid))
     source = np.asarray(image.resize(spot.picture.size, Image.Resampling.LANCZOS))
-    pictures = {"dense": np.asarray(dense.picture), "spot": np.asarray(spot.picture)}
+    pictures = {
+        "dense": np.asarray(dense.picture),
+        "spot": np.asarray(spot.picture),
+        "floor": floor,
+    }
     size = (spot.picture.height, spot.picture.width)
-    for place, find in (("background", background), ("seam", seam)):
-        where = find(report.region, size)
-        for name, picture in (*pictures.items(), ("floor", floor)):
+    places = {"background": background(report.region, size), "seam": seam(report.region, size)}
+    for place, where in places.items():
+        for name, picture in pictures.items():
             figures[f"{place}_{name}"] = _finite(psnr(picture, source, where))
-    far = background(report.region, size)
-    figures["background_to_floor"] = _finite(psnr(pictures["spot"], floor, far))
+    to_floor = psnr(pictures["spot"], floor, places["background"])
+    figures["background_to_floor"] = _finite(to_floor)
     return figures
 
 
 def _finite(value: float) -> float | None:
+    """Return `value`, or None if it is infinite or not a number, which JSON cannot hold."""
     return value if math.isfinite(value) else None

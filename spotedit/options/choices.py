@@ -1,11 +1,14 @@
 """The named choices of `SpotEditConfig`, and the types of the functions that can replace them."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from spotedit_kernels.impl import Impl
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+else:
+    Tensor = Any  # the command line reads the options before it imports PyTorch
 
+Impl = Literal["auto", "triton", "reference"]  # `spotedit_kernels.impl.Impl`, which needs PyTorch
 Grid = tuple[int, int]  # rows and columns of tokens, or height and width in pixels
 Features = Callable[[Tensor], list[Tensor]]  # tokens [B, N, C] -> feature maps [B, C_l, H_l, W_l]
 

@@ -4,9 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypedDict, get_args
 
-from spotedit_kernels.impl import Impl
-
-from .choices import CustomJudge, Fusion, FusionName, JudgeName
+from .choices import CustomJudge, Fusion, FusionName, Impl, JudgeName
 from .presets import PRESETS, THRESHOLDS, PresetName, Settings
 from .temporal import TaylorSeer, TeaCache, Temporal
 from .validation import is_int, is_number, require

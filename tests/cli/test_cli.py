@@ -1,11 +1,13 @@
-"""The command line: exit codes, checks before work, files, comparison."""
+"""Tests of the command line: exit codes, checks before the work, files and comparison."""
 
 import importlib
 import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +19,13 @@ from PIL import Image
 from small_kontext import PROMPT, random_kontext
 
 import spotedit
-from spotedit.cli import demo, edit, main, pipelines, preview
+from spotedit.cli import demo, edit, main, options, pipelines, preview
 
 WIDTH, HEIGHT = 64, 48
 
 
 class PromptedKontext(FluxKontextPipeline):
-    """A random pipeline that takes the picture's own size and makes embeddings from nothing."""
+    """A random pipeline that edits at the picture's size and ignores the prompt."""
 
     def __call__(
         self,
@@ -38,10 +40,10 @@ class PromptedKontext(FluxKontextPipeline):
         max_area=1024**2,
         _auto_resize=False,
     ):
-        given = {
+        arguments = {
             name: value for name, value in locals().items() if name not in ("self", "__class__")
         }
-        return super().__call__(**given)
+        return super().__call__(**arguments)
 
     def encode_prompt(self, **arguments):
         generator = torch.Generator().manual_seed(0)
@@ -52,7 +54,7 @@ class PromptedKontext(FluxKontextPipeline):
 
 @pytest.fixture
 def model(monkeypatch) -> list[object]:
-    """`edit` gets a random pipeline; the list holds the ones that were loaded."""
+    """Let `edit` and `preview` load random pipelines; return the list of those that they load."""
     loaded: list[object] = []
 
     def load(*args):
@@ -80,11 +82,14 @@ def picture(tmp_path) -> Path:
 
 @pytest.fixture
 def run(picture, tmp_path) -> Callable[..., int]:
-    """`spotedit edit in.png "add a hat" -o out.png --model x`, with more arguments."""
+    """Return a function that runs `spotedit edit in.png "add a hat" -o out.png --model x`.
 
-    def command(*more: object, output: str = "out.png", model: str = "some/model") -> int:
-        given = ["edit", picture, "add a hat", "-o", tmp_path / output, "--model", model]
-        return main([str(argument) for argument in (*given, *more)])
+    It takes further arguments of the command line.
+    """
+
+    def command(*further: object, output: str = "out.png", model: str = "some/model") -> int:
+        arguments = ["edit", picture, "add a hat", "-o", tmp_path / output, "--model", model]
+        return main([str(argument) for argument in (*arguments, *further)])
 
     return command
 
@@ -101,6 +106,61 @@ def test_help_does_not_wait_for_pytorch():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stdout.startswith("False\nusage: spotedit")
+
+
+def test_help_of_a_command_does_not_wait_for_pytorch_either():
+    program = "import sys, spotedit.cli.options as o; print('torch' in sys.modules); o.parse{}"
+    arguments = ("edit", ["--help"])
+    command = [sys.executable, "-c", program.format(arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout.startswith("False\nusage: spotedit edit")
+
+
+@pytest.mark.parametrize("command", ["demo", "edit", "preview", "verify", "eval"])
+def test_every_field_of_the_configuration_is_an_option(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    for field in fields(spotedit.SpotEditConfig):
+        option = field.name.replace("_", "-")
+        assert re.search(rf"--{option}[ ,]", out), option
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("", {}),
+        ("--preset fast --threshold auto", {"preset": "fast", "threshold": "auto"}),
+        ("--judge l2 --threshold 0.1", {"judge": "l2", "threshold": 0.1}),
+        ("--reset-steps 3 9 --dilation 2", {"reset_steps": (3, 9), "dilation": 2}),
+        ("--no-match-size --cache-text", {"match_size": False, "cache_text": True}),
+        ("--reference 1 --cache-dtype int8", {"reference": 1, "cache_dtype": "int8"}),
+        ("--temporal TaylorSeer", {"temporal": spotedit.TaylorSeer()}),
+        ("--temporal TaylorSeer(interval=3)", {"temporal": spotedit.TaylorSeer(interval=3)}),
+        ("--temporal TeaCache(coefficients=[1,2])", {"temporal": spotedit.TeaCache(None, [1, 2])}),
+    ],
+)
+def test_options_become_the_configuration(given, expected):
+    parsed = options.parse("edit", ["in.png", "add a hat", "-o", "out.png", *given.split()])
+    assert options.spotedit_config(parsed.config) == spotedit.SpotEditConfig(**expected)
+
+
+@pytest.mark.parametrize(
+    "method", ["Seer", "TaylorSeer(3)", "TaylorSeer(pace=3)", "TeaCache(", "TaylorSeer(interval=0)"]
+)
+def test_a_temporal_method_that_does_not_exist(method, capsys):
+    with pytest.raises(SystemExit) as stop:
+        options.parse("demo", ["--temporal", method])
+    assert stop.value.code == 2
+    assert "expected" in capsys.readouterr().err
+
+
+def test_options_that_exclude_each_other(run, model, capsys, tmp_path):
+    assert run("--reset-every", 4, "--reset-steps", 3) == 2
+    assert "exclude each other" in capsys.readouterr().err
+    assert names(tmp_path) == set()
 
 
 @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["demo", "--scenes", "0"], ["edit"]])
@@ -141,7 +201,7 @@ def test_a_model_must_be_named(picture, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("more", "output", "message"),
+    ("arguments", "output", "message"),
     [
         ([], "in.png", "already exists"),
         ([], "missing/out.png", "create it first"),
@@ -153,8 +213,8 @@ def test_a_model_must_be_named(picture, tmp_path, capsys):
         (["--device", "cpu", "--offload", "model"], "out.png", "needs a GPU"),
     ],
 )
-def test_bad_input(run, model, capsys, tmp_path, more, output, message):
-    assert run(*more, output=output) == 2
+def test_bad_input(run, model, capsys, tmp_path, arguments, output, message):
+    assert run(*arguments, output=output) == 2
     assert message in capsys.readouterr().err
     assert model == []
     assert names(tmp_path) == set()
@@ -241,6 +301,13 @@ def test_edit_writes_the_picture_and_the_report(run, model, capsys, tmp_path):
     assert "8 steps" in capsys.readouterr().out
 
 
+def test_edit_takes_the_configuration(run, model, tmp_path):
+    config = ("--initial-steps", 1, "--reset-every", 2, "--temporal", "TaylorSeer(warm_up=8)")
+    assert run("--steps", 8, *config, "--report", tmp_path / "r.json") == 0
+    steps = json.loads((tmp_path / "r.json").read_text())["steps"]
+    assert [step["index"] for step in steps if step["kind"] == "full"][:2] == [0, 2]
+
+
 def test_edit_is_reproducible_and_follows_the_seed(run, model, tmp_path):
     for name, seed in (("a.png", 1), ("b.png", 1), ("c.png", 2)):
         assert run("--steps", 4, "--seed", seed, output=name) == 0
@@ -250,7 +317,7 @@ def test_edit_is_reproducible_and_follows_the_seed(run, model, tmp_path):
 
 
 def left_half(kind: str, width: int, height: int) -> Image.Image:
-    """A mask of one kind whose left half may change."""
+    """Return a mask of one kind whose left half may change."""
     left = np.arange(width) < width // 2 * np.ones((height, 1))
     if kind == "16 bit":
         return Image.fromarray(np.where(left, 65535, 300).astype(np.uint16))
@@ -263,8 +330,8 @@ def left_half(kind: str, width: int, height: int) -> Image.Image:
 @pytest.mark.parametrize("kind", ["16 bit", "paint", "palette"])
 def test_mask_decides_where_the_picture_may_change(run, model, tmp_path, kind, scale):
     left_half(kind, int(scale * WIDTH), int(scale * HEIGHT)).save(tmp_path / "mask.png")
-    more = ("--steps", 8, "--mask", tmp_path / "mask.png", "--mask-mode", "replace")
-    assert run(*more, "--report", tmp_path / "r.json") == 0
+    mask = ("--mask", tmp_path / "mask.png", "--mask-mode", "replace")
+    assert run("--steps", 8, *mask, "--report", tmp_path / "r.json") == 0
     region = np.array(json.loads((tmp_path / "r.json").read_text())["region"], dtype=bool)
     columns = region.shape[1]
     assert region[:, : columns // 2].all()
@@ -313,7 +380,7 @@ def test_an_edit_that_is_cut_short_writes_nothing(run, model, monkeypatch, tmp_p
 
 
 def without(folder: Path, call: Callable) -> Callable:
-    """`call`, after which the folder is gone."""
+    """Return a function that does what `call` does, and then deletes the folder."""
 
     def called(*args, **kwargs):
         result = call(*args, **kwargs)
@@ -329,15 +396,16 @@ def test_a_folder_that_vanishes_during_the_edit(run, model, monkeypatch, tmp_pat
     current.mkdir()
     monkeypatch.chdir(current)
     monkeypatch.setattr(edit, "timed", without(out, edit.timed))
-    given = ("--steps", 4, "--compare", "--report", out / "r.json")
-    assert run(*given, output="out/o.png") == 1
+    assert run("--steps", 4, "--compare", "--report", out / "r.json", output="out/o.png") == 1
     lines = capsys.readouterr().err.splitlines()[-4:]
-    found = [sorted(current.glob(f"{n}-????????.*")) for n in ("o", "o-dense", "o-compare", "r")]
-    for line, (path,) in zip(lines, found, strict=True):
+    saved = []
+    for line, name in zip(lines, ("o", "o-dense", "o-compare", "r"), strict=True):
+        (path,) = current.glob(f"{name}-????????.*")
         assert line.endswith(f"It was written to {path} instead")
-    for (path,) in found[:2]:
+        saved.append(path)
+    for path in saved[:2]:
         assert Image.open(path).size == (WIDTH, HEIGHT)
-    assert len(json.loads(found[3][0].read_text())["steps"]) == 4
+    assert len(json.loads(saved[3].read_text())["steps"]) == 4
 
 
 def test_a_report_that_cannot_be_written(run, model, monkeypatch, tmp_path, capsys):
@@ -370,29 +438,29 @@ def test_a_preview_whose_folder_vanishes(model, picture, monkeypatch, tmp_path, 
     current.mkdir()
     monkeypatch.chdir(current)
     monkeypatch.setattr(preview, "call_options", without(out, preview.call_options))
-    given = ["preview", picture, "add a hat", "-o", out / "p.png", "--model", "some/model"]
-    assert main([str(argument) for argument in (*given, "--steps", 8)]) == 1
+    command = ["preview", picture, "add a hat", "-o", out / "p.png", "--model", "some/model"]
+    assert main([str(argument) for argument in (*command, "--steps", 8)]) == 1
     assert capsys.readouterr().err.count("It was written to") == 2
     assert len(names(current)) == 2
 
 
 def test_preview_writes_a_mask_that_edit_takes(model, picture, run, capsys, tmp_path):
-    given = ["preview", picture, "add a hat", "-o", tmp_path / "p.png", "--model", "some/model"]
-    given = [str(argument) for argument in (*given, "--steps", 8, "--threshold", 0.5)]
-    assert main(given) == 0
+    command = ["preview", picture, "add a hat", "-o", tmp_path / "p.png", "--model", "some/model"]
+    command = [str(argument) for argument in (*command, "--steps", 8, "--threshold", 0.5)]
+    assert main(command) == 0
     assert names(tmp_path) == {"p.png", "p-mask.png"}
     assert "1 steps" in capsys.readouterr().out
     mask = Image.open(tmp_path / "p-mask.png")
     assert mask.size == (WIDTH, HEIGHT)
     assert set(np.unique(mask)) <= {0, 255}
     assert run("--mask", tmp_path / "p-mask.png", "--steps", 8, "--threshold", 0.5) == 0
-    assert main(given) == 2
+    assert main(command) == 2
     assert "already exists" in capsys.readouterr().err
 
 
 def test_preview_of_an_edit_that_skips_nothing(model, picture, capsys, tmp_path):
-    given = ["preview", picture, "add a hat", "-o", tmp_path / "p.png", "--model", "some/model"]
-    assert main([str(argument) for argument in (*given, "--steps", 1)]) == 2
+    command = ["preview", picture, "add a hat", "-o", tmp_path / "p.png", "--model", "some/model"]
+    assert main([str(argument) for argument in (*command, "--steps", 1)]) == 2
     assert "too few steps" in capsys.readouterr().err
     assert names(tmp_path) == set()
 
@@ -422,11 +490,11 @@ def test_an_option_that_the_pipeline_does_not_take(
     tiny_editor, picture, command, tmp_path, capsys, monkeypatch
 ):
     call = tiny_editor.TinyKontextPipeline.__call__
-    taken = call.__signature__.parameters.items()
-    less = [parameter for name, parameter in taken if name != "true_cfg_scale"]
-    monkeypatch.setattr(call, "__signature__", call.__signature__.replace(parameters=less))
-    given = [command, picture, "add a hat", "-o", tmp_path / "o.png", "--model", "tiny"]
-    assert main([str(argument) for argument in (*given, "--true-cfg", 4)]) == 2
+    parameters = call.__signature__.parameters.items()
+    fewer = [parameter for name, parameter in parameters if name != "true_cfg_scale"]
+    monkeypatch.setattr(call, "__signature__", call.__signature__.replace(parameters=fewer))
+    arguments = [command, picture, "add a hat", "-o", tmp_path / "o.png", "--model", "tiny"]
+    assert main([str(argument) for argument in (*arguments, "--true-cfg", 4)]) == 2
     assert "true_cfg_scale" in capsys.readouterr().err
     assert names(tmp_path) == set()
 
@@ -440,7 +508,7 @@ def two_threads():
 
 
 def watch_threads(monkeypatch, module, name, then):
-    """Replace a function of a module by `then`; the list holds the threads at every call."""
+    """Replace a function of a module by `then`; return a list of the thread counts at its calls."""
     seen = []
 
     def watched(*args):
@@ -456,15 +524,15 @@ def interrupt(*args):
 
 
 @pytest.mark.parametrize(
-    "given",
+    "command_line",
     ["demo", "edit IN paint -o O.png", "preview IN paint -o O.png", "verify tiny IN paint",
      "calibrate tiny", "eval PIE --out O"],
-    ids=lambda given: given.split()[0],
+    ids=lambda command_line: command_line.split()[0],
 )  # fmt: skip
-def test_the_tiny_editor_has_one_thread(two_threads, picture, tmp_path, monkeypatch, given):
+def test_the_tiny_editor_has_one_thread(two_threads, picture, tmp_path, monkeypatch, command_line):
     make_pie(tmp_path / "PIE", 1)
     monkeypatch.chdir(tmp_path)
-    command, *rest = given.replace("IN", picture.name).split()
+    command, *rest = command_line.replace("IN", picture.name).split()
     module = importlib.import_module(f"spotedit.cli.{command}")
     model = ["--model", "tiny"] if command in ("edit", "preview", "eval") else []
     seen = watch_threads(monkeypatch, module, "load", interrupt)

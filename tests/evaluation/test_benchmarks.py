@@ -259,5 +259,5 @@ def test_a_damaged_parquet_file(tmp_path):
 def test_parquet_without_pyarrow(tmp_path, monkeypatch):
     (tmp_path / "x.parquet").touch()
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(DataError, match=r"spotedit\[benchmarks\]"):
+    with pytest.raises(DataError, match=r"pip install -e \"\.\[benchmarks\]\""):
         read(tmp_path)

@@ -1,4 +1,4 @@
-"""`spotedit eval`: a killed run goes on to the same rows, and only like is compared with like."""
+"""Tests of `spotedit eval`: a killed run is continued, and unlike edits are not compared."""
 
 import json
 import multiprocessing
@@ -30,9 +30,9 @@ KILLS = 3
 CPU = torch.device("cpu")
 
 
-def command(data: Path, out: Path, *more: object, steps: int = STEPS) -> list[str]:
-    given = ["eval", data, "--out", out, "--model", "tiny", "--steps", steps, "--device", "cpu"]
-    return [str(argument) for argument in (*given, *more)]
+def command(data: Path, out: Path, *further: object, steps: int = STEPS) -> list[str]:
+    arguments = ["eval", data, "--out", out, "--model", "tiny", "--steps", steps]
+    return [str(argument) for argument in (*arguments, "--device", "cpu", *further)]
 
 
 def run(arguments: list[str]) -> None:
@@ -44,7 +44,7 @@ def lines_in(out: Path) -> int:
 
 
 def kill_after(process, code: Callable[[], int | None], out: Path, lines: int, wait: float):
-    """SIGKILL once `lines` rows are there and `wait` seconds have passed."""
+    """Kill the process once it has written `lines` rows and `wait` seconds have passed."""
     while lines_in(out) < lines:
         assert code() is None, "the run ended before it was killed"
         time.sleep(0.005)
@@ -53,7 +53,7 @@ def kill_after(process, code: Callable[[], int | None], out: Path, lines: int, w
 
 
 def untimed(out: Path) -> list[dict]:
-    """All rows, edits and figures, without what tells the time."""
+    """Return all rows, of edits and of figures, without their times."""
     rows = []
     for kind in ("rows", "metrics"):
         for row in Lines(out, kind).read().values():
@@ -70,7 +70,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def start():
-    """Start the command in a process of its own; the imports are made once for all."""
+    """Return a function that starts the command in another process, with the imports made."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["spotedit.cli.eval", "spotedit.tiny.pipeline"])
 
@@ -84,7 +84,7 @@ def start():
 
 @pytest.fixture(scope="module")
 def finished(data, start, tmp_path_factory) -> Path:
-    """The output of a run that nothing interrupted."""
+    """Return the output folder of a run that nothing interrupted."""
     out = tmp_path_factory.mktemp("finished")
     process = start(command(data, out))
     process.join()
@@ -314,6 +314,19 @@ def test_scores_come_back_from_a_judge(data, copy, capsys):
 # -- what is wrong is reported and counted
 
 
+def test_absent_metrics_are_named_before_the_edits(data, tmp_path, monkeypatch, capsys):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    absent = {"ssim": "no torchmetrics"}
+    monkeypatch.setattr(
+        "spotedit.cli.eval.networks", lambda *_: Networks({}, None, "none", absent, CPU)
+    )
+    monkeypatch.setattr("spotedit.cli.eval.load", stop)
+    assert main(command(data, tmp_path / "out")) == 130
+    assert "ssim will not be measured: no torchmetrics" in capsys.readouterr().err
+
+
 def test_problems_are_counted_and_the_run_goes_on(tmp_path, capsys):
     rows = make_pie(tmp_path, 3)
     keys = list(rows)
@@ -327,31 +340,31 @@ def test_problems_are_counted_and_the_run_goes_on(tmp_path, capsys):
     assert f"skipped {keys[0]}: editing_type_id" in error
     assert "2 pictures to edit, 1 with both edits" in out
     assert "1 rows of the data set skipped, 2 edits refused" in out
-    assert "mask is empty, 1 times: parts that it cannot give are not measured" in out
+    assert "mask is empty, 1 times: the empty part is not measured" in out
     assert float(cells(out, "psnr_unedit_part")[1]) > 0
     assert cells(out, "psnr_edit_part")[1:] == ["mask is empty"] * 2
     assert f"{keys[2]}, dense: " in out
 
 
 @pytest.mark.parametrize(
-    ("more", "message"),
+    ("arguments", "message"),
     [
         (["--score-only"], "nothing has been edited"),
         (["--model", "a/b/c"], "no such folder"),
     ],
 )
-def test_nothing_to_show(data, tmp_path, capsys, more, message):
-    assert main(command(data, tmp_path / "out", *more)) in (1, 2)
+def test_nothing_to_show(data, tmp_path, capsys, arguments, message):
+    assert main(command(data, tmp_path / "out", *arguments)) in (1, 2)
     assert message in capsys.readouterr().err
 
 
 def test_an_option_that_the_pipeline_does_not_take(data, tmp_path, capsys, monkeypatch):
     from spotedit.tiny import TinyKontextPipeline
 
-    taken = TinyKontextPipeline.__call__.__signature__
-    less = [p for name, p in taken.parameters.items() if name != "true_cfg_scale"]
+    signature = TinyKontextPipeline.__call__.__signature__
+    fewer = [p for name, p in signature.parameters.items() if name != "true_cfg_scale"]
     monkeypatch.setattr(
-        TinyKontextPipeline.__call__, "__signature__", taken.replace(parameters=less)
+        TinyKontextPipeline.__call__, "__signature__", signature.replace(parameters=fewer)
     )
     assert main(command(data, tmp_path / "out", "--true-cfg", 4)) == 2
     assert "true_cfg_scale" in capsys.readouterr().err

@@ -1,6 +1,7 @@
-"""Figures of an edit: PIE-Bench's parts, absent weights, degenerate masks, no made-up number."""
+"""Tests of the metrics: PIE-Bench's parts, absent weights, degenerate masks, missing figures."""
 
 import math
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,7 +24,7 @@ needs_torchvision = pytest.mark.skipif(
 
 @pytest.fixture
 def offline(monkeypatch):
-    """No hub, and an error where something is fetched after all."""
+    """Switch the hub off, and fail if anything is downloaded."""
 
     def fetched(*args, **kwargs):
         raise AssertionError("a download was tried")
@@ -44,13 +45,13 @@ def hub(tmp_path):
 
 @pytest.fixture
 def plain(offline, hub) -> Networks:
-    """What can be measured without any weights."""
+    """Return the metrics that need no weights."""
     return networks(CPU, *NOWHERE)
 
 
 @pytest.fixture
 def clip(tmp_path) -> str:
-    """The folder of a random CLIP model, with the tiny editor's tokenizer."""
+    """Return the folder of a random CLIP model with the tiny editor's tokenizer."""
     from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -150,6 +151,20 @@ def test_absent_weights_are_named_and_nothing_is_fetched(plain):
     assert not metrics.lacking(values, plain)
 
 
+def test_without_the_extra_there_is_psnr_and_the_others_name_it(offline, hub, monkeypatch):
+    for name in [*sys.modules]:
+        if name.partition(".")[0] == "torchmetrics":
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)  # as if it was not installed
+    without = networks(CPU, *NOWHERE)
+    assert set(without.distances) == {"psnr", "mse"}
+    for name in ("ssim", "lpips", "dists"):
+        assert 'pip install -e ".[benchmarks]"' in without.absent[name]
+    values = metrics.measure(picture(0), picture(1), item(half()), without)
+    assert isinstance(values["psnr"], float)
+    assert values["ssim"] == "weights not present"
+
+
 def test_figures_are_completed_when_weights_arrive(plain, clip, offline):
     values = metrics.measure(picture(0), picture(1), item(half()), plain)
     assert metrics.lacking(values, networks(CPU, clip, NOWHERE[1]))
@@ -187,7 +202,7 @@ def test_clip_of_a_full_and_of_an_empty_mask(clip, offline, hub):
 
 
 def test_structure_distance(tmp_path, offline, hub):
-    """With a random network: the keys' resemblance is what counts, not the keys."""
+    """Check properties that hold for any weights, with a random network."""
     from transformers import ViTConfig, ViTModel
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""`spotedit verify`: figures of one's own pictures, and a row that says nothing about them."""
+"""Tests of `spotedit verify`: the figures, and the row that says nothing about the pictures."""
 
 import json
 import re
@@ -41,12 +41,24 @@ def test_verify(given, tmp_path, capsys):
     assert figures["forwards"] == 6
     assert 0 < figures["flops_saved"] < 1
     assert figures["cache_bytes"] > 0
-    # what is reused is the source through the VAE and back, but for what its neighbours shed
+    # a reused token is the source through the VAE, apart from the influence of its neighbours
     assert figures["background_to_floor"] > 40
     assert figures["background_spot"] == pytest.approx(figures["background_floor"], abs=0.5)
     assert figures["seam_spot"] < figures["seam_floor"] + 0.5
     assert main(arguments) == 2
     assert "already exists" in capsys.readouterr().err
+
+
+def test_forwards_that_a_temporal_method_skips_are_part_of_the_loop(given, tmp_path):
+    row = tmp_path / "row.json"
+    arguments = ["verify", "tiny", *given, "--steps", "8", "--device", "cpu", "--row", str(row)]
+    assert main([*arguments, "--temporal", "TaylorSeer(interval=2)", "--dilation", "0"]) == 0
+    found = json.loads(row.read_text())
+    (figures,) = found["edits"]
+    assert figures["skipped_forwards"] > 0
+    assert figures["forwards"] + figures["skipped_forwards"] == 8
+    assert found["settings"]["temporal"]["interval"] == 2
+    assert found["settings"]["dilation"] == 0
 
 
 def test_the_floor_is_the_source_through_the_vae(given):
@@ -86,7 +98,7 @@ def test_two_loops_are_not_compared(given, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("path", SHARED, ids=[path.name for path in SHARED])
 def test_a_shared_row_is_one_of_verify(given, tmp_path, path):
-    """Every row in the repository has the fields that the command writes, and no path."""
+    """Check that every row in the repository has the command's fields and no path."""
     fresh = tmp_path / "row.json"
     assert main(["verify", "tiny", *given, "--steps", "2", "--row", str(fresh)]) == 0
     ours, shared = (json.loads(file.read_text()) for file in (fresh, path))

@@ -3,13 +3,13 @@ from dataclasses import replace
 from typing import get_type_hints
 
 import pytest
+from spotedit_kernels import impl
 
 import spotedit
-from spotedit import cli
 from spotedit.engine.fusion import weights
 from spotedit.judge.judges import JUDGES
-from spotedit.options.choices import PUBLISHED_RESETS
-from spotedit.options.config import PRESETS, THRESHOLDS, Overrides, Settings, resolve
+from spotedit.options.choices import PUBLISHED_RESETS, Impl
+from spotedit.options.config import THRESHOLDS, Overrides, Settings, resolve
 
 
 @pytest.mark.parametrize(
@@ -85,8 +85,8 @@ def test_a_judge_of_your_own_needs_a_threshold():
     assert (settings.judge, settings.threshold) == (own, 0.5)
 
 
-def test_the_command_line_knows_the_presets():
-    assert tuple(PRESETS) == cli._PRESETS
+def test_the_options_have_the_implementations_of_the_kernels():
+    assert Impl == impl.Impl
 
 
 def test_overrides_are_the_fields_of_the_configuration():

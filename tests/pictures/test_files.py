@@ -1,4 +1,4 @@
-"""Files out: disks that are full, read-only or gone cost no finished picture and no traceback."""
+"""Tests of writing: a full, read-only or missing disk costs no picture and shows no traceback."""
 
 import argparse
 import errno
@@ -21,7 +21,7 @@ from spotedit.cli import calibrate, demo, main, verify
 from spotedit.cli import eval as evaluate
 from spotedit.cli.errors import Failure
 from spotedit.cli.figure import save_figure
-from spotedit.cli.pipelines import explained
+from spotedit.cli.pipelines import explain_errors
 from spotedit.evaluation import run as evaluation
 from spotedit.evaluation.data import DataSet, Item
 from spotedit.evaluation.edits import Edit
@@ -63,7 +63,7 @@ def file_size_limit(size: int) -> Iterator[None]:
 
 @contextmanager
 def mounted(folder: Path, *options: str) -> Iterator[None]:
-    """A small file system of its own at `folder`."""
+    """Mount a small file system at `folder`."""
     command = ["mount", "-t", "tmpfs", "-o", ",".join(("size=16k", *options)), "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
         pytest.skip("only root may mount a file system")
@@ -75,7 +75,7 @@ def mounted(folder: Path, *options: str) -> Iterator[None]:
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch) -> dict[str, Path]:
-    """Current, home and temporary folder of the test."""
+    """Return the current, home, temporary and requested folders of the test."""
     folders = {name: tmp_path / name for name in ("current", "home", "temporary", "asked")}
     for folder in folders.values():
         folder.mkdir()
@@ -241,7 +241,7 @@ def test_another_file_of_that_name_is_left_alone(elsewhere):
 
 
 def stub(monkeypatch, module, asked, **results) -> None:
-    """Replace functions of a command's module; the folder `asked` is gone after the first call."""
+    """Replace functions of a command's module by results; the first call deletes `asked`."""
 
     def replacement(result, *args):
         if asked.is_dir():
@@ -259,7 +259,7 @@ def test_demo_verify_and_calibrate_lose_nothing(elsewhere, monkeypatch, capsys):
     row = {"some": "figures"}
     stub(
         monkeypatch, demo, asked,
-        _trials=([SimpleNamespace(report=report)], None), _row=("", [NOISE] * 4), table="table",
+        _trials=[SimpleNamespace(report=report)], _row=("", [NOISE] * 4), table="table",
     )  # fmt: skip
     monkeypatch.setattr(demo, "load", lambda *args: None)
     assert main(["demo", "--out", str(asked / "d.png")]) == 1
@@ -268,7 +268,13 @@ def test_demo_verify_and_calibrate_lose_nothing(elsewhere, monkeypatch, capsys):
     assert error.count("It was written to") == error.count("\n") == 2
 
     asked.mkdir()
-    results = {"loop_settings": {}, "native": NOISE, "verify": row, "_row": row, "_table": "table"}
+    results = {
+        "loop_settings": {},
+        "prepared": NOISE,
+        "verify": row,
+        "_row": row,
+        "_table": "table",
+    }
     stub(monkeypatch, verify, asked, **results)
     given = ["tiny", "in.png", "paint", "--device", "cpu"]
     assert main(["verify", *given, "--row", str(asked / "v.json")]) == 1
@@ -278,7 +284,7 @@ def test_demo_verify_and_calibrate_lose_nothing(elsewhere, monkeypatch, capsys):
 
     asked.mkdir()
     fit = SimpleNamespace(coefficients=(1.0, 2.0), r2=1.0, inputs=[0, 1], outputs=[0, 1])
-    results = {"loop_settings": {}, "native": NOISE, "calibrate": fit, "machine": {}}
+    results = {"loop_settings": {}, "prepared": NOISE, "calibrate": fit, "machine": {}}
     stub(monkeypatch, calibrate, asked, **results)
     assert main(["calibrate", *given, "--out", str(asked / "c.json")]) == 1
     out, error = capsys.readouterr()
@@ -342,7 +348,7 @@ def test_a_run_on_a_full_disk_ends_and_goes_on(tmp_path, monkeypatch):
 
 
 def test_what_eval_cannot_write_is_a_failure(tmp_path, monkeypatch, capsys):
-    with pytest.raises(Failure, match="disk"), explained(torch.device("cpu")):
+    with pytest.raises(Failure, match="disk"), explain_errors(torch.device("cpu")):
         raise OutputError("the disk is full")
 
     data = DataSet("none", [], [])

@@ -1,0 +1,300 @@
+"""The options of every command. tyro makes the command line from these dataclasses.
+
+A field is an option: `mask_mode` becomes `--mask-mode`, and the text below the field its help.
+"""
+
+import ast
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.constructors import PrimitiveConstructorSpec
+
+from ..options.config import SpotEditConfig
+from ..options.temporal import TaylorSeer, TeaCache, Temporal
+
+MODELS = "tiny (comes with the package), black-forest-labs/FLUX.1-Kontext-dev, or a folder"
+_TEMPORAL_METHODS = {"TeaCache": TeaCache, "TaylorSeer": TaylorSeer}
+
+
+def parse(command: str, arguments: Sequence[str]) -> Any:
+    """Return the options dataclass of `command`, filled from the command line.
+
+    Raises:
+        SystemExit: with 2 if `arguments` has a mistake, with 0 after `--help`.
+    """
+    try:
+        return tyro.cli(COMMANDS[command], prog=f"spotedit {command}", args=arguments)
+    except SystemExit as stop:
+        if stop.code:
+            print(f"usage: spotedit {command} --help lists the options", file=sys.stderr)
+        raise
+
+
+def at_least(low: int) -> PrimitiveConstructorSpec[Any]:
+    """Return the specification of an option that takes an integer of at least `low`."""
+
+    def integer(text: str) -> int:
+        value = int(text)
+        if value < low:
+            raise ValueError(f"{value} is too small; expected at least {low}")
+        return value
+
+    return _read_by(integer, "INT")
+
+
+def _read_by(read: Callable[[str], Any], metavar: str) -> PrimitiveConstructorSpec[Any]:
+    """Return the specification of an option whose value is what `read` makes of one word."""
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda words: read(words[0]),
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def temporal_method(text: str) -> Temporal:
+    """Return the method that `text` names: `TaylorSeer`, or `TaylorSeer(interval=3)`.
+
+    Raises:
+        ValueError: `text` has another form, or an argument is out of range.
+    """
+    expected = f"{text!r}; expected {' or '.join(_TEMPORAL_METHODS)}, with arguments in (...)"
+    try:
+        call = ast.parse(text if "(" in text else f"{text}()", mode="eval").body
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+            raise ValueError(expected)
+        arguments = {str(item.arg): ast.literal_eval(item.value) for item in call.keywords}
+        return _TEMPORAL_METHODS[call.func.id](**arguments)
+    except (SyntaxError, KeyError, TypeError) as error:
+        raise ValueError(expected) from error
+
+
+def _option_type(annotation: Any) -> Any:
+    """Return the type of the option for a field of `SpotEditConfig`: all of it but functions."""
+    if annotation == Temporal | None:
+        return Annotated[annotation, _read_by(temporal_method, "METHOD")]
+    if get_origin(annotation) not in (Union, UnionType):
+        return annotation
+    members = [member for member in get_args(annotation) if get_origin(member) is not Callable]
+    return Union[tuple(members)]  # noqa: UP007
+
+
+if TYPE_CHECKING:
+    ConfigOptions = SpotEditConfig
+else:  # the same fields without the checks, whose errors the command reports
+    ConfigOptions = make_dataclass(
+        "ConfigOptions",
+        [(f.name, _option_type(f.type), field(default=f.default)) for f in fields(SpotEditConfig)],
+    )
+    ConfigOptions.__doc__ = SpotEditConfig.__doc__
+
+
+def spotedit_config(options: ConfigOptions) -> SpotEditConfig:
+    """Return the configuration that the command line asks for.
+
+    Raises:
+        ValueError: an option is out of range, or two options exclude each other.
+    """
+    return SpotEditConfig(**vars(options))
+
+
+def changed_fields(config: SpotEditConfig) -> dict[str, Any]:
+    """Return the fields of `config` that differ from their defaults, as JSON can hold them."""
+    defaults = asdict(SpotEditConfig())
+    return {name: value for name, value in asdict(config).items() if value != defaults[name]}
+
+
+@dataclass(kw_only=True)
+class PipelineOptions:
+    """How the pipeline is loaded and called."""
+
+    steps: Annotated[int | None, at_least(1)] = None
+    """Number of steps. None takes the pipeline's default."""
+    guidance: float | None = None
+    """Guidance scale. None takes the pipeline's default."""
+    true_cfg: float | None = None
+    """Scale of classifier-free guidance. None takes the pipeline's default."""
+    negative_prompt: str | None = None
+    """What the picture should not show. None takes the pipeline's default."""
+    seed: Annotated[int, at_least(0)] = 0
+    """Seed of the noise."""
+    device: str | None = None
+    """Device such as cuda, cuda:1, mps or cpu. None takes the best one of this machine."""
+    dtype: Literal["bfloat16", "float16", "float32"] | None = None
+    """Data type of the weights. None takes float32 on a CPU and bfloat16 elsewhere."""
+    offload: Literal["none", "model", "group", "sequential"] = "none"
+    """Keep the weights in host memory, which needs less GPU memory and more time."""
+
+    def call_arguments(self) -> dict[str, Any]:
+        """Return the arguments of the pipeline's call that the command line sets."""
+        arguments = {
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance,
+            "true_cfg_scale": self.true_cfg,
+            "negative_prompt": self.negative_prompt,
+        }
+        return {name: value for name, value in arguments.items() if value is not None}
+
+
+@dataclass(kw_only=True)
+class SpotOptions:
+    """The options of every command that edits pictures with SpotEdit."""
+
+    pipeline: OmitArgPrefixes[PipelineOptions]
+    config: OmitArgPrefixes[ConfigOptions]
+
+
+@dataclass(kw_only=True)
+class DemoOptions:
+    """Compare dense and spot editing on small scenes.
+
+    Edit held-out scenes with the tiny editor, dense and spot in turn, and compare time and quality.
+    Needs no GPU and no network.
+    """
+
+    out: Annotated[Path | None, arg(metavar="PATH")] = None
+    """Folder, or .png file of the figure. None writes to the folder spotedit-demo, which every run
+    overwrites."""
+    scenes: Annotated[int, at_least(1)] = 4
+    """Number of scenes."""
+    steps: Annotated[int, at_least(1)] = 28
+    """Number of steps."""
+    seed: Annotated[int, at_least(0)] = 0
+    """Seed of the first scene."""
+    force: bool = False
+    """Overwrite the files of --out."""
+    config: OmitArgPrefixes[ConfigOptions]
+
+
+@dataclass(kw_only=True)
+class PictureOptions(SpotOptions):
+    """The options of a command that edits one picture."""
+
+    image: Annotated[Positional[Path], arg(metavar="IMAGE")]
+    """The picture to edit."""
+    instruction: Annotated[Positional[str], arg(metavar="INSTRUCTION")]
+    """What to change, such as "add a scarf to the dog"."""
+    output: Annotated[Path, arg(aliases=["-o"], metavar="OUT")]
+    """File for the result."""
+    model: Annotated[str | None, arg(metavar="MODEL", help=f"{MODELS}.")] = None
+    force: bool = False
+    """Overwrite the output files."""
+
+
+@dataclass(kw_only=True)
+class EditOptions(PictureOptions):
+    """Edit a picture."""
+
+    mask: Path | None = None
+    """Picture with the aspect of IMAGE that shows where IMAGE may change: white, or paint of any
+    colour on a transparent ground."""
+    mask_mode: Literal["intersect", "union", "replace"] = "intersect"
+    """How the mask is combined with the tokens that SpotEdit selects."""
+    compare: bool = False
+    """Also edit without skipping; write OUT-dense and OUT-compare and print both times."""
+    report: Annotated[Path | None, arg(metavar="R.json")] = None
+    """File for the report of what was skipped."""
+    fail_if_unchanged: bool = False
+    """Exit with status 3 if nothing was edited. OUT is written all the same."""
+
+
+@dataclass(kw_only=True)
+class PreviewOptions(PictureOptions):
+    """See what an edit would regenerate.
+
+    Run an edit up to its first judgement and write OUT: source, draft and scores. OUT-mask.png has
+    the size of IMAGE and is white where the same `spotedit edit` would begin to regenerate. Change
+    it as you like and give it to --mask.
+    """
+
+
+@dataclass(kw_only=True)
+class VerifyOptions(SpotOptions):
+    """Compare dense and spot editing on your own pictures.
+
+    Edit each picture dense and spot in the same loop and compare time, background and seam. Write
+    the figures to a JSON file that you can share; it has no pictures, names or instructions.
+    """
+
+    model: Annotated[Positional[str], arg(metavar="MODEL", help=f"{MODELS}.")]
+    pairs: Annotated[Positional[tuple[str, ...]], arg(metavar="PICTURE INSTRUCTION ...")]
+    """Pictures, each followed by its instruction."""
+    row: Annotated[Path, arg(metavar="FILE.json")] = Path("spotedit-verify.json")
+    """File for the figures."""
+    force: bool = False
+    """Overwrite FILE.json."""
+
+
+@dataclass(kw_only=True)
+class EvalOptions(SpotOptions):
+    """Compare dense and spot editing on a published benchmark.
+
+    Edit every picture dense and spot, measure, and print a table. Run the same command again to
+    continue a run that was stopped. `torchrun --nproc-per-node N -m spotedit.cli eval ...` divides
+    the pictures among N processes.
+    """
+
+    data: Annotated[Positional[Path], arg(metavar="DATA")]
+    """Folder of PIE-Bench, PIE-Bench++ or ImgEdit Basic."""
+    out: Path
+    """Folder for rows, pictures and table.md."""
+    model: Annotated[str | None, arg(metavar="MODEL", help=f"{MODELS}.")] = None
+    pictures: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """Folder that the paths in the benchmark's list start from. None takes the benchmark's own."""
+    limit: Annotated[int | None, at_least(1)] = None
+    """Take the first pictures only, at most this many."""
+    clip: Annotated[str | None, arg(metavar="MODEL")] = None
+    """Folder or id of the CLIP model that measures. None takes openai/clip-vit-large-patch14."""
+    prompts: bool = False
+    """Write prompts.jsonl and source/ for a judge."""
+    score_only: bool = False
+    """Edit nothing; measure the edits that exist."""
+
+
+@dataclass(kw_only=True)
+class CalibrateOptions:
+    """Fit TeaCache to a model.
+
+    Edit pictures dense and fit the coefficients that TeaCache(coefficients=...) takes, for a model
+    without published ones. Take pictures and steps like those that you will edit.
+    """
+
+    model: Annotated[Positional[str], arg(metavar="MODEL", help=f"{MODELS}.")]
+    pairs: Annotated[Positional[tuple[str, ...]], arg(metavar="PICTURE INSTRUCTION ...")] = ()
+    """Pictures, each followed by its instruction."""
+    scenes: Annotated[int, at_least(1)] = 16
+    """Number of scenes to edit if the model is tiny and no pictures are given."""
+    also: Annotated[tuple[Annotated[int, at_least(2)], ...], arg(metavar="INT ...")] = ()
+    """Further numbers of steps beside --steps: the coefficients hold for all of them."""
+    out: Annotated[Path, arg(metavar="FILE.json")] = Path("spotedit-teacache.json")
+    """File for the coefficients and where they come from."""
+    force: bool = False
+    """Overwrite FILE.json."""
+    preset: str = "default"
+    """Has no effect: these edits are dense."""
+    threshold: str | None = None
+    """Has no effect: these edits are dense."""
+    pipeline: OmitArgPrefixes[PipelineOptions]
+
+
+@dataclass(kw_only=True)
+class EnvOptions:
+    """Print versions and devices, for bug reports."""
+
+
+COMMANDS = {
+    "demo": DemoOptions,
+    "edit": EditOptions,
+    "preview": PreviewOptions,
+    "verify": VerifyOptions,
+    "eval": EvalOptions,
+    "calibrate": CalibrateOptions,
+    "env": EnvOptions,
+}
