@@ -20,12 +20,12 @@ class Row:
 
     Attributes:
         name: what was measured.
-        value: the figure, in `unit`; nan where there was nothing to measure.
+        value: the figure, in `unit`; nan if there was nothing to measure.
         unit: such as "ms", "dB", "x" (a ratio of two times) or "share" (0..1).
         low, high: ends of the interval that the table's notes name, or None.
-        samples: how many measurements stand behind the value.
+        samples: number of measurements behind the value.
         at_least, at_most: the target, or None.
-        parameters: shapes and settings; they become the table's columns.
+        parameters: shapes and settings; each becomes a column of the table.
     """
 
     name: str
@@ -42,28 +42,35 @@ class Row:
     def median(
         cls, name: str, values: Sequence[float] | np.ndarray, unit: str, **more: Any
     ) -> "Row":
-        """Median of `values` with their 20th and 80th percentiles."""
-        low, middle, high = np.percentile(values, (20, 50, 80)).tolist()
-        return cls(name, middle, unit, low, high, len(values), **more)
+        """Make a row of the median of `values`, with their 20th and 80th percentiles."""
+        low, median, high = np.percentile(values, (20, 50, 80)).tolist()
+        return cls(name, median, unit, low, high, len(values), **more)
 
     @property
     def met(self) -> bool | None:
-        """Whether the value reaches its target; None without one."""
+        """Whether the value reaches its target; None if it has no target."""
         if self.at_least is None and self.at_most is None:
             return None
-        above = self.at_least is None or self.value >= self.at_least
-        return above and (self.at_most is None or self.value <= self.at_most)
+        high_enough = self.at_least is None or self.value >= self.at_least
+        low_enough = self.at_most is None or self.value <= self.at_most
+        return high_enough and low_enough
+
+
+def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a markdown table without padding, so that a changed cell changes only its line."""
+    cells = [header, ["---"] * len(header), *lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The rows as a table, with a column for every parameter that any of them has."""
+    """Return the rows as a table, with a column for every parameter that any of them has."""
     names = list(dict.fromkeys(name for row in rows for name in row.parameters))
-    lines = [["measured", *names, "value", "unit", "n", "target"]]
-    lines.append(["---"] * len(lines[0]))
+    header = ["measured", *names, "value", "unit", "n", "target"]
+    lines = []
     for row in rows:
         parameters = [str(row.parameters.get(name, "")) for name in names]
         lines.append([row.name, *parameters, _value(row), row.unit, str(row.samples), _target(row)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return table(header, lines)
 
 
 def _value(row: Row) -> str:
@@ -89,10 +96,10 @@ def save(
     notes: Sequence[str] = (),
     folder: Path = RESULTS,
 ) -> str:
-    """Write NAME.json and NAME.md into `folder`, whole or not at all; returns the markdown."""
+    """Write NAME.json and NAME.md into `folder`, each whole or not at all; return the markdown."""
     folder.mkdir(parents=True, exist_ok=True)
-    listed = [f"- {key}: {value}" for key, value in environment.items()]
-    text = "\n".join([f"# {name}", "", *notes, "", markdown(rows), "", *listed, ""])
+    settings = [f"- {key}: {value}" for key, value in environment.items()]
+    text = "\n".join([f"# {name}", "", *notes, "", markdown(rows), "", *settings, ""])
     data = {
         "name": name,
         "notes": list(notes),
@@ -106,7 +113,7 @@ def save(
 
 
 def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON knows neither nan nor infinity."""
+    """Replace nan and infinity, which JSON does not have, by None."""
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in row.items()

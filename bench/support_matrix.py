@@ -1,13 +1,15 @@
-"""What works with which pipeline, from the tests' own outcomes. ``python -m bench.support_matrix``.
+"""Write docs/support.md, which says what works with which pipeline.
 
-Runs the tests of families and combinations, also the slow ones, and writes docs/support.md.
+``python -m bench.support_matrix`` runs the tests of pipeline families and combinations, slow ones
+too, and reads their outcomes.
 """
 
 import re
 import sys
 from collections.abc import Mapping
 
-from .junit import WORST, cases, markdown, write
+from .junit import WORST, cases, write
+from .rows import table as markdown_table
 
 TESTS = (
     "tests/models/test_families.py",
@@ -15,7 +17,7 @@ TESTS = (
     "tests/engine/test_offload.py",
     "tests/engine/test_quantised.py",
 )
-# test -> row; of tests that are not here the row is what follows the pipeline's name in their id
+# test -> its row; the row of any other test is what follows the pipeline's name in the test's id
 ROWS = {
     "test_all_tokens_active_equals_stock": "all tokens active equals stock; disabled is stock",
     "test_one_forward_with_unchanged_tokens_equals_the_full_one": "unchanged tokens",
@@ -32,7 +34,7 @@ ROWS = {
     "test_siblings_stay_stock": "from_pipe siblings stay stock",
     "test_saved_and_loaded_again": "save_pretrained and reload",
 }
-# row -> why it is not tested everywhere; a row of which nothing is tested is in the table too
+# row -> why it is not tested with every pipeline
 CALLBACK = "LongCat's pipeline and the modular ones take no callback."
 ONE_A_VAE = "tested once for each class of VAE."
 WHY = {
@@ -55,6 +57,7 @@ WHY = {
     "found*. The whole edits of `pytest -m gpu` passed on an H200.",
     "offload on a GPU, with streams": "no GPU here; `pytest -m gpu` passed on an H200.",
 }
+# rows of the table although no test of them runs here
 NOT_HERE = ("sequential offload", "offload on a GPU, with streams")
 GUIDED = "classifier-free guidance"
 HEADER = """# What works with what
@@ -71,38 +74,40 @@ alone where the stock pipeline reads wrong weights of such a VAE (FLUX.2's; Qwen
 
 
 def outcomes(junit: str) -> dict[tuple[str, str], str]:
-    """A pytest run's XML -> {(row, pipeline): "yes", "skipped" or "fails"}; the worst counts."""
-    found: dict[tuple[str, str], str] = {}
+    """Return the result, one of `junit.WORST`, of each (row, pipeline); the worst test counts."""
+    results: dict[tuple[str, str], str] = {}
     for case in cases(junit):
         name = re.fullmatch(r"(\w*Pipeline(?: \w+)?)(?:-(.+))?", case.parameters)
         if name is None:
             continue
         pipeline, rest = name.groups()
         row = GUIDED if rest == "CFG" else ROWS.get(case.test, rest or case.test)
-        before = found.get((row, pipeline), "yes")
-        found[row, pipeline] = max(case.result, before, key=WORST.index)
-    return found
+        previous = results.get((row, pipeline), "yes")
+        results[row, pipeline] = max(case.result, previous, key=WORST.index)
+    return results
 
 
-def table(found: Mapping[tuple[str, str], str]) -> str:
-    """Markdown: a row for each combination, a column for each pipeline, in order of appearance.
+def table(results: Mapping[tuple[str, str], str]) -> str:
+    """Return a table with a row for each combination and a column for each pipeline.
 
-    Below it, why a row has gaps.
+    Both keep the order in which they first appear. Below the table stands why a row has gaps.
     """
-    rows, pipelines = (list(dict.fromkeys(keys)) for keys in zip(*found, strict=True))
+    rows, pipelines = (list(dict.fromkeys(keys)) for keys in zip(*results, strict=True))
     rows += [row for row in NOT_HERE if row not in rows]
-    lines = [["", *(f"`{name}`" for name in pipelines)]]
-    lines += [[row, *(found.get((row, name), "not tested") for name in pipelines)] for row in rows]
-    gaps = [line[0] for line in lines if "not tested" in line]
+    header = ["", *(f"`{name}`" for name in pipelines)]
+    lines = [[row, *(results.get((row, name), "not tested") for name in pipelines)] for row in rows]
+    gaps = [row for row, *cells in lines if "not tested" in cells]
     reasons = "".join(f"- *{row}*: {WHY.get(row, 'no reason is known.')}\n" for row in gaps)
-    return f"{markdown(lines)}\n{reasons}"
+    return f"{markdown_table(header, lines)}\n\n{reasons}"
+
+
+def document(junit: str) -> str:
+    """Return the document's text, without its last line."""
+    return f"{HEADER}\n{table(outcomes(junit))}"
 
 
 def main(argv: list[str] | None = None) -> int:
-    def text(junit: str) -> str:
-        return f"{HEADER}\n{table(outcomes(junit))}"
-
-    return write("support_matrix", TESTS, "docs/support.md", text, argv)
+    return write("support_matrix", TESTS, "docs/support.md", document, argv)
 
 
 if __name__ == "__main__":

@@ -117,6 +117,17 @@ def test_rows_are_written_whole_with_targets_and_without_nan(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["sample.json", "sample.md"]
 
 
+def test_the_commit_that_is_named_counts_more_than_the_checkouts(monkeypatch):
+    """A working tree that was copied to another machine may lie in another repository there."""
+    monkeypatch.setenv("COMMIT", "0123456789ab")
+    assert environment.describe()["commit"] == "0123456789ab"
+    monkeypatch.delenv("COMMIT")
+    monkeypatch.setattr(environment, "_output", lambda *command: command[1])
+    assert environment.commit() == "rev-parse+"
+    monkeypatch.setattr(environment, "_output", lambda *command: "")
+    assert environment.commit() == "unknown"
+
+
 @pytest.mark.parametrize("ratio", [0.05, 0.25, 1.0])
 def test_the_rectangle_has_about_the_ratio(ratio):
     assert speed.rectangle((32, 32), ratio).mean() == pytest.approx(ratio, rel=0.15)
