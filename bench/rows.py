@@ -12,6 +12,7 @@ import numpy as np
 from spotedit.pictures.images import atomic_write
 
 RESULTS = Path(__file__).parent / "results"
+Parameters = Mapping[str, str | int | float]
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,25 @@ class Row:
     samples: int = 1
     at_least: float | None = None
     at_most: float | None = None
-    parameters: Mapping[str, str | int | float] = field(default_factory=dict)
+    parameters: Parameters = field(default_factory=dict)
 
     @classmethod
     def median(
         cls, name: str, values: Sequence[float] | np.ndarray, unit: str, **more: Any
     ) -> "Row":
-        """Make a row of the median of `values`, with their 20th and 80th percentiles."""
+        """Make a row of the median of `values`, with their 20th and 80th percentiles.
+
+        Without any values the row's value is nan.
+        """
+        if len(values) == 0:
+            return cls(name, math.nan, unit, samples=0, **more)
         low, median, high = np.percentile(values, (20, 50, 80)).tolist()
         return cls(name, median, unit, low, high, len(values), **more)
+
+    @classmethod
+    def milliseconds(cls, name: str, seconds: Sequence[float], parameters: Parameters) -> "Row":
+        """Make a row of the median of `seconds`, in milliseconds."""
+        return cls.median(name, [1000 * value for value in seconds], "ms", parameters=parameters)
 
     @property
     def met(self) -> bool | None:

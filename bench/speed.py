@@ -1,4 +1,4 @@
-"""Whole edits and transformer steps, spot against dense: ``python -m bench.speed``."""
+"""Time whole edits and transformer steps, spot against dense: ``python -m bench.speed``."""
 
 import argparse
 import math
@@ -18,46 +18,72 @@ from . import edits, environment, rows
 from .rows import Row
 from .timing import DECODE, ENCODE, JUDGE, SELECT, TRANSFORMER, alternate, call_seconds, timed_parts
 
+NO_SPOT_STEP = "no spot step"
 NOTES = (
-    "Spot against dense (the stock pipeline) on the tiny editor, alternated in one run (A B C C B "
-    "A); medians [20th, 80th percentile].",
-    "Mode `default`: `spotedit.enable(pipe)` without a mask; `r` and `tokens` are means of the "
-    "spot steps. In the other modes the active tokens are a centred rectangle. `mask`: it is given "
-    '(`set_mask(mode="replace")`), nothing is judged. `mask + judge`: the default judge runs '
-    'beside the mask (`mode="intersect"`, threshold 0, so that the mask decides).',
-    "Judge's share: of the whole edit's seconds, those of the scheduler's steps, which hold the "
-    "judgements and the scheduler's own arithmetic.",
+    "Spot edits and dense ones (the stock pipeline) of the tiny editor alternate in one run (A B C "
+    "C B A). Values are medians with [20th, 80th percentile].",
+    "Mode `default` is `spotedit.enable(pipe)` without a mask; `r` and `tokens` are means over the "
+    "spot steps. In the other spot modes the active tokens are a centred rectangle. In `mask` that "
+    'mask decides (`set_mask(mode="replace")`) and nothing is judged. In `mask + judge` the '
+    'default judge runs too (`mode="intersect"`, threshold 0, so that the mask decides). Where '
+    f"`r` is `{NO_SPOT_STEP}`, all steps of the edit were full.",
+    "The judge's share is the part of the whole edit's seconds that the scheduler's steps take; "
+    "they hold the judgements and the scheduler's own arithmetic.",
     "S/M is the ideal ratio of a dense to a spot step; its share is dense ms / spot ms / (S/M).",
 )
-DEFAULT = "default"  # the judge finds the active tokens; the other spot modes give a rectangle
+DEFAULT = "default"  # here the judge finds the active tokens; other spot modes give a rectangle
 JUDGED = ("mask + judge", DEFAULT)
 MODES = ("dense", "mask", *JUDGED)
 # the targets hold on a CPU with 1024 noise and 1024 condition tokens, r = 25%, mode `mask`
 TARGET_TOKENS, TARGET_RATIO = 1024, 0.25
-WHOLE_EDIT_TARGETS = {28: 2.0, 50: 2.2}  # dense / spot, by steps
-STEP_TARGET = 0.6  # of S/M
-JUDGE_SHARE = 0.1  # of a whole edit on a CPU
+WHOLE_EDIT_TARGETS = {28: 2.0, 50: 2.2}  # dense / spot, by the number of steps
+STEP_TARGET = 0.6  # share of S/M
+JUDGE_SHARE = 0.1  # share of a whole edit on a CPU, at most
 _WARM_UP_STEPS = 3
 Call = Callable[[int, int], dict[str, Any]]  # (size in pixels, steps) -> the pipeline's arguments
 
 
 @dataclass
 class Samples:
-    """Times in seconds of one mode at one size and ratio."""
+    """Times in seconds of one mode at one size and ratio, and its numbers of tokens.
 
-    edits: dict[int, list[float]] = field(default_factory=dict)  # by number of steps
-    forwards: dict[str, list[float]] = field(default_factory=dict)  # transformer, by kind of step
+    Attributes:
+        edits: number of steps -> the time of each edit.
+        forwards: kind of step -> the time of each forward of the transformer.
+        judgements: the time of each judgement.
+        parts: name -> the time of that part, in each edit with the first number of steps.
+        noise: number of noise tokens.
+        active: number of active tokens, the mean over the spot steps; None without a spot step.
+        sequence: number of all tokens, the prompt's too.
+        rows: the numbers of query rows of the spot steps.
+        cache_bytes: size of the caches.
+    """
+
+    edits: dict[int, list[float]] = field(default_factory=dict)
+    forwards: dict[str, list[float]] = field(default_factory=dict)
     judgements: list[float] = field(default_factory=list)
-    parts: dict[str, list[float]] = field(default_factory=dict)  # per edit of the first step count
-    noise: int = 0  # tokens, as `active` and `sequence` (all, with the prompt)
-    active: float = 0  # mean of the spot steps
+    parts: dict[str, list[float]] = field(default_factory=dict)
+    noise: int = 0
+    active: float | None = None
     sequence: int = 0
-    rows: set[int] = field(default_factory=set)  # query rows of the spot steps
+    rows: set[int] = field(default_factory=set)
     cache_bytes: int = 0
+
+    @property
+    def share(self) -> str:
+        """The share of active tokens as text."""
+        return NO_SPOT_STEP if self.active is None else f"{self.active / self.noise:.1%}"
+
+    @property
+    def ideal(self) -> float:
+        """S/M, the ideal ratio of a dense to a spot step; nan without a spot step."""
+        if self.active is None:
+            return math.nan
+        return self.sequence / (self.sequence - 2 * self.noise + self.active)
 
 
 def rectangle(grid: tuple[int, int], ratio: float) -> np.ndarray:
-    """bool [rows, cols]: a centred rectangle of about `ratio` of the tokens."""
+    """Return a mask, bool [rows, cols]: a centred rectangle of about `ratio` of the tokens."""
     mask = np.zeros(grid, dtype=bool)
     rows, cols = (max(1, round(side * math.sqrt(ratio))) for side in grid)
     top, left = (grid[0] - rows) // 2, (grid[1] - cols) // 2
@@ -69,8 +95,8 @@ def measure(
     pipe: Any, call: Call, size: int, ratio: float, steps: Sequence[int], repeats: int
 ) -> dict[str, Samples]:
     """Time every mode at one size and ratio of active tokens."""
-    token = 2 * pipe.vae_scale_factor
-    mask = rectangle((size // token, size // token), ratio)
+    side = size // (2 * pipe.vae_scale_factor)
+    mask = rectangle((side, side), ratio)
     samples = {mode: Samples() for mode in MODES}
     for mode in MODES:
         edit(pipe, call(size, _WARM_UP_STEPS), mode, mask, Samples())
@@ -88,9 +114,12 @@ def edit(
     into: Samples,
     options: Mapping[str, Any] | None = None,
 ) -> None:
-    """Run the pipeline once in one of the `MODES`, and add its times to `into`.
+    """Run the pipeline once in one of the `MODES` and add its times to `into`.
 
-    `options` are further fields of `SpotEditConfig`.
+    Args:
+        given: arguments of the pipeline's call.
+        mask: the active tokens, bool [rows, cols].
+        options: further fields of `SpotEditConfig`.
     """
     handle = None
     if mode == DEFAULT:
@@ -107,9 +136,11 @@ def edit(
     if handle is not None and handle.report is not None:
         kinds = [step["kind"] for step in handle.report.steps]
         spots = [step for step in handle.report.steps if step["kind"] == "spot"]
-        into.active = float(np.mean([step["active"] for step in spots]))
-        into.noise = spots[0]["total"]
-        into.rows |= {n for n, kind in zip(watch.rows, kinds, strict=True) if kind == "spot"}
+        if spots:
+            into.active = float(np.mean([step["active"] for step in spots]))
+        into.noise = handle.report.steps[0]["total"]
+        num_rows = zip(watch.rows, kinds, strict=True)
+        into.rows |= {count for count, kind in num_rows if kind == "spot"}
         into.cache_bytes = handle.report.cache_bytes
         handle.disable()
     into.sequence = watch.sequence
@@ -125,28 +156,31 @@ def edit(
 
 
 def report(samples: dict[str, Samples], size: int, targets: bool) -> Iterator[Row]:
-    """The rows of one size and ratio; `targets`: whether device and ratio are the targets' own."""
+    """Make the rows of one size and ratio.
+
+    `targets` says whether the device and the ratio are those for which there are targets.
+    """
     dense = samples["dense"]
     for mode, taken in samples.items():
         shape: dict[str, Any] = {"px": size, "mode": mode}
         bound = targets and mode == "mask" and taken.noise == TARGET_TOKENS
         if mode != "dense":
-            prompt = taken.sequence - 2 * taken.noise
-            ideal = taken.sequence / (prompt + taken.active)
-            shape |= {"r": f"{taken.active / taken.noise:.1%}"}
-            shape |= {"tokens": f"{prompt}+{taken.active:.0f} of {taken.sequence}"}
+            shape["r"] = taken.share
+            if taken.active is not None:
+                prompt = taken.sequence - 2 * taken.noise
+                shape["tokens"] = f"{prompt}+{taken.active:.0f} of {taken.sequence}"
         for kind, values in taken.forwards.items():
-            milliseconds = [1000 * value for value in values]
-            yield Row.median(f"transformer, {kind} step", milliseconds, "ms", parameters=shape)
+            yield Row.milliseconds(f"transformer, {kind} step", values, shape)
         if mode != "dense":
-            fast = float(np.median(taken.forwards["spot"]))
-            reached = float(np.median(dense.forwards["dense"])) / fast
+            spots = taken.forwards.get("spot", [])
+            dense_step = float(np.median(dense.forwards["dense"]))
+            reached = dense_step / float(np.median(spots)) if spots else math.nan
+            common: dict[str, Any] = {"samples": min(1, len(spots)), "parameters": shape}
             goal = STEP_TARGET if bound else None
-            yield Row("S/M", ideal, "x", parameters=shape)
-            yield Row("transformer, dense / spot step", reached, "x", parameters=shape)
-            yield Row("share of S/M", reached / ideal, "share", at_least=goal, parameters=shape)
-            judgements = [1000 * value for value in taken.judgements]
-            yield Row.median("one judgement", judgements, "ms", parameters=shape)
+            yield Row("S/M", taken.ideal, "x", **common)
+            yield Row("transformer, dense / spot step", reached, "x", **common)
+            yield Row("share of S/M", reached / taken.ideal, "share", at_least=goal, **common)
+            yield Row.milliseconds("one judgement", taken.judgements, shape)
         first = next(iter(taken.edits))
         at = shape | {"steps": first}
         for name, values in taken.parts.items():

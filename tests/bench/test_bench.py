@@ -203,6 +203,18 @@ def test_speed_command(random_editor, tmp_path):
     assert found.count("judge's share") == 2
 
 
+def test_speed_of_an_edit_without_a_spot_step(random_editor, tmp_path):
+    speed.main(["--sizes", "64", "--steps", "1", "--out", str(tmp_path)])
+    rows = json.loads((tmp_path / "speed.json").read_text())["rows"]
+    spot = [row for row in rows if row["parameters"]["mode"] == speed.DEFAULT]
+    assert {row["parameters"]["r"] for row in spot} == {"no spot step"}
+    values = {row["name"]: row["value"] for row in spot}
+    for name in ("S/M", "transformer, dense / spot step", "share of S/M"):
+        assert values[name] is None
+    assert values["transformer, dense step"] > 0
+    assert values["whole edit, dense / spot"] > 0
+
+
 def test_convergence_command(random_editor, tmp_path):
     figure = tmp_path / "figure.png"
     command = ["--scenes", "1", "--shown", "0", "--steps", "7"]
@@ -392,3 +404,8 @@ def test_pipeline_targets_are_those_of_the_compiled_baseline():
     ]
     assert all(row.parameters["baseline"] == modes.COMPILED for row in goals)
     assert not any(row.met for row in modes.report(samples, False))
+    samples[modes.JUDGED, 0.2].active = None  # every step was full
+    samples[modes.JUDGED, 0.2].forwards = {"full": [1.0]}
+    rows = [row for row in modes.report(samples, True) if row.parameters["mode"] == modes.JUDGED]
+    assert {row.parameters["r"] for row in rows} == {speed.NO_SPOT_STEP}
+    assert "step, baseline / this" not in {row.name for row in rows}
