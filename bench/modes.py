@@ -89,31 +89,32 @@ def captures_graphs() -> bool:
     return GRAPH_OPTION in (f.name for f in fields(spotedit.SpotEditConfig))
 
 
-def report(samples: Mapping[Case, Measured], targets: bool) -> Iterator[Row]:
+def result_rows(all_samples: Mapping[Case, Measured], targets: bool) -> Iterator[Row]:
     """Make the rows; `targets` says whether there are targets for the shape and the device."""
-    for (mode, ratio), taken in samples.items():
-        if not taken.edits:
+    for (mode, ratio), samples in all_samples.items():
+        if not samples.edits:
             continue
         shape: dict[str, Any] = {"mode": mode}
         if mode in BASELINES:
-            shape["r"] = taken.share
-        for kind, seconds in taken.forwards.items():
+            shape["r"] = samples.active_share
+        for kind, seconds in samples.forwards.items():
             yield Row.milliseconds(f"transformer, {kind} step", seconds, shape)
-        for steps, seconds in taken.edits.items():
-            yield Row.median("whole edit", seconds, "s", parameters=shape | {"steps": steps})
-        if taken.peaks:
-            yield Row("peak memory", max(taken.peaks) / 1e9, "GB", parameters=shape)
+        for num_steps, seconds in samples.edits.items():
+            at = shape | {"steps": num_steps}
+            yield Row.median("whole edit", seconds, "s", parameters=at)
+        if samples.peaks:
+            yield Row("peak memory", max(samples.peaks) / 1e9, "GB", parameters=shape)
         if mode not in BASELINES:
             continue
         name = "one judgement" if mode == JUDGED else "listing the given tokens"
-        yield Row.milliseconds(name, taken.judgements, shape)
-        yield Row("cache", taken.cache_bytes / 1e9, "GB", parameters=shape)
-        yield Row("S/M", taken.ideal, "x", parameters=shape)
-        for baseline in BASELINES[mode]:
-            other = samples.get((baseline, ratio if baseline in (UNFUSED, SPOT) else 1.0))
-            if other is not None and other.edits:
-                goals = _goals(mode, ratio) if targets and baseline == COMPILED else {}
-                yield from _compare(taken, other, shape | {"baseline": baseline}, goals)
+        yield Row.milliseconds(name, samples.judgements, shape)
+        yield Row("cache", samples.cache_bytes / 1e9, "GB", parameters=shape)
+        yield Row("S/M", samples.ideal, "x", parameters=shape)
+        for name in BASELINES[mode]:
+            baseline = all_samples.get((name, ratio if name in (UNFUSED, SPOT) else 1.0))
+            if baseline is not None and baseline.edits:
+                goals = _goals(mode, ratio) if targets and name == COMPILED else {}
+                yield from _compare(samples, baseline, shape | {"baseline": name}, goals)
 
 
 def _goals(mode: str, ratio: float) -> dict[str | int, float | None]:
@@ -127,21 +128,25 @@ def _goals(mode: str, ratio: float) -> dict[str | int, float | None]:
 
 
 def _compare(
-    taken: Samples, other: Samples, shape: dict[str, Any], goals: Mapping[str | int, float | None]
+    samples: Samples,
+    baseline: Samples,
+    shape: dict[str, Any],
+    goals: Mapping[str | int, float | None],
 ) -> Iterator[Row]:
-    """Make rows of the ratios of `other`, the baseline, to `taken`."""
-    slow = other.forwards.get("dense", other.forwards.get("spot"))
-    fast = taken.forwards.get("spot")
-    if slow and fast:
-        reached = float(np.median(slow) / np.median(fast))
-        yield Row("step, baseline / this", reached, "x", parameters=shape)
-        if "dense" in other.forwards:
-            share, goal = reached / taken.ideal, goals.get("share")
+    """Make rows of the ratios of the baseline's times to those of `samples`."""
+    baseline_steps = baseline.forwards.get("dense", baseline.forwards.get("spot"))
+    spot_steps = samples.forwards.get("spot")
+    if baseline_steps and spot_steps:
+        speedup = float(np.median(baseline_steps) / np.median(spot_steps))
+        yield Row("step, baseline / this", speedup, "x", parameters=shape)
+        if "dense" in baseline.forwards:
+            share, goal = speedup / samples.ideal, goals.get("share")
             yield Row("share of S/M", share, "share", at_least=goal, parameters=shape)
-    for steps, seconds in taken.edits.items():
-        # the run may have ended between the two edits of a pair
-        ratios = [a / b for a, b in zip(other.edits.get(steps, ()), seconds, strict=False)]
+    for num_steps, seconds in samples.edits.items():
+        # not strict: the run may have ended between the two edits of a pair
+        pairs = zip(baseline.edits.get(num_steps, ()), seconds, strict=False)
+        ratios = [theirs / ours for theirs, ours in pairs]
         if ratios:
-            name, goal = "whole edit, baseline / this", goals.get(steps)
-            at = shape | {"steps": steps}
+            name, goal = "whole edit, baseline / this", goals.get(num_steps)
+            at = shape | {"steps": num_steps}
             yield Row.median(name, ratios, "x", at_least=goal, parameters=at)

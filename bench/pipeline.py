@@ -37,7 +37,7 @@ from .modes import (
     Measured,
     captures_graphs,
     cases,
-    report,
+    result_rows,
 )
 from .rows import Row
 from .speed import edit, rectangle
@@ -78,32 +78,32 @@ class Pipelines:
         return side, side
 
 
-def run(pipes: Pipelines, case: Case, steps: int, into: Measured) -> None:
-    """Time one edit and add its times to `into`."""
+def run(pipes: Pipelines, case: Case, steps: int, samples: Measured) -> None:
+    """Time one edit and add its times to `samples`."""
     mode, ratio = case
     pipe = pipes.of(mode)
-    given = arguments(pipes.shape, pipe.device, pipe.dtype, steps)
+    call = arguments(pipes.shape, pipe.device, pipe.dtype, steps)
     cuda = pipe.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     options = {GRAPH_OPTION: True} if mode == SPOT_GRAPH else {}
     with unfused() if mode == UNFUSED else nullcontext():
-        edit(pipe, given, KINDS[mode], rectangle(pipes.grid(), ratio), into, options)
+        edit(pipe, call, KINDS[mode], rectangle(pipes.grid(), ratio), samples, options)
     if cuda:
-        into.peaks.append(torch.cuda.max_memory_allocated())
+        samples.peaks.append(torch.cuda.max_memory_allocated())
 
 
 def new_m(pipes: Pipelines, mode: str, seen: set[int]) -> Iterator[Row]:
     """Time the first spot step at numbers of rows M that are not in `seen`."""
     first, later, all_seen = [], [], set(seen)
     for ratio in NEW_RATIOS[mode]:
-        taken = Measured()
-        run(pipes, (mode, ratio), _NEW_M_STEPS, taken)
-        if taken.rows <= all_seen:
+        samples = Measured()
+        run(pipes, (mode, ratio), _NEW_M_STEPS, samples)
+        if samples.query_rows <= all_seen:
             continue
-        all_seen |= taken.rows
-        first.append(taken.forwards["spot"][0])
-        later += taken.forwards["spot"][1:]
+        all_seen |= samples.query_rows
+        first.append(samples.forwards["spot"][0])
+        later += samples.forwards["spot"][1:]
     shape = {"mode": mode, "distinct M": len(all_seen - seen)}
     if first:
         yield Row.milliseconds("transformer, first step at a new M", first, shape)
@@ -159,7 +159,7 @@ class Run:
     def measure_new_m(self, mode: str) -> None:
         """Time first steps at numbers of rows that the timed edits of `mode` did not have."""
         samples = [samples for case, samples in self.samples.items() if case[0] == mode]
-        seen = set().union(*(each.rows for each in samples))
+        seen = set().union(*(each.query_rows for each in samples))
         self.new_m += new_m(self.pipes, mode, seen)
 
     def profile_step(self, mode: str, ratio: float) -> None:
@@ -178,7 +178,7 @@ class Run:
         notes = [*NOTES, *(f"FAILED: {failure}" for failure in self.failed)]
         if not captures_graphs():
             notes.append(f"`{SPOT_GRAPH}` was not run: spotedit has no such option yet.")
-        listed = [*report(self.samples, self.targets), *self.new_m]
+        listed = [*result_rows(self.samples, self.targets), *self.new_m]
         text = rows.save("pipeline", listed, self.machine, notes, self.out)
         if self.profile:
             name, notes = "pipeline-profile", list(profile_step.NOTES)

@@ -23,7 +23,7 @@ class Row:
         name: what was measured.
         value: the figure, in `unit`; nan if there was nothing to measure.
         unit: such as "ms", "dB", "x" (a ratio of two times) or "share" (0..1).
-        low, high: ends of the interval that the table's notes name, or None.
+        low, high: ends of an interval, or None; the notes of the table say which interval.
         samples: number of measurements behind the value.
         at_least, at_most: the target, or None.
         parameters: shapes and settings; each becomes a column of the table.
@@ -62,9 +62,9 @@ class Row:
         """Whether the value reaches its target; None if it has no target."""
         if self.at_least is None and self.at_most is None:
             return None
-        high_enough = self.at_least is None or self.value >= self.at_least
-        low_enough = self.at_most is None or self.value <= self.at_most
-        return high_enough and low_enough
+        above_minimum = self.at_least is None or self.value >= self.at_least
+        below_maximum = self.at_most is None or self.value <= self.at_most
+        return above_minimum and below_maximum
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -107,7 +107,7 @@ def save(
     notes: Sequence[str] = (),
     folder: Path = RESULTS,
 ) -> str:
-    """Write NAME.json and NAME.md into `folder`, each whole or not at all; return the markdown."""
+    """Write NAME.json and NAME.md into `folder`, each atomically, and return the markdown."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = [f"- {key}: {value}" for key, value in environment.items()]
     text = "\n".join([f"# {name}", "", *notes, "", markdown(rows), "", *settings, ""])

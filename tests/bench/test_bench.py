@@ -334,7 +334,7 @@ def test_pipeline_keeps_the_rows_of_every_edit_before_a_failure(tmp_path, monkey
     """A spot mode fails in its second timed edit and leaves the pipeline enabled."""
     run, calls, saved = pipeline.run, [], []
 
-    def fail_late(pipes, case, steps, into):
+    def fail_late(pipes, case, steps, samples):
         assert owner_of(pipes.eager) is None
         path = tmp_path / "pipeline.json"
         saved.append(names(tmp_path, "pipeline").count("whole edit") if path.exists() else 0)
@@ -342,7 +342,7 @@ def test_pipeline_keeps_the_rows_of_every_edit_before_a_failure(tmp_path, monkey
         if case[0] == modes.SPOT and calls.count(case) == 3:  # after a warm-up and an edit
             spotedit.enable(pipes.eager)
             raise RuntimeError("out of memory")
-        run(pipes, case, steps, into)
+        run(pipes, case, steps, samples)
 
     monkeypatch.setattr(pipeline.identity, "faults", lambda *args: [])
     monkeypatch.setattr(pipeline, "run", fail_late)
@@ -396,16 +396,18 @@ def test_pipeline_targets_are_those_of_the_compiled_baseline():
         (modes.JUDGED, 0.2): taken("spot", 0.2),
         (modes.SPOT_COMPILED, 0.2): taken("spot", 0.25),
     }
-    goals = [row for row in modes.report(samples, True) if row.met is not None]
+    goals = [row for row in modes.result_rows(samples, True) if row.met is not None]
     assert [(row.name, row.at_least, row.met) for row in goals] == [
         ("share of S/M", 0.75, True),  # 5 of 6.54
         ("whole edit, baseline / this", 2.7, True),
         ("share of S/M", 0.75, False),  # 4 of 6.54
     ]
     assert all(row.parameters["baseline"] == modes.COMPILED for row in goals)
-    assert not any(row.met for row in modes.report(samples, False))
+    assert not any(row.met for row in modes.result_rows(samples, False))
     samples[modes.JUDGED, 0.2].active = None  # every step was full
     samples[modes.JUDGED, 0.2].forwards = {"full": [1.0]}
-    rows = [row for row in modes.report(samples, True) if row.parameters["mode"] == modes.JUDGED]
+    rows = [
+        row for row in modes.result_rows(samples, True) if row.parameters["mode"] == modes.JUDGED
+    ]
     assert {row.parameters["r"] for row in rows} == {speed.NO_SPOT_STEP}
     assert "step, baseline / this" not in {row.name for row in rows}
