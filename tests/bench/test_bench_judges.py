@@ -40,8 +40,8 @@ def test_the_highest_threshold_that_finds_nearly_all_is_found():
 
 def test_edits_are_kept_and_read_back(tmp_path):
     courses = [course(2.0), course(0.5)]
-    judges.keep(courses, tmp_path / "a" / "edits.safetensors")
-    back = judges.kept(tmp_path / "a" / "edits.safetensors")
+    judges.save_courses(courses, tmp_path / "a" / "edits.safetensors")
+    back = judges.load_courses(tmp_path / "a" / "edits.safetensors")
     assert len(back) == 2
     for one, other in zip(courses, back, strict=True):
         assert np.array_equal(one.changed, other.changed)
@@ -52,7 +52,7 @@ def test_edits_are_kept_and_read_back(tmp_path):
 def test_the_rows_carry_thresholds_from_one_editor_to_another():
     found = {(editor, "easy"): [course(2.0)] for editor in ("kontext", "qwen", "world")}
     found["world", "easy"] = [course(0.1)]
-    rows = list(judges.report(found, STEPS))
+    rows = list(judges.result_rows(found, STEPS))
     lost = [
         row.value
         for row in rows
