@@ -74,6 +74,6 @@ def test_the_late_judge_finds_nothing_at_first():
 
 def test_recovery_rows_count_the_edits_that_are_mostly_missing():
     found = [dict.fromkeys(recovery.RESETS, share) for share in (0.2, 0.9)]
-    rows = list(recovery.report(found, np.linspace(1, 0, 29).tolist()))
+    rows = list(recovery.result_rows(found, np.linspace(1, 0, 29).tolist()))
     undone = [row.value for row in rows if row.name.startswith("edits of which")]
     assert undone == pytest.approx([0.5] * len(recovery.RESETS))
