@@ -40,7 +40,7 @@ def inputs():
 
 
 def blend():
-    return memory_bound.blend(ODD, ODD.rows(0.1), {"shape": "odd"}, inputs())
+    return memory_bound.blend(ODD, ODD.query_rows(0.1), {"shape": "odd"}, inputs())
 
 
 def status(call):
@@ -56,9 +56,9 @@ def test_a_wrong_call_is_found_and_a_right_one_is_not():
         return result
 
     assert status(lambda case: case.calls["reference"]()) == "ok"
-    assert re.match(r"wrong: result 1 errs by .*, allowed are", status(nearly))
-    untouched = tuple(torch.ones(1, ODD.noise, ODD.heads, ODD.dim) for _ in range(2))
-    assert status(lambda case: untouched).startswith("wrong: result 0 errs by nan")
+    assert re.match(r"wrong: result 1: error .* exceeds the bound", status(nearly))
+    untouched = tuple(torch.ones(1, ODD.num_noise, ODD.heads, ODD.dim) for _ in range(2))
+    assert status(lambda case: untouched).startswith("wrong: result 0: error nan")
     assert status(lambda case: 1 / 0) == "failed: ZeroDivisionError: division by zero"
 
 
@@ -72,13 +72,13 @@ def test_integers_and_flags_must_be_equal():
 @NEEDS_TRITON
 @pytest.mark.parametrize("attend", [True, False])
 def test_the_whole_layer_agrees_with_the_unfused_one(attend):
-    case = layer.path(ODD, ODD.rows(0.1), attend, {"shape": "odd"}, inputs())
+    case = layer.path(ODD, ODD.query_rows(0.1), attend, {"shape": "odd"}, inputs())
     found = {outcome.name: outcome.status for outcome in measure.check(case)}
     assert found == dict.fromkeys(("triton", "reference", "auto", "eager-unfused"), "ok")
     if not attend:  # a call that leaves the caches as they were is found out
         q = case.calls["reference"]()
         lazy = replace(case, calls={"it": lambda: tuple(x.clone() for x in q)})
-        assert measure.check(lazy)[0].status.startswith("wrong: result 1 errs by nan")
+        assert measure.check(lazy)[0].status.startswith("wrong: result 1: error nan")
 
 
 @NEEDS_TRITON
@@ -115,7 +115,7 @@ def made_up(op, seconds, m=717, statuses=None):
 
 
 def report(*results, targets=True):
-    return figures.report(results, {"matmul": 800.0, "copy": 3.0}, targets)
+    return figures.result_rows(results, {"matmul": 800.0, "copy": 3.0}, targets)
 
 
 def targets(rows):
@@ -156,7 +156,7 @@ def test_every_shape_is_measured_and_the_sweep_is_that_of_the_ratios():
     for name in NAMES:
         assert [case for case in plan if f"gathered_attention {name}" in case]
     kontext = LAYERS["kontext"]
-    rows = [kontext.rows(ratio) for ratio in (0.05, 0.1, 0.2, 0.4, 1.0)]
+    rows = [kontext.query_rows(ratio) for ratio in (0.05, 0.1, 0.2, 0.4, 1.0)]
     assert set(kontext.sweep) - set(rows) == {640, 1408}
     assert kontext.attention(1).s == 8704
 
