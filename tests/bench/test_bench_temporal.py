@@ -31,7 +31,7 @@ def test_targets_compare_spot_with_the_method_alone():
         for (steps, method), (work, db) in figures.items()
         for seed in range(3)
     }
-    rows = list(temporal.summarise(records, plan))
+    rows = list(temporal.result_rows(records, plan))
     found = {
         (row.name, row.parameters["steps"], row.parameters["method"]): row
         for row in rows
@@ -47,12 +47,12 @@ def test_targets_compare_spot_with_the_method_alone():
 
 def test_seconds_are_compared_pass_by_pass():
     taken = {"dense": [8.0, 6.0], "tea": [4.0, 4.0], "spot+tea": [2.0, 4.0]}
-    rows = {(r.name, r.parameters["method"]): r for r in temporal_time.report(28, taken)}
+    rows = {(r.name, r.parameters["method"]): r for r in temporal_time.result_rows(28, taken)}
     assert rows["whole edit, tea / this", "spot+tea"].value == 1.5
     assert rows["whole edit, tea / this", "spot+tea"].met
     assert rows["whole edit, dense / this", "spot+tea"].value == 2.75
     assert rows["whole edit, dense / this", "tea"].met is None
-    few = temporal_time.report(8, {"dense": [1.1], "spot": [1.0]})
+    few = temporal_time.result_rows(8, {"dense": [1.1], "spot": [1.0]})
     assert [row.met for row in few if row.met is not None] == [False]
 
 
