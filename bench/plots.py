@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from spotedit.images import atomic_write
+from spotedit.pictures.images import atomic_write
 
 from .rows import Row
 

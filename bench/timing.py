@@ -66,8 +66,8 @@ class Stopwatch:
 def timed_parts(pipe: Any) -> Iterator[Stopwatch]:
     """Time the parts of the pipeline's calls inside the block, whether it is enabled or stock."""
     # imported here: the kernels' benches use the rest of this module and need no diffusers
-    from spotedit.judge.select import SpotSelector
     from spotedit.engine.session import Session
+    from spotedit.judge.select import SpotSelector
 
     watch = Stopwatch(pipe.device)
     transformer = pipe.transformer
