@@ -231,8 +231,9 @@ def script(tmp_path, *options, **settings):
     """Start `bench/gpu.sh` in a new process group."""
     defaults = {"OUT": str(tmp_path / "out"), "PYTHON": sys.executable, "DEADLINE": "1500"}
     return subprocess.Popen(
-        [ROOT / "bench" / "gpu.sh", *options], env=os.environ | defaults | settings, text=True, cwd=tmp_path,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        [ROOT / "bench" / "gpu.sh", *options], cwd=tmp_path, text=True,
+        env=os.environ | defaults | settings, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
 
 
