@@ -15,18 +15,19 @@ TESTS = tuple(
 )
 HEADER = """# What works beside spotedit, and what does not
 
-From the outcomes of the tests, on small random FLUX.1-Kontext pipelines on a CPU. Whatever is
-beside an enabled pipeline was put there before `enable` and, in another test, after it.
+This table is written from the outcomes of tests, which run small FLUX.1-Kontext pipelines with
+random weights on a CPU. Each library or feature is applied before `enable` and, in another test,
+after it.
 
-- *works*: with all tokens active the picture equals the stock pipeline's with the same beside it
-  within 1e-4, an edit of a part of it reuses the rest, and after `disable` the stock picture is
-  back.
-- *dense*: the picture is the stock pipeline's, nothing is skipped, and `handle.report.reason` says
+- *works*: with all tokens active, the picture equals that of the stock pipeline with the same
+  addition, within 1e-4. An edit of a part of the picture reuses the rest, and `disable` brings the
+  stock picture back.
+- *dense*: nothing is skipped, so the picture is the stock pipeline's. `handle.report.reason` says
   why.
-- *refused*: `enable` or the call raises a `ValueError` that names what it found and the way out.
+- *refused*: `enable` or the call raises a `ValueError` that names the cause and what to do instead.
 
-What each pipeline class is tested with (LoRA, offloading, schedulers, batches) is in
-[support.md](support.md).
+[support.md](support.md) says what each pipeline class is tested with (LoRA, offloading, schedulers,
+batches).
 """
 COLUMNS = ("with what", "how", "outcome", "what to do instead", "test")
 

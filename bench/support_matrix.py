@@ -36,40 +36,48 @@ ROWS = {
 }
 # row -> why it is not tested with every pipeline
 CALLBACK = "LongCat's pipeline and the modular ones take no callback."
-ONE_A_VAE = "tested once for each class of VAE."
+ONCE_FOR_A_VAE = "this is tested once for each class of VAE."
 WHY = {
-    "classifier-free guidance": "`Flux2Pipeline` and the modular Kontext have none; the guider of "
-    "the modular Qwen pipelines is on in all of their rows.",
-    "Triton kernels, interpreted": "a modular pipeline has the kernels of its stock one.",
-    "batches": "not taken by the pipeline, or (modular) only tested as two images a prompt.",
-    "UniPC, flow sigmas": "the inpainting pipelines call `scheduler.scale_noise`, which it lacks.",
-    "model offload": "a modular pipeline has a `ComponentsManager` in its place.",
-    "layerwise casting, fp8 to bfloat16": "tested on two architectures.",
-    "the judge moves no offloaded component": ONE_A_VAE,
-    "offloaded weights are found": ONE_A_VAE,
+    "classifier-free guidance": "`Flux2Pipeline` and the modular Kontext pipelines have none; in "
+    "the modular Qwen pipelines it is on in every row.",
+    "Triton kernels, interpreted": "a modular pipeline uses the same kernels as the pipeline it is "
+    "made from.",
+    "batches": "the pipeline takes none; of modular pipelines only two images per prompt are "
+    "tested.",
+    "UniPC, flow sigmas": "the inpainting pipelines call `scheduler.scale_noise`, which this "
+    "scheduler lacks.",
+    "model offload": "modular pipelines use a `ComponentsManager` instead.",
+    "layerwise casting, fp8 to bfloat16": "this is tested on two architectures.",
+    "the judge moves no offloaded component": ONCE_FOR_A_VAE,
+    "offloaded weights are found": ONCE_FOR_A_VAE,
     "callback changes latents": CALLBACK,
     "callback changes prompt": CALLBACK,
     "interrupt": CALLBACK,
     "from_pipe siblings stay stock": "modular pipelines have no `from_pipe`.",
     "save_pretrained and reload": "modular pipelines are saved as blocks.",
-    "sequential offload": "on a machine without an accelerator the stock pipelines themselves fail "
-    "with it (diffusers 0.42.1, accelerate's `post_forward`). Tested here: *offloaded weights are "
-    "found*. The whole edits of `pytest -m gpu` passed on an H200.",
-    "offload on a GPU, with streams": "no GPU here; `pytest -m gpu` passed on an H200.",
+    "sequential offload": "without an accelerator the stock pipelines fail with it too (diffusers "
+    "0.42.1, in accelerate's `post_forward`). The row *offloaded weights are found* tests a part "
+    "of it. Whole edits are tested by `pytest -m gpu`, which passed on an H200.",
+    "offload on a GPU, with streams": "this needs a GPU; `pytest -m gpu` passed on an H200.",
 }
 # rows of the table although no test of them runs here
 NOT_HERE = ("sequential offload", "offload on a GPU, with streams")
 GUIDED = "classifier-free guidance"
 HEADER = """# What works with what
 
-From the outcomes of the tests, with random weights of the real classes on a CPU. *yes*: with all
-tokens active the enabled pipeline equals the stock one within 1e-4 (pictures of 8 bits within one
-level), and after `disable` bit for bit; other rows say what they assert. Stochastic samplers are
-compared from the same state of PyTorch's own generator, which is what they draw from. Offloading is
-from the CPU to the CPU or to files, before and after `enable`; to files it is of the transformer
-alone where the stock pipeline reads wrong weights of such a VAE (FLUX.2's; Qwen's by blocks).
-`torch.compile` is tested on Kontext, also with LoRA, and on Qwen-Image-Edit with guidance
-(tests/engine/test_compile.py). What is *not tested* has its reason below the table.
+This table is written from the outcomes of tests, which run the real classes with random weights on
+a CPU. *yes* means: with all tokens active, the enabled pipeline equals the stock one within 1e-4
+(8-bit pictures within one level), and after `disable` bit for bit. Other rows say what they check.
+
+- Stochastic samplers draw from PyTorch's global generator; both pipelines start from the same state
+  of it.
+- Offloading is from the CPU to the CPU or to files, before and after `enable`. Only the transformer
+  is offloaded to files if the stock pipeline reads wrong weights of an offloaded VAE (FLUX.2's, and
+  Qwen's offloaded by blocks).
+- `torch.compile` is tested on Kontext, also with LoRA, and on Qwen-Image-Edit with guidance
+  (tests/engine/test_compile.py).
+
+The reasons for *not tested* are below the table.
 """
 
 

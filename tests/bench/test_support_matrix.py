@@ -34,7 +34,7 @@ def test_cells_have_the_worst_outcome_and_gaps_have_reasons(tmp_path):
         "| sequential offload | not tested | not tested |",
         "| offload on a GPU, with streams | not tested | not tested |",
     ]
-    reasons = [line for line in out.read_text().splitlines() if line.startswith("- ")]
+    reasons = [line for line in out.read_text().splitlines() if line.startswith("- *")]
     assert "- *from_pipe siblings stay stock*: modular pipelines have no `from_pipe`." in reasons
     assert len(reasons) == 5
 
