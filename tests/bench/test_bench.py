@@ -203,10 +203,10 @@ def row_names(folder, bench):
 
 def test_speed_command(random_editor, tmp_path):
     speed.main(["--sizes", "64", "--steps", "7", "8", "--out", str(tmp_path)])
-    found = row_names(tmp_path, "speed")
-    assert found.count("whole edit, dense / spot") == 6  # three modes, two numbers of steps
-    assert found.count("share of S/M") == 3
-    assert found.count("judge's share") == 2
+    names = row_names(tmp_path, "speed")
+    assert names.count("whole edit, dense / spot") == 6  # three modes, two numbers of steps
+    assert names.count("share of S/M") == 3
+    assert names.count("judge's share") == 2
 
 
 def test_speed_of_an_edit_without_a_spot_step(random_editor, tmp_path):
@@ -260,31 +260,31 @@ PIPELINE += ["--unfused", "0.25", "--profile"]
 def test_pipeline_command(tmp_path):
     pipeline.main([*PIPELINE, "0.25", "--out", str(tmp_path)])
     written = json.loads((tmp_path / "pipeline.json").read_text())
-    found, ran = written["rows"], set(modes.KINDS) - {modes.SPOT_GRAPH}
-    seen = {(row["name"], row["parameters"]["mode"]) for row in found}
+    listed, ran = written["rows"], set(modes.KINDS) - {modes.SPOT_GRAPH}
+    seen = {(row["name"], row["parameters"]["mode"]) for row in listed}
     assert {("whole edit", mode) for mode in ran} <= seen
     assert f"`{modes.SPOT_GRAPH}` was not run" in written["notes"][-1]
     assert {("transformer, first step at a new M", "spot")} <= seen
     for mode in ran & set(modes.BASELINES):
         baselines = modes.BASELINES[mode]
         assert {("share of S/M", mode), ("cache", mode)} <= seen
-        ratios = [row["parameters"] for row in found if row["name"] == "step, baseline / this"]
+        ratios = [row["parameters"] for row in listed if row["name"] == "step, baseline / this"]
         assert {at["baseline"] for at in ratios if at["mode"] == mode} == set(baselines)
     assert ("one judgement", "spot + judge") in seen
     check_profile(json.loads((tmp_path / "pipeline-profile.json").read_text())["rows"])
 
 
-def check_profile(found):
+def check_profile(listed):
     """Check the profile of one spot step in each spot mode, on a CPU."""
     for mode in (modes.SPOT, modes.SPOT_COMPILED):
-        of_mode = [row for row in found if row["parameters"].get("mode") == mode]
+        of_mode = [row for row in listed if row["parameters"].get("mode") == mode]
         values = {row["name"]: row["value"] for row in of_mode}
         assert 0 < values["profile: host"] <= values["profile: step"]
         assert values["profile: busy"] > 0
         assert values["profile: launches"] > 100
         kernels = {row["parameters"]["kernel"] for row in of_mode if row["name"] == "kernel"}
         assert "aten::addmm" in kernels
-    first = [row for row in found if row["name"] == "attention: first call at a new M"]
+    first = [row for row in listed if row["name"] == "attention: first call at a new M"]
     assert [row["samples"] for row in first] == [5]
 
 
@@ -314,10 +314,10 @@ def test_pipeline_measures_only_the_stock_modes_if_our_edits_are_wrong(tmp_path,
     monkeypatch.setattr(unfused, "joint", lambda *args: joint(*args).roll(1, dims=1))
     with pytest.raises(SystemExit, match=r"unfused, torch\.float32: relative error"):
         pipeline.main([*PIPELINE, "--out", str(tmp_path)])
-    found = json.loads((tmp_path / "pipeline.json").read_text())
-    measured = {row["parameters"]["mode"] for row in found["rows"]}
+    written = json.loads((tmp_path / "pipeline.json").read_text())
+    measured = {row["parameters"]["mode"] for row in written["rows"]}
     assert measured == {modes.EAGER, modes.COMPILED}
-    assert any(note.startswith("FAILED: unfused") for note in found["notes"])
+    assert any(note.startswith("FAILED: unfused") for note in written["notes"])
 
 
 def test_pipeline_continues_without_the_modes_that_fail(tmp_path, monkeypatch):
@@ -328,9 +328,9 @@ def test_pipeline_continues_without_the_modes_that_fail(tmp_path, monkeypatch):
     monkeypatch.setattr(processor, "attend", fail)
     with pytest.raises(SystemExit, match=r"^spot, r = 25%: RuntimeError\('no such kernel'\)"):
         pipeline.main([*PIPELINE, "--out", str(tmp_path)])
-    found = row_names(tmp_path, "pipeline")
-    assert found.count("whole edit") == 3  # dense eager and compiled, unfused
-    assert found.count("whole edit, baseline / this") == 2
+    names = row_names(tmp_path, "pipeline")
+    assert names.count("whole edit") == 3  # dense eager and compiled, unfused
+    assert names.count("whole edit, baseline / this") == 2
     notes = json.loads((tmp_path / "pipeline.json").read_text())["notes"]
     assert "FAILED: spot, r = 25%: RuntimeError('no such kernel')" in notes
 
@@ -357,8 +357,8 @@ def test_pipeline_keeps_the_rows_of_every_edit_before_a_failure(tmp_path, monkey
     with pytest.raises(SystemExit, match=r"^spot, r = 25%: RuntimeError\('out of memory'\)$"):
         pipeline.main(command)
     assert saved[:8] == [0, 0, 1, 1, 2, 2, 3, 3]  # each mode has a warm-up and an edit
-    found = json.loads((tmp_path / "pipeline.json").read_text())["rows"]
-    edits = {r["parameters"]["mode"]: r["samples"] for r in found if r["name"] == "whole edit"}
+    listed = json.loads((tmp_path / "pipeline.json").read_text())["rows"]
+    edits = {r["parameters"]["mode"]: r["samples"] for r in listed if r["name"] == "whole edit"}
     assert edits == {
         modes.EAGER: 2, modes.SPOT: 1, modes.COMPILED: 2, modes.SPOT_COMPILED: 2,
     }  # fmt: skip
@@ -369,8 +369,8 @@ def test_pipeline_ends_after_its_seconds_with_an_edit_of_every_mode(tmp_path, mo
     monkeypatch.setattr(pipeline, "NEW_RATIOS", {})
     monkeypatch.setattr(pipeline, "cases", lambda *args: [(modes.EAGER, 1), (modes.SPOT, 0.25)])
     pipeline.main([*PIPELINE, "--seconds", "0", "--out", str(tmp_path)])
-    found = json.loads((tmp_path / "pipeline.json").read_text())["rows"]
-    assert [row["samples"] for row in found if row["name"] == "whole edit"] == [1, 1]
+    listed = json.loads((tmp_path / "pipeline.json").read_text())["rows"]
+    assert [row["samples"] for row in listed if row["name"] == "whole edit"] == [1, 1]
 
 
 def test_a_profile_counts_what_ran_on_the_device():
@@ -384,23 +384,23 @@ def test_a_profile_counts_what_ran_on_the_device():
     cpu, cuda = torch.autograd.DeviceType.CPU, torch.autograd.DeviceType.CUDA
     events = [event("gemm", cuda, 30), event("gemm", cuda, 10), event("copy", cuda, 5),
               event("aten::mm", cpu, 7), event("a region", cuda, 99, True)]  # fmt: skip
-    found = profile_step.kernel_seconds(events, cuda=True)
-    assert found == {"gemm": [30e-6, 10e-6], "copy": [5e-6]}
+    seconds = profile_step.kernel_seconds(events, cuda=True)
+    assert seconds == {"gemm": [30e-6, 10e-6], "copy": [5e-6]}
     assert profile_step.kernel_seconds(events[3:4], cuda=False) == {"aten::mm": [7e-6]}
 
 
 def test_pipeline_targets_apply_to_the_compiled_baseline():
-    def taken(kind, seconds):
+    def samples_of(kind, seconds):
         return modes.Measured(
             edits={28: [28 * seconds]}, forwards={kind: [seconds]}, judgements=[0.0],
             noise=4096, active=819, sequence=8704,
         )  # fmt: skip
 
     samples = {
-        (modes.EAGER, 1.0): taken("dense", 2.0),
-        (modes.COMPILED, 1.0): taken("dense", 1.0),
-        (modes.JUDGED, 0.2): taken("spot", 0.2),
-        (modes.SPOT_COMPILED, 0.2): taken("spot", 0.25),
+        (modes.EAGER, 1.0): samples_of("dense", 2.0),
+        (modes.COMPILED, 1.0): samples_of("dense", 1.0),
+        (modes.JUDGED, 0.2): samples_of("spot", 0.2),
+        (modes.SPOT_COMPILED, 0.2): samples_of("spot", 0.25),
     }
     goals = [row for row in modes.result_rows(samples, True) if row.met is not None]
     assert [(row.name, row.at_least, row.met) for row in goals] == [

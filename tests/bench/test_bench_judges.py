@@ -22,13 +22,13 @@ def course(strength: float) -> Course:
 
 def test_recall_and_size_follow_the_threshold():
     courses = [course(2.0), course(0.5)]
-    found = judges.select(courses, "l2", THRESHOLDS["l2"])
-    assert found.recalls.tolist() == [1, 0]
+    selection = judges.select(courses, "l2", THRESHOLDS["l2"])
+    assert selection.recalls.tolist() == [1, 0]
     assert courses[0].needed == 12  # two tokens and a whole ring, as they do not touch the border
     half = judges.select(courses, "l2", 0.25 * THRESHOLDS["l2"])
     assert half.recalls.tolist() == [1, 1]
-    assert half.size > found.size
-    assert half.ratio > found.ratio
+    assert half.size > selection.size
+    assert half.ratio > selection.ratio
 
 
 def test_thresholds_of_a_recall_and_of_a_size():

@@ -128,16 +128,16 @@ def targets(rows):
 
 def test_rows_have_speeds_shares_of_the_ceiling_and_targets():
     seconds = {"triton": 0.01, "auto": 0.012, "SDPA cuDNN": 0.012, "SDPA FLASH": 0.02}
-    found = rows_of(*(made_up("gathered_attention", seconds, m) for m in (717, 922, 4608)))
-    assert found[0].value == 10_000
-    assert found[0].parameters["TFLOP/s"] == 400
-    assert found[0].parameters["of ceiling"] == "50.0%"
+    rows = rows_of(*(made_up("gathered_attention", seconds, m) for m in (717, 922, 4608)))
+    assert rows[0].value == 10_000
+    assert rows[0].parameters["TFLOP/s"] == 400
+    assert rows[0].parameters["of ceiling"] == "50.0%"
     best = pytest.approx(1.2)
     ours = [(best, goal, True) for goal in (1.15, 0.95, 0.75)]
     auto = (pytest.approx(1 / 1.2), 0.98, False)
-    assert targets(found) == [row for each in ours for row in (each, auto)]
-    assert found[-1].name == "gathered_attention, takes our kernel"
-    assert found[-1].value == 0
+    assert targets(rows) == [row for each in ours for row in (each, auto)]
+    assert rows[-1].name == "gathered_attention, takes our kernel"
+    assert rows[-1].value == 0
     assert targets(rows_of(made_up("gathered_attention", seconds), targets=False)) == []
 
 
@@ -146,13 +146,13 @@ def test_a_call_that_is_wrong_at_one_shape_has_no_speed_at_any():
     right = made_up("token_distance", seconds)
     wrong = made_up("token_distance", seconds, m=64, statuses={"triton": "wrong: by much"})
     other = made_up("kv_blend", seconds)
-    found = rows_of(right, wrong, other)
-    ours = [row for row in found if row.parameters.get("impl") == "triton"]
+    rows = rows_of(right, wrong, other)
+    ours = [row for row in rows if row.parameters.get("impl") == "triton"]
     for row in ours:
         assert math.isnan(row.value) == row.name.startswith("token_distance")
     checks = {row.parameters["check"] for row in ours if row.name == "token_distance"}
     assert checks == {"wrong: by much (shape kontext, M 64)"}
-    assert [met for _, goal, met in targets(found) if goal == 5] == [False, False]
+    assert [met for _, goal, met in targets(rows) if goal == 5] == [False, False]
 
 
 def test_every_shape_is_measured_and_the_sweep_has_the_usual_ratios():
@@ -201,8 +201,8 @@ def without_interpreter(*command):
 def test_the_command_needs_no_diffusers_and_writes_rows_and_plots(tmp_path):
     command = ("--device", "cpu", "--shapes", "odd", "--repeats", "2", "--out", str(tmp_path))
     text = without_interpreter("bench", *command)
-    found = json.loads((tmp_path / "kernels.json").read_text())["rows"]
-    timed = [row for row in found if "check" in row["parameters"]]
+    rows = json.loads((tmp_path / "kernels.json").read_text())["rows"]
+    timed = [row for row in rows if "check" in row["parameters"]]
     assert {row["name"] for row in timed} == OPS
     for row in timed:
         ok = row["parameters"]["check"] == "ok"

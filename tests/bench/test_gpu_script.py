@@ -85,15 +85,15 @@ def alive(pid):
 
 def test_a_part_that_fails_does_not_affect_others(tmp_path, capsys):
     work = tmp_path / "work"
-    code, found, summary = visit(
+    code, contents, summary = visit(
         tmp_path, 60,
         first=(20, save_rows(work, "speed")),
         broken=(20, "echo why it broke; exit 3"),
         last=(20, save_rows(work, "pipeline")),
     )  # fmt: skip
     assert code == 1
-    assert found["gpu/speed.json"] == found["gpu/pipeline.json"] == DATA
-    assert found["logs/broken.log"] == "why it broke\n"
+    assert contents["gpu/speed.json"] == contents["gpu/pipeline.json"] == DATA
+    assert contents["logs/broken.log"] == "why it broke\n"
     assert "== output of broken ==\nwhy it broke\n" in summary
     assert summary.endswith("FAILED: broken\n")
     assert capsys.readouterr().out.endswith(summary)
@@ -113,10 +113,10 @@ def test_a_part_ends_at_its_limit_with_all_its_processes(tmp_path):
 def test_a_visit_ends_before_its_deadline(tmp_path):
     begin = time.monotonic()
     endless = (60, f"{save_rows(tmp_path / 'work', 'kernels')}; sleep 100")
-    code, found, summary = visit(tmp_path, RESERVE + 2, long=endless, late=(60, "true"))
+    code, contents, summary = visit(tmp_path, RESERVE + 2, long=endless, late=(60, "true"))
     assert time.monotonic() - begin < RESERVE + 4
     assert code == 1
-    assert "gpu/kernels.json" in found
+    assert "gpu/kernels.json" in contents
     assert "late: not run, no time was left\nFAILED: long, late\n" in summary
 
 
@@ -244,10 +244,10 @@ def test_the_script_with_wheels(tmp_path):
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
     assert re.search("^wheels: exit 0", printed, re.M)
-    found = archive(tmp_path / "out")
-    rows = json.loads(found["gpu/ceilings.json"])["rows"]
+    contents = archive(tmp_path / "out")
+    rows = json.loads(contents["gpu/ceilings.json"])["rows"]
     assert [row["name"] for row in rows] == ["matmul", "copy"]
-    assert "torch" in found["logs/versions.log"]
+    assert "torch" in contents["logs/versions.log"]
     assert printed.endswith((tmp_path / "out" / "summary.txt").read_text())
     assert printed.endswith("nothing failed\n")
 
@@ -272,14 +272,14 @@ def test_a_whole_rehearsal(tmp_path):
     assert process.returncode == 0, printed
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == ["gpu.tgz", "summary.txt"]
-    found = archive(out)
+    contents = archive(out)
     for name in SHOWN:
-        assert json.loads(found[f"gpu/{name}.json"])["rows"]
-        assert f"gpu/{name}.md" in found
+        assert json.loads(contents[f"gpu/{name}.json"])["rows"]
+        assert f"gpu/{name}.md" in contents
     for test in SMOKE:
-        assert test in found["logs/smoke.log"]
-        assert test not in found["logs/tests.log"]
-    assert "tests/engine/test_offload.py" in found["logs/tests.log"]
+        assert test in contents["logs/smoke.log"]
+        assert test not in contents["logs/tests.log"]
+    assert "tests/engine/test_offload.py" in contents["logs/tests.log"]
     assert printed.endswith((out / "summary.txt").read_text())
     assert "== pipeline: " in printed[-12_000:]
 
@@ -293,6 +293,6 @@ def test_a_killed_rehearsal_leaves_all_that_was_finished(tmp_path, seed):
     os.killpg(process.pid, signal.SIGKILL)
     printed, _ = process.communicate()
     finished = re.findall(r"^(\w+): exit 0", first + printed, re.M)
-    found = archive(tmp_path / "out")
+    contents = archive(tmp_path / "out")
     for name in {"ceilings", "kernels", "speed"} & set(finished):
-        assert json.loads(found[f"gpu/{name}.json"])["rows"]
+        assert json.loads(contents[f"gpu/{name}.json"])["rows"]
