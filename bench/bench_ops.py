@@ -1,8 +1,8 @@
 """Microbenchmarks of every operation and implementation: ``pytest bench/bench_ops.py``.
 
-On a CUDA device the kernels and their references at the models' shapes; elsewhere the references
-at the tiny editor's. The times are the host's, until the device has finished: launches count here,
-unlike in ``python -m bench``. Not part of the default test run.
+On a CUDA device it measures the kernels and their references at the models' shapes, elsewhere the
+references at the tiny editor's shape. The host takes the time until the device has finished; unlike
+in ``python -m bench``, launches count. The default test run does not include this file.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ ROUNDS = 20 if CUDA else 2
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request: pytest.FixtureRequest) -> Iterator[tuple[Case, dict[str, str]]]:
-    """A case, and the status of each of its calls."""
+    """Yield a case, and the status of each of its calls."""
     with torch.no_grad():
         built = CASES[request.param]()
         yield built, {outcome.name: outcome.status for outcome in check(built, IMPLS)}
@@ -46,6 +46,6 @@ def test_op(benchmark, case, impl):
         wait()
 
     benchmark.group = case.op
-    benchmark.extra_info.update(case.at)
+    benchmark.extra_info.update(case.parameters)
     with torch.no_grad():
         benchmark.pedantic(run, setup=before, rounds=ROUNDS, warmup_rounds=1)

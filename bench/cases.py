@@ -1,6 +1,6 @@
-"""A measured operation: its inputs, its calls by name, and what they should return.
+"""Define a measured operation: its inputs, its calls by name, and what they should return.
 
-"triton", "auto" and "reference" are the implementations; the other names are baselines.
+The calls "triton", "auto" and "reference" are implementations of ours; all others are baselines.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,10 +12,12 @@ import torch
 from spotedit_kernels.impl import HAS_TRITON, is_interpreted
 from torch import Tensor
 
+from .rows import Parameters
+
 Tensors = tuple[Tensor, ...]
-Convert = Callable[[Tensor], Tensor]  # of the inputs: Tensor.double, or Tensor.clone
+Convert = Callable[[Tensor], Tensor]  # Tensor.double, or Tensor.clone; applied to the inputs
 COMPILED = "compiled reference"
-PICKED = 32  # query rows of an attention that are compared: fp64 logits of all would not fit
+CHECKED_ROWS = 32  # query rows of an attention that are compared; more logits in fp64 would not fit
 EPS = 1e-6  # of the RMSNorm
 
 
@@ -24,20 +26,20 @@ class Case:
     """One operation at one shape.
 
     Attributes:
-        op: its name.
-        at: shape and settings, for the rows.
-        calls: each returns the tensors that it wrote; they may be overwritten before the next call.
-        read: of those tensors, what to compare.
-        expected: what `read` should give, from converted inputs.
-        dtype: of the inputs; the error bound's eps.
-        flops, bytes: what the operation must compute and move, not what a call does.
-        ceiling: "matmul" or "copy", which of them limits it; "" = neither, it is too small.
-        before: run before every call, not timed.
-        facts: further figures by name (value, unit).
+        op: name of the operation.
+        parameters: shape and settings, for the rows.
+        calls: each returns the tensors that it wrote; the next call may overwrite them.
+        read: picks what to compare from those tensors.
+        expected: returns what `read` should give, computed from converted inputs.
+        dtype: dtype of the inputs, whose eps enters the error bound.
+        flops, bytes: what the operation must compute and move, whatever a call does.
+        ceiling: what limits its speed, "matmul" or "copy"; "" if it is too small for either.
+        before: runs before every call and is not timed.
+        facts: further figures by name, as (value, unit).
     """
 
     op: str
-    at: Mapping[str, str | int | float]
+    parameters: Parameters
     calls: Mapping[str, Callable[[], Tensors]]
     read: Callable[[Tensors], Tensors]
     expected: Callable[[Convert], Tensors]
@@ -50,9 +52,10 @@ class Case:
 
 
 class Inputs:
-    """Random tensors of one device and dtype, the same in every run; never zeros.
+    """Makes random tensors of one device and dtype, the same in every run and never all zeros.
 
-    `compiled`: whether the references are measured through torch.compile too.
+    Args:
+        compiled: whether the references compiled by torch.compile are measured too.
     """
 
     def __init__(self, device: str, dtype: torch.dtype, compiled: bool = False) -> None:
@@ -61,33 +64,38 @@ class Inputs:
         self.generator = torch.Generator(device).manual_seed(0)
 
     def normal(self, *size: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Draw normal values."""
         options = {"generator": self.generator, "device": self.device}
         return torch.randn(size, dtype=dtype or self.dtype, **options)
 
     def tables(self, rows: int, dim: int) -> Tensors:
-        """cos and sin, fp32 ``[rows, dim]``, of interleaved pairs."""
+        """Make cos and sin tables for interleaved pairs, fp32 ``[rows, dim]``."""
         angle = self.normal(rows, dim // 2, dtype=torch.float32).repeat_interleave(2, -1)
         return angle.cos(), angle.sin()
 
-    def order(self, count: int) -> Tensor:
+    def permutation(self, count: int) -> Tensor:
+        """Draw a random order of the indices below `count`."""
         return torch.randperm(count, generator=self.generator, device=self.device)
 
     def implementations(self, *more: str) -> tuple[str, ...]:
-        """Those that run here, Triton's interpreter included, and `more`."""
+        """Return the names of the implementations that run here, followed by `more`."""
         triton = HAS_TRITON and (self.device == "cuda" or is_interpreted())
         return (*(("triton",) if triton else ()), "reference", *more)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` for these shapes alone; what was compiled before is dropped, to stay in limits."""
+    """Compile `function` for fixed shapes. Earlier compilations are dropped, for their limits."""
     torch.compiler.reset()
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
-def by_name(
+def calls_by_name(
     run: Callable[..., Tensors], op: Callable[..., Any], names: tuple[str, ...], *args: Any
 ) -> dict[str, Callable[[], Tensors]]:
-    """``run(op, *args, impl=name)`` for each name; the compiled reference's op is compiled."""
+    """Return calls of ``run(op, *args, impl=name)`` for each name.
+
+    `COMPILED` calls the reference of the compiled op.
+    """
     calls: dict[str, Callable[[], Tensors]] = {
         name: partial(run, op, *args, impl=name) for name in names if name != COMPILED
     }
@@ -96,7 +104,7 @@ def by_name(
     return calls
 
 
-def spread(m: int, device: str) -> Tensor:
-    """Row numbers from the first to the last of `m`."""
-    count = min(m, PICKED)
+def checked_rows(m: int, device: str) -> Tensor:
+    """Return up to `CHECKED_ROWS` row indices, evenly spread from the first to the last of `m`."""
+    count = min(m, CHECKED_ROWS)
     return torch.linspace(0, max(m - 1, 0), count, device=device).round().long()

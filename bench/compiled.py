@@ -1,7 +1,8 @@
 """Compile every Triton schedule ahead of time, without a GPU: ``python -m bench.compiled``.
 
-For each target: registers a thread, spilled bytes and shared memory of each schedule that runs
-there, as a markdown table. Exits with 1 if one spills or exceeds the target's shared memory.
+Prints, for each target and each schedule that runs there, a row with the registers per thread, the
+spilled bytes and the shared memory. Exits with 1 if a schedule spills or needs more shared memory
+than the target has.
 """
 
 import argparse
@@ -21,13 +22,24 @@ from triton.compiler import ASTSource
 
 from spotedit.pictures.images import atomic_write
 
+from .rows import table
+
+COLUMNS = ("schedule", "target", "registers", "spilled bytes", "shared memory", "wgmma")
+# bytes of shared memory that a block can have
 SHARED_LIMIT = {"sm_80": 166912, "sm_89": 101376, "sm_90": 232448, "sm_100": 232448,
                 "gfx942": 65536}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a compiled schedule needs: registers a thread; bytes of spills and shared memory."""
+    """What a compiled schedule needs.
+
+    Attributes:
+        registers: registers per thread.
+        spilled: bytes per thread.
+        shared: bytes of shared memory per block.
+        wgmma: whether the code has a wgmma instruction.
+    """
 
     registers: int
     spilled: int
@@ -42,7 +54,7 @@ def gpu_target(name: str) -> GPUTarget:
 
 
 def compile_schedule(schedule: Schedule, target: str) -> Usage:
-    """Compile for `target`, a key of `TARGETS`."""
+    """Compile `schedule` for `target`, a key of `TARGETS`."""
     kernel = schedule.kernel
     types, constants, attributes = {}, {}, {}
     for position, name in enumerate(kernel.arg_names):
@@ -65,36 +77,38 @@ def compile_schedule(schedule: Schedule, target: str) -> Usage:
 
 
 def _nvidia_usage(cubin: bytes) -> tuple[int, int]:
-    """Registers a thread and bytes of local memory, as cuobjdump reports them."""
+    """Return the registers and the bytes of local memory per thread, as cuobjdump reports them."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run(
+        output = subprocess.run(
             [tool, "-res-usage", file.name], check=True, capture_output=True, text=True
         ).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
-    assert found is not None, text
-    return int(found[1]), int(found[2]) + int(found[3])
+    usage = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", output)
+    assert usage is not None, output
+    registers, stack, local = map(int, usage.groups())
+    return registers, stack + local
 
 
 def usages(targets: list[str], name: str = "") -> Iterator[tuple[Schedule, str, Usage]]:
-    """All schedules of `targets` whose name contains `name`."""
-    chosen = [(s, t) for t in targets for s in schedules(t) if name in s.name]
-    for schedule, target in tqdm(chosen, desc="compile", unit="schedule"):
+    """Compile the schedules of `targets` whose name contains `name`."""
+    pairs = [(s, target) for target in targets for s in schedules(target) if name in s.name]
+    for schedule, target in tqdm(pairs, desc="compile", unit="schedule"):
         yield schedule, target, compile_schedule(schedule, target)
 
 
 def faults(schedule: Schedule, target: str, usage: Usage) -> list[str]:
-    """What is wrong with a compiled schedule."""
+    """Return what is wrong with a compiled schedule."""
     wrong = []
     if usage.spilled:
         wrong.append(f"spills {usage.spilled} bytes")
     if usage.shared > SHARED_LIMIT[target]:
-        wrong.append(f"needs {usage.shared} bytes of shared memory of {SHARED_LIMIT[target]}")
+        limit = SHARED_LIMIT[target]
+        wrong.append(f"needs {usage.shared} bytes of shared memory; the limit is {limit}")
     if schedule.tensor_cores and target == "sm_90" and not usage.wgmma:
         wrong.append("has no wgmma instruction")
-    return [f"{schedule.name} on {target} {text}" for text in wrong]
+    return [f"{schedule.name} on {target} {fault}" for fault in wrong]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -103,22 +117,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--name", default="", help="only schedules whose name contains this")
     parser.add_argument("--out", type=Path, help="folder for the table")
     args = parser.parse_args(argv)
-    if args.out:  # before the work, which takes minutes
+    if args.out:  # fail here, before the minutes that the work takes
         args.out.mkdir(parents=True, exist_ok=True)
     wrong: list[str] = []
-    lines = [
-        f"Triton {triton.__version__}, ahead of time, no GPU: `python -m bench.compiled`.",
-        "",
-        "| schedule | target | registers | spilled bytes | shared memory | wgmma |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = []
     for schedule, target, usage in usages(args.targets, args.name):
         wrong += faults(schedule, target, usage)
-        lines.append(
-            f"| {schedule.name} | {target} | {usage.registers} | {usage.spilled} | "
-            f"{usage.shared} | {'yes' if usage.wgmma else ''} |"
-        )
-    text = "\n".join(lines) + "\n"
+        figures = map(str, (usage.registers, usage.spilled, usage.shared))
+        lines.append([schedule.name, target, *figures, "yes" if usage.wgmma else ""])
+    title = f"Triton {triton.__version__}, ahead of time, no GPU: `python -m bench.compiled`."
+    text = f"{title}\n\n{table(COLUMNS, lines)}\n"
     if args.out:
         with atomic_write(args.out / f"compiled-triton-{triton.__version__}.md") as temporary:
             temporary.write_text(text)

@@ -1,8 +1,9 @@
-"""Edits with the tiny editor, and what can be seen of them from outside."""
+"""Make edits with the tiny editor, and record the latents that they go through."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +15,37 @@ from torch import Tensor
 import spotedit.tiny
 from spotedit.tiny.scenes import KINDS, Scene, make_scene
 
-FIRST_SEED = 0  # of the scenes reported; settings are to be chosen on others
-AREAS = (0.02, 0.6)  # of the picture, that edited objects take
+FIRST_SEED = 0  # first scene of reported figures; choose settings on other scenes
+AREAS = (0.02, 0.6)  # smallest and largest share of the picture that an edited object covers
 WEIGHTS = Path(str(files("spotedit.tiny")))
 
 
 def load(device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
-    """The tiny editor, silent."""
+    """Load the tiny editor, without its progress bar."""
     pipe = spotedit.tiny.load(dtype, device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 def heldout(seed: int, size: int = 128) -> Scene:
-    """A scene on a photograph that the editor was not trained on; its kind follows the seed."""
+    """Make a scene on a photograph that the editor has not seen; its kind follows the seed."""
     return make_scene(seed, kind=KINDS[seed % len(KINDS)], size=size, split="heldout")
 
 
 def varied(seed: int, size: int = 128) -> Scene:
-    """The same with an edited object of any size, log-uniform over `AREAS`.
+    """Make such a scene with an edited object of any size, log-uniform over `AREAS`.
 
-    What "add" adds keeps the size that its instruction names.
+    An object that is added has the size that the instruction names.
     """
     kind = KINDS[seed % len(KINDS)]
-    low, high = np.log(AREAS)
-    area = float(np.exp(np.random.default_rng([5, seed]).uniform(low, high)))
-    own = None if kind == "add" else area
-    return make_scene(seed, kind=kind, size=size, split="heldout", area=own)
+    area = None
+    if kind != "add":
+        area = float(np.exp(np.random.default_rng([5, seed]).uniform(*np.log(AREAS))))
+    return make_scene(seed, kind=kind, size=size, split="heldout", area=area)
 
 
 def arguments(scene: Scene, seed: int, steps: int, guidance: float = 1.0) -> dict[str, Any]:
-    """Keyword arguments of the pipeline's call; the generator is new, its noise the seed's.
+    """Return keyword arguments of the pipeline's call, with a new generator of that seed.
 
     With a `guidance` above 1 the transformer also runs with an empty prompt.
     """
@@ -62,30 +63,35 @@ def arguments(scene: Scene, seed: int, steps: int, guidance: float = 1.0) -> dic
 
 
 def round_trip(pipe: Any, picture: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3] through the VAE and back: the best that a reused token can look."""
+    """Pass a picture, uint8 [H, W, 3], through the VAE and back.
+
+    A reused token cannot look better than this.
+    """
     with torch.no_grad():
         latents = pipe.vae.encode(_pixels(pipe, picture)).latent_dist.mode()
         decoded = pipe.vae.decode(latents).sample
-    still = decoded[:, :, 0] if decoded.ndim == 5 else decoded
-    return np.asarray(pipe.image_processor.postprocess(still)[0])
+    if decoded.ndim == 5:  # a video VAE: its only frame
+        decoded = decoded[:, :, 0]
+    return np.asarray(pipe.image_processor.postprocess(decoded)[0])
 
 
 def _pixels(pipe: Any, picture: np.ndarray) -> Tensor:
-    """uint8 [H, W, 3] as the VAE takes it, [1, 3, H, W], or [1, 3, 1, H, W] for a video VAE."""
+    """Return a picture, uint8 [H, W, 3], as [1, 3, H, W], or [1, 3, 1, H, W] for a video VAE."""
     pixels = pipe.image_processor.preprocess(picture[None] / np.float32(255))
-    pixels = pixels[:, :, None] if isinstance(pipe.vae, AutoencoderKLQwenImage) else pixels
+    if isinstance(pipe.vae, AutoencoderKLQwenImage):
+        pixels = pixels[:, :, None]
     return pixels.to(pipe.device, pipe.vae.dtype)
 
 
 def encode(pipe: Any, picture: np.ndarray) -> Tensor:
-    """uint8 [H, W, 3] as the pipeline's condition tokens, [1, N, C]."""
+    """Encode a picture, uint8 [H, W, 3], as the pipeline's condition tokens, [1, N, C]."""
     with torch.no_grad():
         latents = pipe._encode_vae_image(_pixels(pipe, picture), None)
     return pipe._pack_latents(latents, 1, latents.shape[1], *latents.shape[-2:])
 
 
 def decode(pipe: Any, tokens: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Packed tokens [1, N, C] as a picture, uint8 [H, W, 3]; `size` is (height, width)."""
+    """Decode packed tokens [1, N, C] to a picture, uint8 [H, W, 3]; `size` is (height, width)."""
     latents = pipe._unpack_latents(tokens, *size, pipe.vae_scale_factor)
     latents = latents / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor
     with torch.no_grad():
@@ -94,12 +100,12 @@ def decode(pipe: Any, tokens: Tensor, size: tuple[int, int]) -> np.ndarray:
 
 
 class Trace:
-    """The latents that one call went through.
+    """Holds the latents that one call went through.
 
     Attributes:
         source: packed condition tokens y [B, N, C].
-        states: x_t [B, N, C] at the start of every step, and the result of the last.
-        sigmas: of the states, 1 (noise) to 0 (image).
+        states: x_t [B, N, C] at the start of every step, and the result of the last step.
+        sigmas: sigma of each state, from 1 (noise) to 0 (image).
     """
 
     def __init__(self) -> None:
@@ -108,19 +114,26 @@ class Trace:
         self.sigmas: list[float] = []
 
     def estimates(self) -> list[Tensor]:
-        """X0-hat = x_t - sigma v of every step, with the velocity that Euler's step was made of."""
-        steps = zip(self.states, self.states[1:], self.sigmas, self.sigmas[1:], strict=False)
-        return [x - sigma * (x - after) / (sigma - low) for x, after, sigma, low in steps]
+        """Return the clean estimate x_t - sigma v of every step.
+
+        The velocity v comes from Euler's step, x_next = x_t - (sigma - sigma_next) v.
+        """
+        states, sigmas = pairwise(self.states), pairwise(self.sigmas)
+        return [
+            x - sigma * (x - x_next) / (sigma - sigma_next)
+            for (x, x_next), (sigma, sigma_next) in zip(states, sigmas, strict=False)
+        ]
 
 
 @contextmanager
 def traced(pipe: Any) -> Iterator[tuple[Trace, dict[str, Any]]]:
-    """Record one call inside the block; it must be given the arguments in the dict."""
+    """Record one call inside the block; pass it the keyword arguments in the dict."""
     trace = Trace()
 
     def before(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         if not trace.states:
-            noise, trace.source = kwargs["hidden_states"].chunk(2, dim=1)  # their grids are equal
+            # noise and condition have grids of equal size
+            noise, trace.source = kwargs["hidden_states"].chunk(2, dim=1)
             trace.states.append(noise)
             trace.sigmas = pipe.scheduler.sigmas.tolist()
 

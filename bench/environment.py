@@ -1,4 +1,4 @@
-"""What a figure depends on besides the code measured. Names no host, user or path."""
+"""Describe what a figure depends on besides the code. Names no host, user or path."""
 
 import datetime
 import hashlib
@@ -18,14 +18,14 @@ _DRIVER = ("--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
 
 
 def describe(device: torch.device | str = "cpu", weights: Path | None = None) -> dict[str, str]:
-    """The machine, the versions and the weights, as text by name.
+    """Return the machine, the versions and the weights as texts, by name.
 
     Args:
         device: where the measurement runs.
-        weights: folder whose safetensors files belong to the measurement.
+        weights: folder of the safetensors files that the measurement uses.
     """
     device = torch.device(device)
-    found = {
+    facts = {
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
         "commit": commit(),
         "device": "cpu",
@@ -34,13 +34,13 @@ def describe(device: torch.device | str = "cpu", weights: Path | None = None) ->
         "python": platform.python_version(),
     }
     if device.type == "cuda":
-        found["device"] = torch.cuda.get_device_name(device)
-        found["driver"] = f"{_output('nvidia-smi', *_DRIVER) or 'unknown'}, CUDA {_runtime()}"
-    found["spotedit"] = spotedit.__version__
-    found |= {package: _version(package) for package in _PACKAGES}
+        facts["device"] = torch.cuda.get_device_name(device)
+        facts["driver"] = f"{_output('nvidia-smi', *_DRIVER) or 'unknown'}, CUDA {_runtime()}"
+    facts["spotedit"] = spotedit.__version__
+    facts |= {package: _version(package) for package in _PACKAGES}
     if weights is not None:
-        found["weights"] = f"sha256 {sha256(weights)}"
-    return found
+        facts["weights"] = f"sha256 {sha256(weights)}"
+    return facts
 
 
 def _runtime() -> str:
@@ -60,18 +60,19 @@ def _cpu() -> str:
 
 
 def commit() -> str:
-    """Short hash of this checkout's commit, with "+" if files differ from it.
+    """Return what the environment variable COMMIT says, or else the short hash of the checkout.
 
-    In a copy without git, what the environment variable COMMIT says.
+    The hash has a "+" if files differ from the commit. COMMIT counts more because a copied working
+    tree may lie in a repository with another HEAD.
     """
-    found = _output("git", "rev-parse", "--short=12", "HEAD")
-    if not found:
-        return os.environ.get("COMMIT", "unknown")
-    return found + ("+" if _output("git", "status", "--porcelain") else "")
+    if os.environ.get("COMMIT"):
+        return os.environ["COMMIT"]
+    head = _output("git", "rev-parse", "--short=12", "HEAD") or "unknown"
+    return head + ("+" if _output("git", "status", "--porcelain") else "")
 
 
 def sha256(folder: Path) -> str:
-    """One hash of the folder's safetensors files, in the order of their names."""
+    """Return one hash of the folder's safetensors files, in the order of their names."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.safetensors")):
         digest.update(path.read_bytes())
@@ -86,12 +87,12 @@ def _version(package: str) -> str:
 
 
 def _output(*command: str) -> str:
-    """What a command prints, without the last line break; empty where it fails."""
+    """Return what a command prints, without the last line break; "" if it fails."""
     here = Path(__file__).parent
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, capture_output=True, text=True, timeout=30, check=True, cwd=here
         )
     except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout.strip()
+    return process.stdout.strip()

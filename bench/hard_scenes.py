@@ -1,7 +1,7 @@
-"""Edits on photographs that mislead judges: near colours, tiny objects, slight changes.
+"""Make edits that judges overlook: near colours, tiny objects, slight changes.
 
-They stand on the held-out photographs of `spotedit.tiny.make_scene` and use its words, so the
-editor can make them; what is hard is to see that something changed.
+The scenes use the held-out photographs and the words of `spotedit.tiny.make_scene`, so the editor
+can make them. What is hard is to see that something has changed.
 """
 
 from collections.abc import Sequence
@@ -13,25 +13,25 @@ from spotedit.tiny.scenes import PLACES, Scene, heldout_photos, photo_crop
 from spotedit.tiny.shapes import COLOURS, SHAPES, SIZES, Item, draw
 
 CASES = ("near colour", "small", "slight change")
-VISIBLE = 8  # of 255, in one channel: pixels that differ by less do not count as changed
+VISIBLE = 8  # a pixel counts as changed if one channel differs by at least this, of 255
 _KINDS = {
     "near colour": ("remove", "replace", "add"),
     "small": ("remove", "recolour", "replace"),
     "slight change": ("recolour", "replace"),
 }
 _RADII = {"near colour": (0.08, 0.2), "small": (0.04, 0.06), "slight change": (0.1, 0.2)}
-_TRIES = 60  # places for a near colour
+_TRIES = 60  # number of places that are tried to find a near colour
 
 
 @dataclass(frozen=True)
 class HardScene(Scene):
-    """A scene with the name of what is hard about it, one of `CASES`."""
+    """A scene, with the name of what is hard about it: one of `CASES`."""
 
     case: str
 
 
 def hard_scene(seed: int, size: int = 128) -> HardScene:
-    """Make one scene; equal arguments give equal scenes. Its case and kind follow the seed."""
+    """Make one scene. Equal arguments give equal scenes; case and kind follow the seed."""
     case = CASES[seed % len(CASES)]
     kinds = _KINDS[case]
     kind = kinds[seed // len(CASES) % len(kinds)]
@@ -54,19 +54,22 @@ def hard_scene(seed: int, size: int = 128) -> HardScene:
 def _near_colour(
     rng: np.random.Generator, photo: np.ndarray, kind: str
 ) -> tuple[Item | None, Item | None, str]:
-    """Return an object in the colour of what it covers, before and after, and the instruction."""
+    """Return an object in the colour of what it covers, before and after the edit.
+
+    The third value is the instruction. None stands for no object.
+    """
     size = photo.shape[0]
     radii = None if kind == "add" else _RADII["near colour"]
     colour = _choice(rng, tuple(COLOURS))
-    tried = [replace(_item(rng, size, radii), colour=colour) for _ in range(_TRIES)]
-    item = min(tried, key=lambda tried: _distance_to_covered(photo, tried))
+    candidates = [replace(_item(rng, size, radii), colour=colour) for _ in range(_TRIES)]
+    item = min(candidates, key=lambda candidate: _distance_to_covered(photo, candidate))
     if kind == "remove":
         return item, None, f"remove the {item.name}"
     if kind == "replace":
         shape = _choice(rng, [shape for shape in SHAPES if shape != item.shape])
         new = replace(item, shape=shape)
         return item, new, f"replace the {item.name} with a {new.full_name}"
-    (place,) = (n for n, (y, x) in PLACES.items() if (y * size, x * size) == item.centre)
+    (place,) = (name for name, (y, x) in PLACES.items() if (y * size, x * size) == item.centre)
     (scale,) = (name for name, radius in SIZES.items() if radius * size == item.radius)
     return None, item, f"add a {scale} {item.name} at the {place}"
 
@@ -74,7 +77,10 @@ def _near_colour(
 def _slight(
     rng: np.random.Generator, size: int, case: str, kind: str
 ) -> tuple[Item, Item | None, str]:
-    """Return a small object, or one that hardly changes, before and after, and the instruction."""
+    """Return a small object, or one that hardly changes, before and after the edit.
+
+    The third value is the instruction. None stands for no object.
+    """
     item = _item(rng, size, _RADII[case])
     if kind == "remove":
         return item, None, f"remove the {item.name}"
@@ -92,7 +98,7 @@ def _slight(
 
 
 def _item(rng: np.random.Generator, size: int, radii: tuple[float, float] | None) -> Item:
-    """Draw a plain object anywhere; without `radii` at a named place and of a named size."""
+    """Make a random plain object; without `radii` it has a named place and a named size."""
     shape, colour = _choice(rng, SHAPES), _choice(rng, tuple(COLOURS))
     if radii is None:
         y, x = PLACES[_choice(rng, tuple(PLACES))]
@@ -105,7 +111,7 @@ def _item(rng: np.random.Generator, size: int, radii: tuple[float, float] | None
 
 
 def _distance_to_covered(photo: np.ndarray, item: Item) -> float:
-    """Return the distance of the object's colour from the mean of what it covers."""
+    """Return the distance of the object's colour from the mean colour of what it covers."""
     y, x = np.mgrid[: photo.shape[0], : photo.shape[1]] + 0.5
     inside = np.hypot(y - item.centre[0], x - item.centre[1]) < item.radius
     return _distance(COLOURS[item.colour], photo[inside].mean(axis=0))

@@ -1,4 +1,4 @@
-"""Whether edits are right, before their speed is worth printing."""
+"""Check that edits are right. The speed of wrong ones is not worth printing."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from .speed import rectangle
 from .unfused import unfused
 
 FP32_BOUND = 1e-4  # relative error of a whole edit
-_GRID = (4, 4)  # tokens of the tiny shape
+_GRID = (4, 4)  # token grid of the tiny shape
 # With this scheduler a timestep is 1000 sigma. These timesteps, and 1000 times the guidance scale,
 # are exact in bfloat16. Other timesteps would be rounded before they are embedded. In a random
 # network that alone makes an error of 0.2 in a whole edit, which would hide every other error.
@@ -24,11 +24,11 @@ _EVERYTHING, _PART = np.ones(_GRID, dtype=bool), rectangle(_GRID, 0.25)
 
 
 def faults(device: str, dtype: torch.dtype) -> list[str]:
-    """Say what is wrong with edits of the tiny shape, in fp32 or in `dtype`; empty if nothing is.
+    """Return what is wrong with edits of the tiny shape in fp32 and in `dtype`.
 
-    With every token active the edit must be the dense one, and the unfused spot step must be ours.
-    A lower precision is bounded by its own error: against the reference in fp32, an edit may be
-    twice as far off as the reference in that precision.
+    With every token active an edit must equal the dense one, and an edit with unfused spot steps
+    must equal ours. In a lower precision, an edit's error against the fp32 reference may be twice
+    that of the reference in the same precision.
     """
     pipe = build(SHAPES["tiny"], device, torch.float32)
     pipe.scheduler = FlowMatchEulerDiscreteScheduler()
@@ -39,21 +39,21 @@ def faults(device: str, dtype: torch.dtype) -> list[str]:
         for name, (candidate, reference) in _PAIRS.items():
             bound = FP32_BOUND
             if kind != torch.float32:
-                bound = 2 * _relative(reference(pipe), references[name])
-            error = _relative(candidate(pipe), references[name])
+                bound = 2 * _relative_error(reference(pipe), references[name])
+            error = _relative_error(candidate(pipe), references[name])
             if not error <= bound:  # nan is wrong too
                 wrong.append(f"{name}, {kind}: relative error {error:.2g} exceeds {bound:.2g}")
     return wrong
 
 
 def _dense(pipe: Any) -> torch.Tensor:
-    given = arguments(SHAPES["tiny"], pipe.device, pipe.dtype, len(_SIGMAS))
-    given |= {"sigmas": _SIGMAS, "guidance_scale": _GUIDANCE}
+    call = arguments(SHAPES["tiny"], pipe.device, pipe.dtype, len(_SIGMAS))
+    call |= {"sigmas": _SIGMAS, "guidance_scale": _GUIDANCE}
     tokens, channels = _GRID[0] * _GRID[1], pipe.transformer.config.in_channels
-    noise = torch.randn(1, tokens, channels, generator=torch.Generator().manual_seed(0))
     # drawn in fp32, so that each precision begins with the same noise
-    given["latents"] = noise.to(pipe.device, pipe.dtype)
-    return pipe(**given, output_type="latent").images.float()
+    noise = torch.randn(1, tokens, channels, generator=torch.Generator().manual_seed(0))
+    call["latents"] = noise.to(pipe.device, pipe.dtype)
+    return pipe(**call, output_type="latent").images.float()
 
 
 def _spot(pipe: Any, mask: np.ndarray = _PART, **options: Any) -> torch.Tensor:
@@ -71,12 +71,12 @@ def _unfused(pipe: Any) -> torch.Tensor:
         return _spot(pipe)
 
 
-def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a - b).norm() / b.norm())
+def _relative_error(result: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((result - exact).norm() / exact.norm())
 
 
 Edit = Callable[[Any], torch.Tensor]
-_PAIRS: dict[str, tuple[Edit, Edit]] = {  # what is checked, and what it must equal
+_PAIRS: dict[str, tuple[Edit, Edit]] = {  # name -> (checked edit, the edit that it must equal)
     "all tokens active": (_all_active, _dense),
     "unfused": (_unfused, _spot),
 }

@@ -1,38 +1,46 @@
-"""The figure of `bench.judges`: recall against the size of the region, a panel an editor."""
+"""Draw the figure of `bench.judges`: recall against the size of the region."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from spotedit.judge.judges import JUDGES
-from spotedit.options.config import THRESHOLDS
-from spotedit.pictures.images import atomic_write
+from . import plots
 
-from .judges import MULTIPLES, select
-
-if TYPE_CHECKING:
-    from .judges import Course, Place
-
+COLOURS = ("#d9822b", "#2b6cb0", "#2f855a", "#805ad5")
 _INCHES = (3.4, 2.8)
-_COLOURS = dict(zip(JUDGES, ("#d9822b", "#2b6cb0", "#2f855a", "#805ad5"), strict=True))
 
 
-def draw(found: Mapping["Place", Sequence["Course"]], path: Path) -> None:
-    """Write a PNG; a file there is replaced. Dots mark the judges' own thresholds."""
-    editors, splits = (list(dict.fromkeys(place[i] for place in found)) for i in (0, 1))
+class Curve(NamedTuple):
+    """What a judge selects at several thresholds.
+
+    Attributes:
+        sizes: computed / needed tokens.
+        missed: shares of the changed tokens that are not selected.
+        default: index of the judge's default threshold.
+    """
+
+    sizes: list[float]
+    missed: list[float]
+    default: int
+
+
+def draw(curves: Mapping[tuple[str, str], Mapping[str, Curve]], path: Path) -> None:
+    """Write a PNG with a panel for each editor and split. Dots mark the default thresholds.
+
+    `curves` are by editor and split, then by judge.
+    """
+    editors, splits = (list(dict.fromkeys(names)) for names in zip(*curves, strict=True))
     size = len(editors) * _INCHES[0], len(splits) * _INCHES[1]
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(splits), len(editors), squeeze=False, sharey=True)
-    for (editor, split), courses in found.items():
+    for (editor, split), judges in curves.items():
         cell = axes[splits.index(split)][editors.index(editor)]
-        for judge, colour in _COLOURS.items():
-            points = [select(courses, judge, m * THRESHOLDS[judge]) for m in MULTIPLES]
-            curve = [(point.size, 1 - point.recalls.mean()) for point in points]
-            cell.plot(*zip(*curve, strict=True), color=colour, lw=1.2, label=judge)
-            own = select(courses, judge, THRESHOLDS[judge])
-            cell.plot(own.size, 1 - own.recalls.mean(), "o", color=colour, ms=5)
+        for (judge, curve), colour in zip(judges.items(), COLOURS, strict=True):
+            cell.plot(curve.sizes, curve.missed, color=colour, lw=1.2, label=judge)
+            dot = curve.sizes[curve.default], curve.missed[curve.default]
+            cell.plot(*dot, "o", color=colour, ms=5)
         cell.set_title(f"{editor}, {split} scenes", fontsize=9)
         cell.set_yscale("symlog", linthresh=1e-3)
         cell.set_ylim(-1e-4, 1)
@@ -45,5 +53,4 @@ def draw(found: Mapping["Place", Sequence["Course"]], path: Path) -> None:
     for cell in axes[-1]:
         cell.set_xlabel("computed / needed tokens", fontsize=8)
     axes[0][0].legend(fontsize=7, frameon=False)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=130)
+    plots.save(figure, path, dpi=130)

@@ -1,4 +1,4 @@
-"""FLUX.1-Kontext with random weights, made on the device that runs it."""
+"""Build FLUX.1-Kontext pipelines with random weights, on the device that runs them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,14 @@ from diffusers import (
 
 @dataclass(frozen=True)
 class Shape:
-    """A pipeline's configuration, side of the picture in pixels and length of the prompt."""
+    """The configuration of a pipeline and of its calls.
+
+    Attributes:
+        pixels: side of the picture.
+        prompt: number of prompt tokens.
+        transformer: configuration of the transformer.
+        vae: configuration of the VAE.
+    """
 
     pixels: int
     prompt: int
@@ -23,9 +30,9 @@ class Shape:
     vae: Mapping[str, Any]
 
     def __str__(self) -> str:
-        of = self.transformer
-        blocks = f"{of['num_layers']} + {of['num_single_layers']} blocks"
-        heads = f"{of['num_attention_heads']} x {of['attention_head_dim']}"
+        config = self.transformer
+        blocks = f"{config['num_layers']} + {config['num_single_layers']} blocks"
+        heads = f"{config['num_attention_heads']} x {config['attention_head_dim']}"
         return f"{blocks} of {heads}, {self.pixels} px, {self.prompt} prompt tokens"
 
 
@@ -35,7 +42,7 @@ _VAE = {"down_block_types": ("DownEncoderBlock2D",) * 4,
         "up_block_types": ("UpDecoderBlock2D",) * 4,
         "latent_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159,
         "use_quant_conv": False, "use_post_quant_conv": False}  # fmt: skip
-_SCHEDULER = {"use_dynamic_shifting": True, "shift": 3.0}  # the rest is diffusers' default
+_SCHEDULER = {"use_dynamic_shifting": True, "shift": 3.0}  # all else as diffusers' defaults
 SHAPES = {
     "kontext": Shape(
         1024,
@@ -55,7 +62,7 @@ SHAPES = {
 
 
 def build(shape: Shape, device: str, dtype: torch.dtype) -> FluxKontextPipeline:
-    """A silent pipeline without text encoders: calls pass embeddings (`arguments`)."""
+    """Build a pipeline without text encoders and progress bar; `arguments` has the embeddings."""
     pipe = FluxKontextPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**_SCHEDULER),
         vae=_random(AutoencoderKL, shape.vae, device, dtype),
@@ -67,7 +74,7 @@ def build(shape: Shape, device: str, dtype: torch.dtype) -> FluxKontextPipeline:
 
 
 def _random(cls: type, config: Mapping[str, Any], device: str, dtype: torch.dtype) -> Any:
-    """A model whose layers keep the size of what goes through them."""
+    """Build a model with random weights that keep the magnitude of the activations."""
     with torch.device("meta"):
         model = cls(**config)
     model = model.to(dtype).to_empty(device=device).eval()
@@ -76,13 +83,13 @@ def _random(cls: type, config: Mapping[str, Any], device: str, dtype: torch.dtyp
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
                 parameter.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
-            else:  # the weight of a norm, or a bias
+            else:  # the weight of a norm (near 1) or a bias (near 0)
                 parameter.normal_(float(name.endswith("weight")), 0.02, generator=generator)
     return model
 
 
 def compiled(pipe: FluxKontextPipeline, backend: str) -> FluxKontextPipeline:
-    """A pipeline of the same weights, in the same memory, whose blocks are compiled."""
+    """Return a pipeline with compiled blocks that shares the weights of `pipe`."""
     with torch.device("meta"):
         twin = FluxTransformer2DModel.from_config(pipe.transformer.config)
     twin.load_state_dict(pipe.transformer.state_dict(), assign=True)
@@ -95,10 +102,10 @@ def compiled(pipe: FluxKontextPipeline, backend: str) -> FluxKontextPipeline:
 def arguments(
     shape: Shape, device: str | torch.device, dtype: torch.dtype, steps: int
 ) -> dict[str, Any]:
-    """Keyword arguments of an edit of a random picture; always the same."""
+    """Return keyword arguments for an edit of a random picture, the same in every call."""
     generator = torch.Generator().manual_seed(0)
     side, config = shape.pixels, shape.transformer
-    sizes = {
+    embeddings = {
         "prompt_embeds": (1, shape.prompt, config["joint_attention_dim"]),
         "pooled_prompt_embeds": (1, config["pooled_projection_dim"]),
     }
@@ -109,6 +116,9 @@ def arguments(
         "max_area": side * side,
         "_auto_resize": False,
         "num_inference_steps": steps,
-        **{k: torch.randn(v, generator=generator).to(device, dtype) for k, v in sizes.items()},
+        **{
+            name: torch.randn(size, generator=generator).to(device, dtype)
+            for name, size in embeddings.items()
+        },
         "generator": generator,
     }

@@ -1,66 +1,74 @@
-"""Statistics of judgements and edits, in plain numpy. Masks are bool [H, W]."""
+"""Compute statistics of judgements and edits. Masks are bool [H, W]."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageFilter
 
-EDITED_SHARE = 0.1  # of a token's pixels: from here on the edit truly touches the token
-VISIBLE = 10.0  # of 255: mean `difference` from which on a token's pixels visibly differ
-_BLUR = 2.0  # px, radius: compression noise is finer
+EDITED_SHARE = 0.1  # a token is edited if at least this share of its pixels is
+VISIBLE = 10.0  # a token's pixels visibly differ if their mean `difference` is above this, of 255
+_BLUR = 2.0  # radius in pixels; the noise of compression is finer
 
 
 def changed_share(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Share of the pixels in `mask` for every token of the grid (rows, cols), 0..1."""
+    """Return the share of each token's pixels that are in `mask`, 0..1; `grid` is (rows, cols)."""
     rows, cols = grid
     height, width = mask.shape[0] // rows, mask.shape[1] // cols
     return mask.reshape(rows, height, cols, width).mean(axis=(1, 3))
 
 
-def auc(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Chance that a True element scores above a False one, ties counting half (Mann-Whitney U).
+# SciPy is imported where it is used: bench.quality runs without it on a GPU machine.
 
-    nan if `truth` has elements of one kind only.
+
+def auc(scores: np.ndarray, truth: np.ndarray) -> float:
+    """Return the chance that a True element scores above a False one; ties count half.
+
+    It is nan if `truth` has elements of one kind only.
     """
-    scores, truth = np.ravel(scores), np.ravel(truth)
-    positive = int(truth.sum())
-    if not 0 < positive < truth.size:
+    from scipy.stats import mannwhitneyu
+
+    scores, truth = np.ravel(scores).astype(np.float64), np.ravel(truth)
+    if truth.all() or not truth.any():
         return float("nan")
-    wins = _ranks(scores)[truth].sum() - positive * (positive + 1) / 2
-    return float(wins / (positive * (truth.size - positive)))
+    true, false = scores[truth], scores[~truth]
+    wins = mannwhitneyu(true, false, method="asymptotic").statistic
+    return float(wins / (true.size * false.size))
 
 
 def difference(a: np.ndarray, b: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Mean absolute difference of the blurred pictures by token: [rows, cols], 0..255.
+    """Return the mean absolute difference of the blurred pictures by token, [rows, cols], 0..255.
 
-    `a` and `b` are uint8 [H, W, 3], whose sides are multiples of the grid's.
+    `a` and `b` are uint8 [H, W, 3]; their sides are multiples of those of the grid (rows, cols).
     """
     blur = ImageFilter.GaussianBlur(_BLUR)
-    smooth, other = (
+    smooth_a, smooth_b = (
         np.asarray(Image.fromarray(picture).filter(blur), dtype=np.float32) for picture in (a, b)
     )
-    tokens = np.abs(smooth - other).reshape(grid[0], a.shape[0] // grid[0], grid[1], -1)
+    tokens = np.abs(smooth_a - smooth_b).reshape(grid[0], a.shape[0] // grid[0], grid[1], -1)
     return np.asarray(tokens.mean(axis=(1, 3)))
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's: 1 if `a` and `b` sort their elements alike, nan if one of them is constant."""
-    ranks = np.stack([_ranks(np.ravel(a)), _ranks(np.ravel(b))])
+    """Return Spearman's rank correlation: 1 if `a` and `b` sort their elements in the same order.
+
+    It is nan if one of them is constant.
+    """
+    from scipy.stats import rankdata
+
+    ranks = np.stack([rankdata(a), rankdata(b)])  # ties get their mean rank
     if not ranks.std(axis=1).all():
         return float("nan")
     return float(np.corrcoef(ranks)[0, 1])
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """From 1; ties share their mean."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[place]
-
-
 def bootstrap(
     values: Sequence[float], resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Mean of `values` and its 95% interval (percentiles of the means of seeded resamples)."""
+    """Return the mean of `values` and its 95% interval, from the means of seeded resamples.
+
+    `scipy.stats.bootstrap` draws the same resamples but rounds the percentiles differently, and
+    refuses a single value; the committed rows have these digits.
+    """
     sample = np.asarray(values, dtype=np.float64)
     rng = np.random.default_rng(seed)
     means = sample[rng.integers(sample.size, size=(resamples, sample.size))].mean(axis=1)
@@ -69,14 +77,14 @@ def bootstrap(
 
 
 def convergence_step(distances: np.ndarray, threshold: float) -> np.ndarray:
-    """First step from which on a token stays within `threshold` of where it ends.
+    """Return the first step from which on a token stays within `threshold` of its final state.
 
     Args:
-        distances: [T, ...], of every step's value to the last one's.
+        distances: distance of every step's value to the last one's, [T, ...].
 
     Returns:
-        int [...], 0..T; T where even the last step lies beyond.
+        int [...], 0..T; T if even the last step lies beyond the threshold.
     """
     beyond = distances > threshold
-    last = len(beyond) - np.argmax(beyond[::-1], axis=0)  # 1 + the last step beyond
-    return np.where(beyond.any(axis=0), last, 0)
+    after_last_beyond = len(beyond) - np.argmax(beyond[::-1], axis=0)
+    return np.where(beyond.any(axis=0), after_last_beyond, 0)

@@ -1,7 +1,7 @@
-"""The judge on pictures that real editors made: ``python -m bench.real_edits``.
+"""Try the judges on pictures that real editors made: ``python -m bench.real_edits``.
 
-Three Python packages (the extra `real-edits`) ship results of published editors beside their
-sources. They are read where they are installed.
+Three Python packages (the extra `real-edits`) ship results of published editors with their source
+pictures. They are read in the place where they are installed.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from spotedit.models.spec import spec_for
 from spotedit.options.config import THRESHOLDS, SpotEditConfig
 from spotedit.pictures.images import load_image
 
-from . import edits, environment, metrics, rows
+from . import edits, environment, metrics, real_edits_figure, rows
 from .rows import Row
 
 _PACKAGES = "comfyui_workflow_templates_media_"
-# editor -> the package and the template whose pictures 1 and 2 are an edit and its source
+# editor -> (package, template); pictures 1 and 2 of the template are an edit and its source
 ALIGNED = {
     "Qwen-Image-Edit": ("image", "image_qwen_image_edit"),
     "Qwen-Image-Edit-2509": ("image", "image_qwen_image_edit_2509"),
@@ -46,25 +46,26 @@ ALIGNED = {
     "Fibo 2 turbo": ("assets_02", "image_fibo2_edit_turbo_pe"),
     "Qwen-Image-2.1": ("assets_02", "image_qwen_image_2_1_image_edit"),
 }
-OTHERS = {
+OTHERS = {  # pairs that show different motifs
     "FLUX.1-Kontext": ("image", "flux_kontext_dev_basic"),
     "FLUX.2-klein-9B-KV": ("image", "image_flux2_klein_9b_kv_image_edit"),
 }
-CHANGED = (metrics.VISIBLE, 24)  # of 255: mean difference of the pixels of a changed token
-DEFAULT = "calibrated"
-SHIFT = (8, -12)  # px down and right, of the shifted edits
+CHANGED = (metrics.VISIBLE, 24)  # a token is changed above this mean difference, of 255
+DEFAULT = "calibrated"  # judge
+SHIFT = (8, -12)  # pixels (down, right) by which the shifted edits have moved
 NOTES = (
-    "Finished edits of published editors against their sources, at the size they are shipped in "
-    "(263 to 1024 px, cropped to whole tokens). The published VAEs are not at hand: the judge "
-    "looks through the decoder of the tiny editor's own. Truth: the pixels' mean absolute "
-    "difference after a blur, by token; it favours the l2 judge.",
-    "Active: by the judge at its own threshold, with the default dilation and hysteresis. Recall: "
-    "changed tokens that are active. Pairs whose package is not installed are left out. "
-    "The pairs of FLUX.1-Kontext and FLUX.2-klein show other motifs than their sources, on a plain "
-    "backdrop or between black bars: what counts there is that nothing else is reused. Shifted: an "
-    f"aligned edit moved by {SHIFT[0]:+d} px down and {SHIFT[1]:+d} px right of its source. In "
-    "2511's source the gallery has laid the wanted texture over a corner, and in Bria's edits it "
-    "shows the mask; they count as changed.",
+    "Finished edits of published editors are compared with their sources, at the size in which "
+    "they are shipped (263 to 1024 px, cropped to whole tokens). The published VAEs are not "
+    "available here, so the judge uses the decoder of the tiny editor's VAE. The truth is the mean "
+    "absolute difference of a token's pixels after a blur, which favours the l2 judge.",
+    "Active tokens are those that the judge selects at its default threshold, with the default "
+    "dilation and hysteresis. Recall is the share of the changed tokens that are active. Pairs "
+    "whose package is not installed are left out. The pairs of FLUX.1-Kontext and FLUX.2-klein "
+    "show other motifs than their sources, on a plain backdrop or between black bars; there it "
+    "matters that only the backdrop or the bars are reused. `shifted` is an aligned edit moved by "
+    f"{SHIFT[0]:+d} px down and {SHIFT[1]:+d} px right of its source. In 2511's source the gallery "
+    "has laid the wanted texture over a corner, and in Bria's edits it shows the mask; both count "
+    "as changed.",
 )
 
 
@@ -73,10 +74,10 @@ class Judged:
     """An edit and its source as the judge sees them, on a token grid.
 
     Attributes:
-        scores: judge -> fp32 [rows, cols].
-        actives: judge -> bool [rows, cols], at its own threshold.
-        difference: [rows, cols], the pixels' mean absolute difference, 0..255.
-        misalignment: of the whole frame, or None.
+        scores: judge -> scores, fp32 [rows, cols].
+        actives: judge -> active tokens at its default threshold, bool [rows, cols].
+        difference: mean absolute difference of each token's pixels, 0..255, [rows, cols].
+        misalignment: how the whole frame differs from the source's, or None.
     """
 
     scores: Mapping[str, np.ndarray]
@@ -86,38 +87,38 @@ class Judged:
 
     @property
     def active(self) -> np.ndarray:
-        """bool [rows, cols], with the default settings."""
+        """The active tokens with the default judge, bool [rows, cols]."""
         return self.actives[DEFAULT]
 
 
 def installed(package: str) -> bool:
+    """Return whether one of the packages with pictures is installed."""
     return find_spec(_PACKAGES + package) is not None
 
 
 def load_pair(package: str, template: str) -> tuple[Image.Image, Image.Image]:
-    """The edit and its source."""
+    """Return an edit and its source."""
     folder = files(_PACKAGES + package) / "templates"
     edit, source = (load_image(Path(str(folder / f"{template}-{i}.webp"))) for i in (1, 2))
     return edit, source
 
 
 def shifted(edit: Image.Image, source: Image.Image) -> tuple[Image.Image, Image.Image]:
-    """Both through a window of one size; what the edit shows has moved by `SHIFT`."""
+    """Crop both to a window of one size, so that the content of the edit moves by `SHIFT`."""
     down, right = SHIFT
     margin = max(abs(down), abs(right))
     width, height = edit.width - 2 * margin, edit.height - 2 * margin
-    places = ((margin - right, margin - down), (margin, margin))
-    cut = (
-        image.crop((x, y, x + width, y + height))
-        for image, (x, y) in zip((edit, source), places, strict=True)
-    )
-    return next(cut), next(cut)
+
+    def crop(image: Image.Image, x: int, y: int) -> Image.Image:
+        return image.crop((x, y, x + width, y + height))
+
+    return crop(edit, margin - right, margin - down), crop(source, margin, margin)
 
 
 def judge(pipe: Any, edit: Image.Image, source: Image.Image) -> Judged:
-    """Compare two pictures of equal size; what exceeds whole tokens is cropped."""
+    """Compare two pictures of equal size, cropped to whole tokens."""
     spec = spec_for(pipe)
-    assert spec.latents is not None  # of the tiny editor
+    assert spec.latents is not None  # the tiny editor's spec has it
     side = spec.token_pixels(pipe)
     grid = (source.height // side, source.width // side)
     box = (0, 0, grid[1] * side, grid[0] * side)
@@ -129,32 +130,33 @@ def judge(pipe: Any, edit: Image.Image, source: Image.Image) -> Judged:
             name: make(y, grid, features, "reference")(Prediction(x0))
             for name, make in JUDGES.items()
         }
-        chosen = SpotEditConfig().settings
+        settings = SpotEditConfig().settings
         actives = {
             name: select_tokens(
                 score, grid, threshold=THRESHOLDS[name],
-                dilation=chosen.dilation, hysteresis=chosen.hysteresis,
+                dilation=settings.dilation, hysteresis=settings.hysteresis,
             )[0].reshape(grid).numpy()
             for name, score in scores.items()
         }  # fmt: skip
         latents = (spec.latents(tokens, grid)[0] for tokens in (x0, y))
-        found = detect(*latents, pixels=side / 2)
+        misalignment = detect(*latents, pixels=side / 2)
     return Judged(
         {name: score.reshape(grid).numpy() for name, score in scores.items()},
         actives,
         metrics.difference(np.asarray(edit), np.asarray(source), grid),
-        found,
+        misalignment,
     )
 
 
 def _tokens(pipe: Any, picture: Image.Image) -> Tensor:
+    """Encode a picture as packed tokens [1, N, C]."""
     latents = pipe.vae.encode(pipe.image_processor.preprocess(picture)).latent_dist.mode()
     latents = (latents - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor
     return pipe._pack_latents(latents, *latents.shape)
 
 
-def report(editor: str, judged: Judged) -> Iterator[Row]:
-    """Rows of a pair in which something stayed."""
+def aligned_rows(editor: str, judged: Judged) -> Iterator[Row]:
+    """Make the rows of an aligned pair."""
     count = judged.difference.size
     at: dict[str, str | int | float] = {"edit": editor}
     for limit in CHANGED:
@@ -175,11 +177,11 @@ def report(editor: str, judged: Judged) -> Iterator[Row]:
         value = metrics.rank_correlation(scores, judged.difference)
         parameters = at | {"judge": name}
         yield Row("rank correlation", value, "rho", samples=count, parameters=parameters)
-    yield from reuse(editor, judged)
+    yield from reuse_rows(editor, judged)
 
 
-def reuse(editor: str, judged: Judged) -> Iterator[Row]:
-    """Rows of any pair: what would be computed, and how different what is reused looks."""
+def reuse_rows(editor: str, judged: Judged) -> Iterator[Row]:
+    """Make rows of the share of active tokens, and of how different the reused ones look."""
     at = {"edit": editor, "frame": str(judged.misalignment or "found unmoved")}
     count = judged.active.size
     for name, active in judged.actives.items():
@@ -187,30 +189,29 @@ def reuse(editor: str, judged: Judged) -> Iterator[Row]:
         yield Row("active tokens", share, "share", samples=count, parameters=at | {"judge": name})
     reused = judged.difference[~judged.active]
     if reused.size:
-        name, value = "difference of reused tokens, 95th percentile", np.percentile(reused, 95)
-        at = {"edit": editor}
-        yield Row(name, float(value), "of 255", samples=reused.size, parameters=at)
+        name = "difference of reused tokens, 95th percentile"
+        value, at = float(np.percentile(reused, 95)), {"edit": editor}
+        yield Row(name, value, "of 255", samples=reused.size, parameters=at)
 
 
-def together(judged: Mapping[str, Judged]) -> Iterator[Row]:
-    """Rows of all aligned pairs: recall, its worst case, and what is computed for it."""
-    changed = {editor: found.difference > CHANGED[0] for editor, found in judged.items()}
+def summary_rows(all_judged: Mapping[str, Judged]) -> Iterator[Row]:
+    """Make rows over all aligned pairs: recall, its worst case, and the size of the active set."""
     for name in JUDGES:
-        pairs = [(found.actives[name], changed[editor]) for editor, found in judged.items()]
+        pairs = [(j.actives[name], j.difference > CHANGED[0]) for j in all_judged.values()]
         recalls = [float(active[truth].mean()) for active, truth in pairs]
         sizes = [float(active.sum() / truth.sum()) for active, truth in pairs]
         at: dict[str, str | int | float] = {"edit": "all aligned", "judge": name}
         at |= {"changed above": CHANGED[0]}
         yield Row.median("recall", recalls, "share", parameters=at)
         worst = int(np.argmin(recalls))
-        at_worst = at | {"edit": list(judged)[worst]}
+        at_worst = at | {"edit": list(all_judged)[worst]}
         yield Row("lowest recall", recalls[worst], "share", parameters=at_worst)
         yield Row.median("active / changed tokens", sizes, "x", parameters=at)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.real_edits", description=__doc__)
-    parser.add_argument("--figure", type=Path, help="PNG of the maps, without the pictures")
+    parser.add_argument("--figure", type=Path, help="PNG to draw; it shows maps, not pictures")
     parser.add_argument("--out", type=Path, default=rows.RESULTS, help="folder for the rows")
     args = parser.parse_args(argv)
     machine = environment.describe(weights=edits.WEIGHTS)
@@ -218,24 +219,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = [(_PACKAGES + package).replace("_", "-") for package in packages]
     machine["pictures"] = ", ".join(f"{name} {version(name)}" for name in names)
     pipe = edits.load()
-    found, drawn = [], {}
+    result: list[Row] = []
+    aligned: dict[str, Judged] = {}
     for editor, (package, template) in (ALIGNED | OTHERS).items():
         if package not in packages:
             continue
         pair = load_pair(package, template)
         judged = judge(pipe, *pair)
         if editor in OTHERS:
-            found += reuse(editor, judged)
+            result += reuse_rows(editor, judged)
             continue
-        drawn[editor] = judged
-        found += report(editor, judged)
-        found += reuse(f"{editor}, shifted", judge(pipe, *shifted(*pair)))
+        aligned[editor] = judged
+        result += aligned_rows(editor, judged)
+        result += reuse_rows(f"{editor}, shifted", judge(pipe, *shifted(*pair)))
     if args.figure is not None:
-        from .real_edits_figure import draw  # the rows need no matplotlib
-
-        draw(drawn, args.figure)
-    found = [*together(drawn), *found]
-    print(rows.save("real_edits", found, machine, NOTES, args.out))
+        maps = {
+            editor: real_edits_figure.Maps(judged.scores[DEFAULT], judged.difference, judged.active)
+            for editor, judged in aligned.items()
+        }
+        real_edits_figure.draw(maps, args.figure)
+    result = [*summary_rows(aligned), *result]
+    print(rows.save("real_edits", result, machine, NOTES, args.out))
 
 
 if __name__ == "__main__":

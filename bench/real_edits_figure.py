@@ -1,47 +1,48 @@
-"""The figure of `bench.real_edits`: maps on the token grid, which show nothing of the pictures."""
+"""Draw the figure of `bench.real_edits`: maps on the token grid, which do not show the pictures."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
+import numpy as np
 from matplotlib.figure import Figure
 
-from spotedit.pictures.images import atomic_write
+from . import plots
 
-from .convergence_figure import outline
-
-if TYPE_CHECKING:
-    from .real_edits import Judged
-
-_INCHES = 1.5
-_ACROSS = 7
-_MOST = {"score": 5.0, "difference of the pixels": 60.0}  # of the colour scales
+_INCHES = 1.5  # side of a map
+_NUM_COLUMNS = 7
+_LIMITS = {"score": 5.0, "difference of the pixels": 60.0}  # tops of the colour scales
 
 
-def draw(judged: Mapping[str, "Judged"], path: Path) -> None:
-    """Write a PNG with two maps of each edit, one above the other; a file there is replaced.
+class Maps(NamedTuple):
+    """What is drawn of an edit; each map is [rows, cols]."""
 
-    The outline is of the active tokens.
+    score: np.ndarray
+    difference: np.ndarray
+    active: np.ndarray
+
+
+def draw(edits: Mapping[str, Maps], path: Path) -> None:
+    """Write a PNG with two maps of each edit, one above the other, and the active tokens' outline.
+
+    `edits` are by the name of the editor.
     """
-    down = -(-len(judged) // _ACROSS)
-    size = _ACROSS * _INCHES + 0.6, down * (2 * _INCHES + 0.25)
+    num_blocks = -(-len(edits) // _NUM_COLUMNS)
+    size = _NUM_COLUMNS * _INCHES + 0.6, num_blocks * (2 * _INCHES + 0.25)
     figure = Figure(figsize=size, layout="constrained")
-    cells = figure.subplots(2 * down, _ACROSS, squeeze=False)
+    cells = figure.subplots(2 * num_blocks, _NUM_COLUMNS, squeeze=False)
     for cell in cells.ravel():
         cell.set_axis_off()
-    for place, (editor, found) in enumerate(judged.items()):
-        block, column = divmod(place, _ACROSS)
-        cells[2 * block][column].set_title(editor, fontsize=8)
-        maps = (found.scores["calibrated"], found.difference)
-        for line, (values, (name, most)) in enumerate(zip(maps, _MOST.items(), strict=True)):
-            cell = cells[2 * block + line][column]
-            heat = cell.imshow(values, cmap="magma", vmin=0, vmax=most)
-            outline(cell, found.active)
-            if column == _ACROSS - 1:
-                bar = figure.colorbar(
-                    heat, ax=cells[2 * block + line], fraction=0.02, pad=0.01, extend="max"
-                )
+    for i, (editor, maps) in enumerate(edits.items()):
+        block, column = divmod(i, _NUM_COLUMNS)
+        lines = cells[2 * block : 2 * block + 2]
+        lines[0][column].set_title(editor, fontsize=8)
+        pairs = zip(lines, (maps.score, maps.difference), _LIMITS.items(), strict=True)
+        for line, values, (name, limit) in pairs:
+            heat = line[column].imshow(values, cmap="magma", vmin=0, vmax=limit)
+            plots.outline(line[column], maps.active)
+            if column == _NUM_COLUMNS - 1:
+                bar = figure.colorbar(heat, ax=line, fraction=0.02, pad=0.01, extend="max")
                 bar.set_label(name, fontsize=8)
                 bar.ax.tick_params(labelsize=7)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    plots.save(figure, path, dpi=110)

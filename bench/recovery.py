@@ -1,7 +1,8 @@
-"""How much of an edit is made that is found late: ``python -m bench.recovery``.
+"""Measure how much of an edit is still made if it is found late: ``python -m bench.recovery``.
 
-Every token is reused until a reset, where each that dense would change is found. What is missing
-after that says how late a last check is worth its full step (`SpotEditConfig.verify_last`).
+Every token is reused until a reset, which finds all tokens that the dense edit would change. How
+much of the edit is missing then says until when a last check is worth its full step
+(`SpotEditConfig.verify_last`).
 """
 
 import argparse
@@ -25,14 +26,15 @@ FIRST_SEED = 5000
 RESETS = (5, 9, 13, 17, 20, 22, 24, 26)  # of 28 steps
 STEPS = 28
 NOTES = (
-    "Hard scenes of `bench.quality` with the tiny editor. The change of the pixels that the true "
-    "edit changes, against the source through the VAE and back: spot / dense. Medians with [20th, "
-    "80th percentile]; scenes of which dense makes less than half are left out.",
+    "Hard scenes of `bench.quality` with the tiny editor. A share is the change of the pixels that "
+    "the true edit changes, against the source through the VAE and back: spot / dense. Values are "
+    "medians with [20th, 80th percentile]. Scenes of which dense makes less than half are left "
+    "out.",
 )
 
 
 def late_judge(y: Tensor, grid: Any, features: Any, impl: Any) -> Callable[[Tensor], Tensor]:
-    """Score 0 at the first judgement, then the latent distance, of which 1 is changed."""
+    """Make a judge that scores 0 at first and then the latent distance, with 1 for changed."""
     judgements = []
 
     def score(x0: Tensor) -> Tensor:
@@ -43,33 +45,39 @@ def late_judge(y: Tensor, grid: Any, features: Any, impl: Any) -> Callable[[Tens
     return score
 
 
-def made(pipe: Any, seed: int) -> dict[int, float] | None:
-    """Share of the edit that is made, by the step of the reset; None if dense makes no edit."""
+def made_shares(pipe: Any, seed: int) -> dict[int, float] | None:
+    """Return the share of the edit that is made, by the step of the reset.
+
+    It is None if dense makes less than half of the true edit.
+    """
     scene = hard_scene(seed)
-    given = edits.arguments(scene, seed, STEPS)
     floor = edits.round_trip(pipe, scene.source)
 
     def change(picture: np.ndarray) -> float:
         return float(np.abs(picture[scene.mask].astype(float) - floor[scene.mask]).mean())
 
-    dense = change(np.asarray(pipe(**given).images[0]))
+    def edited_change() -> float:
+        arguments = edits.arguments(scene, seed, STEPS)
+        return change(np.asarray(pipe(**arguments).images[0]))
+
+    dense = edited_change()
     if dense < change(scene.target) / 2:
         return None
     shares = {}
+    config = {"judge": late_judge, "threshold": 1.0, "judge_every": STEPS}
     for reset in RESETS:
-        given = edits.arguments(scene, seed, STEPS)
-        config = {"judge": late_judge, "threshold": 1.0, "judge_every": STEPS}
         with spotedit.enable(pipe, reset_steps=(reset,), **config):
-            shares[reset] = change(np.asarray(pipe(**given).images[0])) / dense
+            shares[reset] = edited_change() / dense
     return shares
 
 
-def report(found: Sequence[dict[int, float]], sigmas: Sequence[float]) -> Iterator[Row]:
+def result_rows(scenes: Sequence[dict[int, float]], sigmas: Sequence[float]) -> Iterator[Row]:
+    """Make the rows from the shares of every scene and the sigmas of the steps."""
     for reset in RESETS:
-        shares = [each[reset] for each in found]
+        shares = np.array([made[reset] for made in scenes])
         at = {"reset at step": reset, "sigma": f"{sigmas[reset]:.2f}"}
         yield Row.median("share of the edit that is made", shares, "share", parameters=at)
-        undone = float(np.mean(np.array(shares) < 0.5))
+        undone = float(np.mean(shares < 0.5))
         name = "edits of which less than half is made"
         yield Row(name, undone, "share", samples=len(shares), parameters=at)
 
@@ -81,10 +89,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     pipe = edits.load()
     seeds = range(FIRST_SEED, FIRST_SEED + args.scenes)
-    found = [shares for seed in tqdm(seeds, unit="scene") if (shares := made(pipe, seed))]
+    scenes = [made for seed in tqdm(seeds, unit="scene") if (made := made_shares(pipe, seed))]
     machine = environment.describe(weights=edits.WEIGHTS)
     sigmas = pipe.scheduler.sigmas.tolist()
-    print(rows.save("recovery", list(report(found, sigmas)), machine, NOTES, args.out))
+    print(rows.save("recovery", list(result_rows(scenes, sigmas)), machine, NOTES, args.out))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import numpy as np
 from spotedit.pictures.images import atomic_write
 
 RESULTS = Path(__file__).parent / "results"
+Parameters = Mapping[str, str | int | float]
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,12 @@ class Row:
 
     Attributes:
         name: what was measured.
-        value: the figure, in `unit`; nan where there was nothing to measure.
+        value: the figure, in `unit`; nan if there was nothing to measure.
         unit: such as "ms", "dB", "x" (a ratio of two times) or "share" (0..1).
-        low, high: ends of the interval that the table's notes name, or None.
-        samples: how many measurements stand behind the value.
+        low, high: ends of an interval, or None; the notes of the table say which interval.
+        samples: number of measurements behind the value.
         at_least, at_most: the target, or None.
-        parameters: shapes and settings; they become the table's columns.
+        parameters: shapes and settings; each becomes a column of the table.
     """
 
     name: str
@@ -36,34 +37,51 @@ class Row:
     samples: int = 1
     at_least: float | None = None
     at_most: float | None = None
-    parameters: Mapping[str, str | int | float] = field(default_factory=dict)
+    parameters: Parameters = field(default_factory=dict)
 
     @classmethod
     def median(
         cls, name: str, values: Sequence[float] | np.ndarray, unit: str, **more: Any
     ) -> "Row":
-        """Median of `values` with their 20th and 80th percentiles."""
-        low, middle, high = np.percentile(values, (20, 50, 80)).tolist()
-        return cls(name, middle, unit, low, high, len(values), **more)
+        """Make a row of the median of `values`, with their 20th and 80th percentiles.
+
+        Without any values the row's value is nan.
+        """
+        if len(values) == 0:
+            return cls(name, math.nan, unit, samples=0, **more)
+        low, median, high = np.percentile(values, (20, 50, 80)).tolist()
+        return cls(name, median, unit, low, high, len(values), **more)
+
+    @classmethod
+    def milliseconds(cls, name: str, seconds: Sequence[float], parameters: Parameters) -> "Row":
+        """Make a row of the median of `seconds`, in milliseconds."""
+        return cls.median(name, [1000 * value for value in seconds], "ms", parameters=parameters)
 
     @property
     def met(self) -> bool | None:
-        """Whether the value reaches its target; None without one."""
+        """Whether the value reaches its target; None if it has no target."""
         if self.at_least is None and self.at_most is None:
             return None
-        above = self.at_least is None or self.value >= self.at_least
-        return above and (self.at_most is None or self.value <= self.at_most)
+        above_minimum = self.at_least is None or self.value >= self.at_least
+        below_maximum = self.at_most is None or self.value <= self.at_most
+        return above_minimum and below_maximum
+
+
+def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a markdown table without padding, so that a changed cell changes only its line."""
+    cells = [header, ["---"] * len(header), *lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The rows as a table, with a column for every parameter that any of them has."""
+    """Return the rows as a table, with a column for every parameter that any of them has."""
     names = list(dict.fromkeys(name for row in rows for name in row.parameters))
-    lines = [["measured", *names, "value", "unit", "n", "target"]]
-    lines.append(["---"] * len(lines[0]))
+    header = ["measured", *names, "value", "unit", "n", "target"]
+    lines = []
     for row in rows:
         parameters = [str(row.parameters.get(name, "")) for name in names]
         lines.append([row.name, *parameters, _value(row), row.unit, str(row.samples), _target(row)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return table(header, lines)
 
 
 def _value(row: Row) -> str:
@@ -89,10 +107,10 @@ def save(
     notes: Sequence[str] = (),
     folder: Path = RESULTS,
 ) -> str:
-    """Write NAME.json and NAME.md into `folder`, whole or not at all; returns the markdown."""
+    """Write NAME.json and NAME.md into `folder`, each atomically, and return the markdown."""
     folder.mkdir(parents=True, exist_ok=True)
-    listed = [f"- {key}: {value}" for key, value in environment.items()]
-    text = "\n".join([f"# {name}", "", *notes, "", markdown(rows), "", *listed, ""])
+    settings = [f"- {key}: {value}" for key, value in environment.items()]
+    text = "\n".join([f"# {name}", "", *notes, "", markdown(rows), "", *settings, ""])
     data = {
         "name": name,
         "notes": list(notes),
@@ -106,7 +124,7 @@ def save(
 
 
 def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON knows neither nan nor infinity."""
+    """Replace nan and infinity, which JSON does not have, by None."""
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in row.items()

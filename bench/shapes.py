@@ -1,4 +1,4 @@
-"""The one table of shapes, for the benches and for the kernels' tests. Imports no package of ours.
+"""The shapes of the benches and of the kernels' tests. Imports no package of ours.
 
 Layouts: queries ``[B, M, H, D]``, keys and values ``[B, S, H, D]``, feature maps ``[C, H, W]``.
 """
@@ -6,14 +6,14 @@ Layouts: queries ``[B, M, H, D]``, keys and values ``[B, S, H, D]``, feature map
 from dataclasses import dataclass
 
 Map = tuple[int, int, int]
-LATENT_CHANNELS = 64  # of a token: 16 channels of the latents, packed 2 x 2
+LATENT_CHANNELS = 64  # channels of a token: 16 channels of the latents, packed 2 x 2
 VAE_MAPS: tuple[Map, ...] = ((512, 128, 128), (512, 128, 128), (512, 256, 256))  # at 1024 px
-ODD_MAPS = ((5, 6, 10), (3, 6, 10), (37, 11, 23), (4, 2, 3))  # of a grid's size, larger, smaller
+ODD_MAPS = ((5, 6, 10), (3, 6, 10), (37, 11, 23), (4, 2, 3))  # the size of a grid, larger, smaller
 
 
 @dataclass(frozen=True)
-class Rows:
-    """M query rows against S keys."""
+class AttentionShape:
+    """The shape of an attention: M query rows against S keys."""
 
     m: int
     s: int
@@ -23,22 +23,22 @@ class Rows:
 
     @property
     def columns(self) -> dict[str, int]:
-        """For the rows of a table."""
+        """The shape as columns of a table of rows."""
         return {"M": self.m, "S": self.s, "H": self.heads, "D": self.dim}
 
 
 @dataclass(frozen=True)
 class Layer:
-    """An attention layer of an editor, with the maps that its pictures are judged by.
+    """An attention layer of an editor, and the feature maps by which its pictures are judged.
 
     Attributes:
-        prompt: text tokens.
-        grid: noise tokens (rows, columns); the condition picture has as many.
+        num_prompt: number of prompt tokens.
+        grid: token grid of the noise (rows, columns); the condition's is equal.
         maps: feature maps of a picture.
-        sweep: numbers of rows to measure attention at, beside that of r = 10%.
+        sweep: further numbers of query rows at which attention is measured.
     """
 
-    prompt: int
+    num_prompt: int
     grid: tuple[int, int]
     heads: int
     dim: int
@@ -46,19 +46,20 @@ class Layer:
     sweep: tuple[int, ...] = ()
 
     @property
-    def noise(self) -> int:
+    def num_noise(self) -> int:
+        """Number of noise tokens."""
         return self.grid[0] * self.grid[1]
 
-    def rows(self, ratio: float) -> int:
-        """M of a spot step with `ratio` of the noise tokens active."""
-        return self.prompt + round(ratio * self.noise)
+    def query_rows(self, ratio: float) -> int:
+        """Return M of a spot step in which `ratio` of the noise tokens is active."""
+        return self.num_prompt + round(ratio * self.num_noise)
 
-    def attention(self, m: int) -> Rows:
-        """`m` query rows against the prompt, the noise and the condition."""
-        return Rows(m, self.prompt + 2 * self.noise, self.heads, self.dim)
+    def attention(self, m: int) -> AttentionShape:
+        """Return the shape of `m` query rows against prompt, noise and condition."""
+        return AttentionShape(m, self.num_prompt + 2 * self.num_noise, self.heads, self.dim)
 
 
-LAYERS = {  # 1024 x 1024 pixels but for the last two
+LAYERS = {  # all but the last two are for pictures of 1024 x 1024 pixels
     # 717, 922, 1331, 2150 and 4608 rows are r = 5, 10, 20, 40 and 100%; 640 and 1408 are padded
     "kontext": Layer(
         512, (64, 64), 24, 128, sweep=(640, 717, 922, 1331, 1408, 2150, 4608)
@@ -73,19 +74,19 @@ LAYERS = {  # 1024 x 1024 pixels but for the last two
     # a prime number of keys, a head dim that is no power of two
     "odd": Layer(3, (5, 7), 3, 40, ODD_MAPS),
 }
-VAE_ATTENTION = Rows(128 * 128, 128 * 128, 1, 512)  # the decoder's middle block
+VAE_ATTENTION = AttentionShape(128 * 128, 128 * 128, 1, 512)  # the decoder's middle block
 
-ODD_ROWS = {  # two images and heads, as in the tests
-    "no rows": Rows(0, 13, 2, 24, 2),
-    "one row, one key": Rows(1, 1, 2, 24, 2),
-    "one row": Rows(1, 17, 2, 40, 2),
-    "odd rows": Rows(7, 13, 2, 24, 2),
-    "all rows": Rows(13, 13, 2, 64, 2),
-    "head dim below a block": Rows(5, 29, 2, 6, 2),
-    "one row more than a block": Rows(17, 37, 2, 16, 2),
-    "head dim 80": Rows(1, 41, 2, 80, 2),
-    "head dim 128": Rows(2, 67, 2, 128, 2),
-    "head dim 512": Rows(2, 19, 2, 512, 2),
+ODD_ROWS = {  # two images and two heads each, as in the tests
+    "no rows": AttentionShape(0, 13, 2, 24, 2),
+    "one row, one key": AttentionShape(1, 1, 2, 24, 2),
+    "one row": AttentionShape(1, 17, 2, 40, 2),
+    "odd rows": AttentionShape(7, 13, 2, 24, 2),
+    "all rows": AttentionShape(13, 13, 2, 64, 2),
+    "head dim below a block": AttentionShape(5, 29, 2, 6, 2),
+    "one row more than a block": AttentionShape(17, 37, 2, 16, 2),
+    "head dim 80": AttentionShape(1, 41, 2, 80, 2),
+    "head dim 128": AttentionShape(2, 67, 2, 128, 2),
+    "head dim 512": AttentionShape(2, 19, 2, 512, 2),
 }
 ODD_HEAD_DIMS = (2, 6, 40)
 ODD_ROW_COUNTS = (1, 17)

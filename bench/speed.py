@@ -1,4 +1,4 @@
-"""Whole edits and transformer steps, spot against dense: ``python -m bench.speed``."""
+"""Time whole edits and transformer steps, spot against dense: ``python -m bench.speed``."""
 
 import argparse
 import math
@@ -18,50 +18,81 @@ from . import edits, environment, rows
 from .rows import Row
 from .timing import DECODE, ENCODE, JUDGE, SELECT, TRANSFORMER, alternate, call_seconds, timed_parts
 
+NO_SPOT_STEP = "no spot step"
 NOTES = (
-    "Spot against dense (the stock pipeline) on the tiny editor, alternated in one run (A B C C B "
-    "A); medians [20th, 80th percentile].",
-    "Mode `default`: `spotedit.enable(pipe)` without a mask; `r` and `tokens` are means of the "
-    "spot steps. In the other modes the active tokens are a centred rectangle. `mask`: it is given "
-    '(`set_mask(mode="replace")`), nothing is judged. `mask + judge`: the default judge runs '
-    'beside the mask (`mode="intersect"`, threshold 0, so that the mask decides).',
-    "Judge's share: of the whole edit's seconds, those of the scheduler's steps, which hold the "
-    "judgements and the scheduler's own arithmetic.",
-    "S/M is the ideal ratio of a dense to a spot step; its share is dense ms / spot ms / (S/M).",
+    "Spot edits and dense ones (the stock pipeline) of the tiny editor, measured in one run. The "
+    "modes take turns there and back (A B C D D C B A), so that a drift of the machine meets all "
+    "alike. Values are medians with [20th, 80th percentile].",
+    "Mode `default` is `spotedit.enable(pipe)` without a mask; `r` and `tokens` are means over the "
+    "spot steps. In the other spot modes a mask makes a centred rectangle active. In `mask` mode "
+    'only the mask decides (`set_mask(mode="replace")`) and nothing is judged. In `mask + judge` '
+    'mode the default judge runs too (`mode="intersect"`), but with threshold 0 it calls every '
+    f"token changed. Where `r` is `{NO_SPOT_STEP}`, every step computed all tokens.",
+    "The judge's share is the part of the whole edit's seconds that is spent in the scheduler's "
+    "steps. They include the judgements and the scheduler's own arithmetic.",
+    "S/M is the ideal ratio of a dense to a spot step: S is the number of all tokens, M that of "
+    "the prompt's and the active tokens. The share of S/M is dense ms / spot ms / (S/M).",
 )
-DEFAULT = "default"  # the judge finds the active tokens; the other spot modes give a rectangle
+DEFAULT = "default"  # mode in which the judge finds the active tokens; the others have a mask
 JUDGED = ("mask + judge", DEFAULT)
 MODES = ("dense", "mask", *JUDGED)
-# the targets hold on a CPU with 1024 noise and 1024 condition tokens, r = 25%, mode `mask`
+# There are targets on a CPU with 1024 noise and 1024 condition tokens, r = 25%, in mode `mask`.
 TARGET_TOKENS, TARGET_RATIO = 1024, 0.25
-WHOLE_EDIT_TARGETS = {28: 2.0, 50: 2.2}  # dense / spot, by steps
-STEP_TARGET = 0.6  # of S/M
-JUDGE_SHARE = 0.1  # of a whole edit on a CPU
+WHOLE_EDIT_TARGETS = {28: 2.0, 50: 2.2}  # number of steps -> dense / spot
+STEP_TARGET = 0.6  # share of S/M
+JUDGE_SHARE = 0.1  # largest share of a whole edit on a CPU
 _WARM_UP_STEPS = 3
 Call = Callable[[int, int], dict[str, Any]]  # (size in pixels, steps) -> the pipeline's arguments
 
 
 @dataclass
 class Samples:
-    """Times in seconds of one mode at one size and ratio."""
+    """Times in seconds of one mode at one size and ratio, and its numbers of tokens.
 
-    edits: dict[int, list[float]] = field(default_factory=dict)  # by number of steps
-    forwards: dict[str, list[float]] = field(default_factory=dict)  # transformer, by kind of step
+    Attributes:
+        edits: number of steps -> time of each edit.
+        forwards: kind of step -> time of each forward of the transformer.
+        judgements: time of each judgement.
+        parts: name -> time of that part in each edit; only of edits with the first number of steps.
+        noise: number of noise tokens.
+        active: mean number of active tokens in the spot steps; None if there is no spot step.
+        sequence: number of all tokens, those of the prompt included.
+        query_rows: different numbers of query rows in the spot steps.
+        cache_bytes: size of the caches.
+    """
+
+    edits: dict[int, list[float]] = field(default_factory=dict)
+    forwards: dict[str, list[float]] = field(default_factory=dict)
     judgements: list[float] = field(default_factory=list)
-    parts: dict[str, list[float]] = field(default_factory=dict)  # per edit of the first step count
-    noise: int = 0  # tokens, as `active` and `sequence` (all, with the prompt)
-    active: float = 0  # mean of the spot steps
+    parts: dict[str, list[float]] = field(default_factory=dict)
+    noise: int = 0
+    active: float | None = None
     sequence: int = 0
-    rows: set[int] = field(default_factory=set)  # query rows of the spot steps
+    query_rows: set[int] = field(default_factory=set)
     cache_bytes: int = 0
+
+    @property
+    def prompt(self) -> int:
+        """Number of prompt tokens; there are as many condition tokens as noise tokens."""
+        return self.sequence - 2 * self.noise
+
+    @property
+    def active_share(self) -> str:
+        """Share of active tokens, as text."""
+        return NO_SPOT_STEP if self.active is None else f"{self.active / self.noise:.1%}"
+
+    @property
+    def ideal(self) -> float:
+        """S/M, the ideal ratio of a dense to a spot step; nan if there is no spot step."""
+        return math.nan if self.active is None else self.sequence / (self.prompt + self.active)
 
 
 def rectangle(grid: tuple[int, int], ratio: float) -> np.ndarray:
-    """bool [rows, cols]: a centred rectangle of about `ratio` of the tokens."""
+    """Return a mask, bool [rows, cols]: a centred rectangle of about `ratio` of the tokens."""
     mask = np.zeros(grid, dtype=bool)
-    rows, cols = (max(1, round(side * math.sqrt(ratio))) for side in grid)
-    top, left = (grid[0] - rows) // 2, (grid[1] - cols) // 2
-    mask[top : top + rows, left : left + cols] = True
+    height, width = (max(1, round(side * math.sqrt(ratio))) for side in grid)
+    top, left = (grid[0] - height) // 2, (grid[1] - width) // 2
+    mask[top : top + height, left : left + width] = True
     return mask
 
 
@@ -69,28 +100,31 @@ def measure(
     pipe: Any, call: Call, size: int, ratio: float, steps: Sequence[int], repeats: int
 ) -> dict[str, Samples]:
     """Time every mode at one size and ratio of active tokens."""
-    token = 2 * pipe.vae_scale_factor
-    mask = rectangle((size // token, size // token), ratio)
+    side = size // (2 * pipe.vae_scale_factor)
+    mask = rectangle((side, side), ratio)
     samples = {mode: Samples() for mode in MODES}
     for mode in MODES:
         edit(pipe, call(size, _WARM_UP_STEPS), mode, mask, Samples())
-    runs = [(count, mode) for count in steps for mode in alternate(MODES, repeats)]
-    for count, mode in tqdm(runs, desc=f"{size} px, r = {ratio:.0%}", unit="edit"):
-        edit(pipe, call(size, count), mode, mask, samples[mode])
+    runs = [(num_steps, mode) for num_steps in steps for mode in alternate(MODES, repeats)]
+    for num_steps, mode in tqdm(runs, desc=f"{size} px, r = {ratio:.0%}", unit="edit"):
+        edit(pipe, call(size, num_steps), mode, mask, samples[mode])
     return samples
 
 
 def edit(
     pipe: Any,
-    given: dict[str, Any],
+    arguments: dict[str, Any],
     mode: str,
     mask: np.ndarray,
-    into: Samples,
+    samples: Samples,
     options: Mapping[str, Any] | None = None,
 ) -> None:
-    """Run the pipeline once in one of the `MODES`, and add its times to `into`.
+    """Run the pipeline once in one of the `MODES` and add its times to `samples`.
 
-    `options` are further fields of `SpotEditConfig`.
+    Args:
+        arguments: keyword arguments of the pipeline's call.
+        mask: active tokens, bool [rows, cols].
+        options: further fields of `SpotEditConfig`.
     """
     handle = None
     if mode == DEFAULT:
@@ -99,81 +133,95 @@ def edit(
         handle = spotedit.enable(pipe, threshold=0.0, **options or {})
         handle.set_mask(mask, mode="replace" if mode == "mask" else "intersect")
     with timed_parts(pipe) as watch:
-        _, seconds = call_seconds(lambda: pipe(**given), pipe.device)
-    steps = given["num_inference_steps"]
-    forwards = watch.seconds(TRANSFORMER)
-    into.judgements += watch.seconds(JUDGE)
-    kinds = ["dense"] * steps
+        _, seconds = call_seconds(lambda: pipe(**arguments), pipe.device)
+    num_steps = arguments["num_inference_steps"]
+    samples.judgements += watch.seconds(JUDGE)
+    samples.sequence = watch.sequence
+    kinds = ["dense"] * num_steps
     if handle is not None and handle.report is not None:
-        kinds = [step["kind"] for step in handle.report.steps]
-        spots = [step for step in handle.report.steps if step["kind"] == "spot"]
-        into.active = float(np.mean([step["active"] for step in spots]))
-        into.noise = spots[0]["total"]
-        into.rows |= {n for n, kind in zip(watch.rows, kinds, strict=True) if kind == "spot"}
-        into.cache_bytes = handle.report.cache_bytes
+        steps = handle.report.steps
+        kinds = [step["kind"] for step in steps]
+        samples.noise = steps[0]["total"]
+        active = [step["active"] for step in steps if step["kind"] == "spot"]
+        if active:
+            samples.active = float(np.mean(active))
+        counts = zip(watch.query_rows, kinds, strict=True)
+        samples.query_rows |= {count for count, kind in counts if kind == "spot"}
+        samples.cache_bytes = handle.report.cache_bytes
         handle.disable()
-    into.sequence = watch.sequence
-    for kind, taken in zip(kinds, forwards, strict=True):
-        into.forwards.setdefault(kind, []).append(taken)
-    into.edits.setdefault(steps, []).append(seconds)
-    if steps == next(iter(into.edits)):
-        named = {name: watch.seconds(name) for name in (TRANSFORMER, SELECT, ENCODE, DECODE)}
-        parts = {name: sum(values) for name, values in named.items()}
+    for kind, forward in zip(kinds, watch.seconds(TRANSFORMER), strict=True):
+        samples.forwards.setdefault(kind, []).append(forward)
+    samples.edits.setdefault(num_steps, []).append(seconds)
+    first_num_steps = next(iter(samples.edits))
+    if num_steps == first_num_steps:
+        parts = {name: sum(watch.seconds(name)) for name in (TRANSFORMER, SELECT, ENCODE, DECODE)}
         parts["rest"] = seconds - sum(parts.values())
-        for name, value in parts.items():
-            into.parts.setdefault(name, []).append(value)
+        for name, part in parts.items():
+            samples.parts.setdefault(name, []).append(part)
 
 
-def report(samples: dict[str, Samples], size: int, targets: bool) -> Iterator[Row]:
-    """The rows of one size and ratio; `targets`: whether device and ratio are the targets' own."""
-    dense = samples["dense"]
-    for mode, taken in samples.items():
+def result_rows(all_samples: dict[str, Samples], size: int, targets: bool) -> Iterator[Row]:
+    """Make the rows of one size and ratio; `targets` says whether there are targets for them."""
+    dense = all_samples["dense"]
+    for mode, samples in all_samples.items():
         shape: dict[str, Any] = {"px": size, "mode": mode}
-        bound = targets and mode == "mask" and taken.noise == TARGET_TOKENS
+        has_target = targets and mode == "mask" and samples.noise == TARGET_TOKENS
         if mode != "dense":
-            prompt = taken.sequence - 2 * taken.noise
-            ideal = taken.sequence / (prompt + taken.active)
-            shape |= {"r": f"{taken.active / taken.noise:.1%}"}
-            shape |= {"tokens": f"{prompt}+{taken.active:.0f} of {taken.sequence}"}
-        for kind, values in taken.forwards.items():
-            milliseconds = [1000 * value for value in values]
-            yield Row.median(f"transformer, {kind} step", milliseconds, "ms", parameters=shape)
+            shape["r"] = samples.active_share
+            if samples.active is not None:
+                tokens = f"{samples.prompt}+{samples.active:.0f} of {samples.sequence}"
+                shape["tokens"] = tokens
+        for kind, seconds in samples.forwards.items():
+            yield Row.milliseconds(f"transformer, {kind} step", seconds, shape)
         if mode != "dense":
-            fast = float(np.median(taken.forwards["spot"]))
-            reached = float(np.median(dense.forwards["dense"])) / fast
-            goal = STEP_TARGET if bound else None
-            yield Row("S/M", ideal, "x", parameters=shape)
-            yield Row("transformer, dense / spot step", reached, "x", parameters=shape)
-            yield Row("share of S/M", reached / ideal, "share", at_least=goal, parameters=shape)
-            judgements = [1000 * value for value in taken.judgements]
-            yield Row.median("one judgement", judgements, "ms", parameters=shape)
-        first = next(iter(taken.edits))
-        at = shape | {"steps": first}
-        for name, values in taken.parts.items():
-            yield Row.median(f"whole edit: {name}", values, "s", parameters=at)
+            yield from _step_rows(dense, samples, shape, STEP_TARGET if has_target else None)
+        first_num_steps = next(iter(samples.edits))
+        at = shape | {"steps": first_num_steps}
+        for name, seconds in samples.parts.items():
+            yield Row.median(f"whole edit: {name}", seconds, "s", parameters=at)
         if mode in JUDGED:
-            pairs = zip(taken.parts[SELECT], taken.edits[first], strict=True)
-            shares = [judged / whole for judged, whole in pairs]
+            pairs = zip(samples.parts[SELECT], samples.edits[first_num_steps], strict=True)
+            shares = [select / whole for select, whole in pairs]
             goal = JUDGE_SHARE if targets else None
             yield Row.median("judge's share", shares, "share", at_most=goal, parameters=at)
-        for steps, seconds in taken.edits.items():
-            at = shape | {"steps": steps}
+        for num_steps, seconds in samples.edits.items():
+            at = shape | {"steps": num_steps}
             yield Row.median("whole edit", seconds, "s", parameters=at)
             if mode != "dense":
-                ratios = [d / s for d, s in zip(dense.edits[steps], seconds, strict=True)]
-                goal = WHOLE_EDIT_TARGETS.get(steps) if bound else None
+                ratios = [d / s for d, s in zip(dense.edits[num_steps], seconds, strict=True)]
+                goal = WHOLE_EDIT_TARGETS.get(num_steps) if has_target else None
                 yield Row.median(
                     "whole edit, dense / spot", ratios, "x", at_least=goal, parameters=at
                 )
 
 
+def _step_rows(
+    dense: Samples, samples: Samples, shape: Mapping[str, Any], goal: float | None
+) -> Iterator[Row]:
+    """Compare spot steps with dense ones; the values are nan if there is no spot step."""
+    speedup = math.nan
+    if "spot" in samples.forwards:
+        spot_seconds = float(np.median(samples.forwards["spot"]))
+        speedup = float(np.median(dense.forwards["dense"])) / spot_seconds
+    for name, value, unit, target in (
+        ("S/M", samples.ideal, "x", None),
+        ("transformer, dense / spot step", speedup, "x", None),
+        ("share of S/M", speedup / samples.ideal, "share", goal),
+    ):
+        count = 0 if math.isnan(value) else 1
+        yield Row(name, value, unit, samples=count, at_least=target, parameters=shape)
+    yield Row.milliseconds("one judgement", samples.judgements, shape)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.speed", description=__doc__)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256], help="pixels")
-    parser.add_argument("--ratio", type=float, nargs="+", default=[0.25], help="active tokens")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256], help="in pixels")
+    parser.add_argument(
+        "--ratio", type=float, nargs="+", default=[0.25], help="shares of active tokens"
+    )
     parser.add_argument("--steps", type=int, nargs="+", default=[28, 50])
-    parser.add_argument("--repeats", type=int, default=1, help="of A B C C B A")
-    parser.add_argument("--threads", type=int, help="of the CPU (default: PyTorch's choice)")
+    parser.add_argument("--repeats", type=int, default=1, help="number of passes there and back")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--out", type=Path, default=rows.RESULTS, help="folder for the rows")
@@ -187,11 +235,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         scene = edits.heldout(edits.FIRST_SEED, size)
         return edits.arguments(scene, edits.FIRST_SEED, steps)
 
-    found: list[Row] = []
+    result: list[Row] = []
     for size, ratio in product(args.sizes, args.ratio):
         samples = measure(pipe, call, size, ratio, args.steps, args.repeats)
-        found += report(samples, size, (args.device, ratio) == ("cpu", TARGET_RATIO))
-        print(rows.save("speed", found, machine, NOTES, args.out))
+        result += result_rows(samples, size, (args.device, ratio) == ("cpu", TARGET_RATIO))
+        print(rows.save("speed", result, machine, NOTES, args.out))
 
 
 if __name__ == "__main__":

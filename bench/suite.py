@@ -1,4 +1,4 @@
-"""Which operations run at which shapes."""
+"""List which operations are measured at which shapes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,11 +9,12 @@ from . import attention, layer, memory_bound
 from .cases import Case, Inputs
 from .shapes import LAYERS, ODD_ROWS, VAE_ATTENTION
 
-RATIO = 0.1  # of the noise tokens active, where no other number of rows is said
+RATIO = 0.1  # share of active noise tokens, unless a number of rows is named
 VAE = "vae"
 NAMES = (*LAYERS, VAE)
 GPU_SHAPES = tuple(name for name in NAMES if name not in ("tiny", "odd"))
-MAIN = "kontext"  # has the targets, and the compiled baselines: compiling takes seconds a shape
+# The shape with the targets. Only it has the compiled baselines, which take seconds to compile.
+MAIN = "kontext"
 
 
 def suite(
@@ -21,40 +22,40 @@ def suite(
 ) -> dict[str, Callable[[], Case]]:
     """List the cases by name, as functions that allocate their tensors.
 
-    Of a shape, attention with `RATIO` and the whole layer come first: a run may be cut short.
+    A run may be cut short, so attention at `RATIO` and the whole layer come first for each shape.
     `with_compiled` False leaves out the baselines that torch.compile makes.
     """
-    found: dict[str, Callable[[], Case]] = {}
+    cases: dict[str, Callable[[], Case]] = {}
 
-    def add(build: Callable[..., Case], op: str, shape: str, what: str, *given: Any) -> None:
+    def add(build: Callable[..., Case], op: str, shape: str, detail: str, *args: Any) -> None:
         compiled = with_compiled and shape == MAIN and device == "cuda"
-        found[f"{op} {shape}{what}"] = lambda: build(
-            *given, {"shape": shape}, Inputs(device, dtype, compiled)
+        cases[f"{op} {shape}{detail}"] = lambda: build(
+            *args, {"shape": shape}, Inputs(device, dtype, compiled)
         )
 
     for name in names:
         if name == VAE:
             add(attention.attention, "gathered_attention", VAE, "", VAE_ATTENTION)
             continue
-        at = LAYERS[name]
-        m = at.rows(RATIO)
-        first, *others = sorted(at.sweep or (m,), key=lambda rows: abs(rows - m))
-        add(attention.attention, "gathered_attention", name, f" M={first}", at.attention(first))
-        add(layer.path, "layer", name, "", at, m, True)
-        add(layer.path, "layer without attention", name, "", at, m, False)
+        sizes = LAYERS[name]
+        m = sizes.query_rows(RATIO)
+        first, *others = sorted(sizes.sweep or (m,), key=lambda rows: abs(rows - m))
+        add(attention.attention, "gathered_attention", name, f" M={first}", sizes.attention(first))
+        add(layer.path, "layer", name, "", sizes, m, True)
+        add(layer.path, "layer without attention", name, "", sizes, m, False)
         for rows in others:
-            what = f" M={rows}"
-            add(attention.attention, "gathered_attention", name, what, at.attention(rows))
-        add(attention.int8_attention, "gathered_attention int8", name, "", at.attention(m))
-        add(memory_bound.rope, "qk_norm_rope", name, " spot", at, m)
-        add(memory_bound.rope, "qk_norm_rope", name, " full", at, None)
-        add(memory_bound.blend, "kv_blend", name, "", at, m)
-        add(memory_bound.distance, "token_distance", name, "", at)
-        add(memory_bound.latents, "latent_distance", name, "", at)
+            shape, detail = sizes.attention(rows), f" M={rows}"
+            add(attention.attention, "gathered_attention", name, detail, shape)
+        add(attention.int8_attention, "gathered_attention int8", name, "", sizes.attention(m))
+        add(memory_bound.rope, "qk_norm_rope", name, " spot", sizes, m)
+        add(memory_bound.rope, "qk_norm_rope", name, " full", sizes, None)
+        add(memory_bound.blend, "kv_blend", name, "", sizes, m)
+        add(memory_bound.distance, "token_distance", name, "", sizes)
+        add(memory_bound.latents, "latent_distance", name, "", sizes)
         if name == "odd":
-            for what, shape in ODD_ROWS.items():
-                add(attention.attention, "gathered_attention", name, f" {what}", shape)
-    for name in (name for name in names if name != VAE):  # last: the slowest to compile
+            for detail, shape in ODD_ROWS.items():
+                add(attention.attention, "gathered_attention", name, f" {detail}", shape)
+    for name in (name for name in names if name != VAE):  # these take longest to compile
         for rule, threshold in (("threshold", 0.8), ("two means", None)):
             add(memory_bound.select, "select_tokens", name, f" {rule}", LAYERS[name], threshold)
-    return found
+    return cases

@@ -1,8 +1,8 @@
-"""Steps left out, tokens left out, and both: ``python -m bench.temporal``.
+"""Measure skipped steps, skipped tokens, and both: ``python -m bench.temporal``.
 
-Every scene is edited by every method from the same noise. Finished edits lie in a JSONL file, so a
-run that was cut short goes on where it stopped. ``--time`` measures seconds instead, on a machine
-that does nothing else.
+Every scene is edited by every method from the same noise. Finished edits are kept in a JSONL file,
+so that a run that was cut short continues where it stopped. ``--time`` measures seconds instead;
+nothing else may run on the machine then.
 """
 
 import argparse
@@ -22,24 +22,29 @@ from . import edits, environment, metrics, rows, temporal_figure, temporal_time
 from .rows import Row
 
 NOTES = (
-    "Held-out photographs and seeds; every method starts from the same noise. Edited region: PSNR "
-    "against the truth, mean paired difference with a bootstrap 95% interval. Work: query rows of "
-    "the transformer, dense over this, of all scenes together. Background: pixels with more than "
-    f"{quality.MARGIN} whole tokens between them and the final active set, above the VAE's round "
-    "trip of the source, medians.",
-    "`tea` and `seer` leave steps out of the stock pipeline; `spot+` leaves tokens out as well; "
-    "`text`: the prompt's keys and values cached, which only spot steps know. Without a number: "
-    "the defaults.",
+    "Held-out photographs and seeds; every method starts from the same noise. The edited region is "
+    "measured by its PSNR against the truth: the mean paired difference with a bootstrap 95% "
+    "interval. Work is the number of query rows of the transformer, as the ratio dense / this over "
+    "all scenes together. The background is the pixels with more than "
+    f"{quality.MARGIN} whole tokens between them and the final active set; its PSNR is relative to "
+    "that of the source after the VAE's round trip, and values are medians.",
+    "`tea` and `seer` skip steps of the stock pipeline. `spot+` skips tokens too. `text` also "
+    "caches the prompt's keys and values, which only spot steps use. Methods without a number have "
+    "the default settings.",
 )
-THRESHOLDS, INTERVALS = (0.03, 0.1, 0.2), (2, 3, 6)  # beside the defaults
-FEW, MANY = (4, 6, 8, 12), (28, 50)
-# differences of the edited region in dB, the ratio of the work, and the background
-WITHIN_DB, FASTER, FEW_WITHIN_DB, FEW_FASTER, BACKGROUND_DB = -0.3, 1.15, -0.5, 1.2, -0.1
+THRESHOLDS, INTERVALS = (0.03, 0.1, 0.2), (2, 3, 6)  # settings that are tried besides the defaults
+FEW, MANY = (4, 6, 8, 12), (28, 50)  # numbers of steps
+# targets: least difference of the edited region in dB, and least ratio of the work
+WITHIN_DB, FASTER = -0.3, 1.15  # of `spot+` to the same method without tokens skipped
+FEW_WITHIN_DB, FEW_FASTER = -0.5, 1.2  # of `spot` to dense at 8 steps
+BACKGROUND_DB = -0.1  # least PSNR of the background, relative to the round trip
 Record = dict[str, Any]
+Key = tuple[int, str, int]  # (number of steps, method, seed)
 
 
 def _methods() -> dict[str, dict[str, Any]]:
-    alone: dict[str, dict[str, Any]] = {
+    """Return the options of `spotedit.enable` for each method."""
+    temporal: dict[str, dict[str, Any]] = {
         "tea": {"temporal": TeaCache()},
         "seer": {"temporal": TaylorSeer()},
         **{f"tea {t:g}": {"temporal": TeaCache(threshold=t)} for t in THRESHOLDS},
@@ -49,9 +54,9 @@ def _methods() -> dict[str, dict[str, Any]]:
         "dense": {"spatial": False},
         "spot": {},
         "spot text": {"cache_text": True},
-        **{name: {**options, "spatial": False} for name, options in alone.items()},
-        **{f"spot+{name}": options for name, options in alone.items()},
-        **{f"spot+{name} text": {**alone[name], "cache_text": True} for name in ("tea", "seer")},
+        **{name: {**options, "spatial": False} for name, options in temporal.items()},
+        **{f"spot+{name}": options for name, options in temporal.items()},
+        **{f"spot+{name} text": {**temporal[name], "cache_text": True} for name in ("tea", "seer")},
     }
 
 
@@ -59,7 +64,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = _methods()
 
 
 def edit(pipe: Any, seed: int, steps: int, method: str) -> Record:
-    """One edit and its figures."""
+    """Make one edit, and return its figures."""
     scene = edits.varied(seed)
     with spotedit.enable(pipe, **METHODS[method]) as handle:
         picture = np.asarray(pipe(**edits.arguments(scene, seed, steps)).images[0])
@@ -72,27 +77,33 @@ def edit(pipe: Any, seed: int, steps: int, method: str) -> Record:
     }
     if report.region is not None:
         where = quality.background(report.region, scene.mask.shape)
-        found, floor = (
+        background, floor = (
             quality.psnr(shown, scene.source, where)
             for shown in (picture, edits.round_trip(pipe, scene.source))
         )
-        record |= {"r": report.mean_ratio, "background": found - floor}
+        record |= {"r": report.mean_ratio, "background": background - floor}
     return record
 
 
 def collect(
     pipe: Any, path: Path, seeds: Sequence[int], plan: Mapping[int, Sequence[str]]
-) -> dict[tuple[int, str, int], Record]:
-    """Records by steps, method and seed, computed where the file does not have them."""
-    known: dict[tuple[int, str, int], Record] = {}
+) -> dict[Key, Record]:
+    """Return the record of every edit of `plan`, and make the edits that the file does not have."""
+    known: dict[Key, Record] = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
             record = json.loads(line)
-        except ValueError:  # cut off by a crash
+        except ValueError:  # a line that was cut short by a crash
             continue
         known[record["steps"], record["method"], record["seed"]] = record
-    wanted = [(t, m, s) for s in seeds for t, methods in plan.items() for m in methods]
-    for steps, method, seed in tqdm([k for k in wanted if k not in known], unit="edit"):
+    wanted = [
+        (steps, method, seed)
+        for seed in seeds
+        for steps, methods in plan.items()
+        for method in methods
+    ]
+    missing = [key for key in wanted if key not in known]
+    for steps, method, seed in tqdm(missing, unit="edit"):
         record = {"steps": steps, "method": method, "seed": seed}
         record |= edit(pipe, seed, steps, method)
         known[steps, method, seed] = record
@@ -101,54 +112,60 @@ def collect(
     return {key: known[key] for key in wanted}
 
 
-def summarise(
-    records: Mapping[tuple[int, str, int], Record], plan: Mapping[int, Sequence[str]]
-) -> Iterator[Row]:
-    """Every method beside dense, and `spot+` beside the same without spot."""
-
-    def of(steps: int, method: str, figure: str) -> np.ndarray:
-        found = [r for (t, m, _), r in records.items() if (t, m) == (steps, method)]
-        return np.array([r.get(figure, np.nan) for r in found])
-
+def result_rows(records: Mapping[Key, Record], plan: Mapping[int, Sequence[str]]) -> Iterator[Row]:
+    """Compare every method with dense, and `spot+` methods with the same method without spot."""
     for steps, methods in plan.items():
+        figures = {name: _figures(records, steps, name) for name in methods}
+        dense = figures["dense"]
         for method in methods:
-            where = {"steps": steps, "method": method}
-            few = method == "spot" and steps == 8
-            yield from _pair(of, steps, method, "dense", where, few, FEW_WITHIN_DB, FEW_FASTER)
-            ran = of(steps, method, "ran")
-            yield Row.median("steps that ran a forward", ran, "steps", parameters=where)
-            background = of(steps, method, "background")
-            background = background[np.isfinite(background)]
+            ours, parameters = figures[method], {"steps": steps, "method": method}
+            if method == "dense":
+                name = "edited region against the truth"
+                yield Row.median(name, ours["edit_db"], "dB", parameters=parameters)
+            else:
+                goals = (FEW_WITHIN_DB, FEW_FASTER) if (method, steps) == ("spot", 8) else None
+                yield from _compare(ours, dense, "dense", parameters, goals)
+            yield Row.median(
+                "steps that ran a forward", ours["ran"], "steps", parameters=parameters
+            )
+            background = ours["background"][np.isfinite(ours["background"])]
             if background.size:
                 yield Row.median(
                     "background, above the floor", background, "dB",
-                    at_least=BACKGROUND_DB, parameters=where,
+                    at_least=BACKGROUND_DB, parameters=parameters,
                 )  # fmt: skip
-            alone = method.removeprefix("spot+").removesuffix(" text")
-            if alone != method and alone in methods:
-                default = method in ("spot+tea", "spot+seer")
-                yield from _pair(of, steps, method, alone, where, default, WITHIN_DB, FASTER)
+            without_spot = method.removeprefix("spot+").removesuffix(" text")
+            if without_spot != method and without_spot in methods:
+                goals = (WITHIN_DB, FASTER) if method in ("spot+tea", "spot+seer") else None
+                yield from _compare(ours, figures[without_spot], without_spot, parameters, goals)
 
 
-def _pair(
-    of: Any, steps: int, method: str, other: str, where: Mapping[str, Any],
-    targets: bool, within: float, faster: float,
-) -> Iterator[Row]:  # fmt: skip
-    if method == other:
-        yield Row.median(
-            "edited region against the truth", of(steps, method, "edit_db"), "dB", parameters=where
-        )
-        return
-    better = of(steps, method, "edit_db") - of(steps, other, "edit_db")
-    mean, low, high = metrics.bootstrap(better)
+def _figures(records: Mapping[Key, Record], steps: int, method: str) -> dict[str, np.ndarray]:
+    """Return each figure of a method's edits as an array over the seeds; nan if it is missing."""
+    chosen = [record for key, record in records.items() if key[:2] == (steps, method)]
+    names = ("edit_db", "work", "ran", "background")
+    return {name: np.array([record.get(name, np.nan) for record in chosen]) for name in names}
+
+
+def _compare(
+    ours: Mapping[str, np.ndarray],
+    other: Mapping[str, np.ndarray],
+    name: str,
+    parameters: Mapping[str, Any],
+    goals: tuple[float, float] | None,
+) -> Iterator[Row]:
+    """Compare a method with the `other`, of that name; `goals` are of the dB and of the work."""
+    least_db, least_ratio = goals or (None, None)
+    difference = ours["edit_db"] - other["edit_db"]
+    mean, low, high = metrics.bootstrap(difference)
     yield Row(
-        f"edited region, difference to {other}", mean, "dB", low, high, len(better),
-        at_least=within if targets else None, parameters=where,
+        f"edited region, difference to {name}", mean, "dB", low, high, len(difference),
+        at_least=least_db, parameters=parameters,
     )  # fmt: skip
-    ratio = of(steps, other, "work").mean() / of(steps, method, "work").mean()
+    ratio = float(other["work"].mean() / ours["work"].mean())
     yield Row(
-        f"work, {other} / this", float(ratio), "x", samples=len(better),
-        at_least=faster if targets else None, parameters=where,
+        f"work, {name} / this", ratio, "x", samples=len(difference),
+        at_least=least_ratio, parameters=parameters,
     )  # fmt: skip
 
 
@@ -159,28 +176,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, nargs="*", default=[*FEW, *MANY])
     parser.add_argument(
         "--methods", nargs="*", choices=METHODS, metavar="M", default=list(METHODS),
-        help=f"of 13 and more steps, among {', '.join(METHODS)} (default: all)",
+        help=f"methods at 13 and more steps: {', '.join(METHODS)} (default: all)",
     )  # fmt: skip
-    parser.add_argument("--time", action="store_true", help="seconds, at 256 px")
-    parser.add_argument("--repeats", type=int, default=2, help="of A B B A, with --time")
-    parser.add_argument("--work", type=Path, default=Path("build/bench"), help="finished edits")
+    parser.add_argument("--time", action="store_true", help="measure seconds, at 256 px")
+    parser.add_argument("--repeats", type=int, default=2, help="passes there and back of --time")
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/bench"), help="folder of finished edits"
+    )
     parser.add_argument("--out", type=Path, default=rows.RESULTS, help="folder for the rows")
     args = parser.parse_args(argv)
     machine = environment.describe("cpu", edits.WEIGHTS)
     pipe = edits.load()
-    many = ["dense", *(m for m in args.methods if m != "dense")]
-    plan = {steps: many if steps > max(FEW) else ["dense", "spot"] for steps in args.steps}
+    methods = ["dense", *(name for name in args.methods if name != "dense")]
+    plan = {steps: methods if steps > max(FEW) else ["dense", "spot"] for steps in args.steps}
     if args.time:
-        found = temporal_time.measure(pipe, plan, METHODS, args.repeats)
-        print(rows.save("temporal-time", found, machine, temporal_time.NOTES, args.out))
+        result = temporal_time.measure(pipe, plan, METHODS, args.repeats)
+        print(rows.save("temporal-time", result, machine, temporal_time.NOTES, args.out))
         return
     args.work.mkdir(parents=True, exist_ok=True)
     code = f"{machine['weights'].split()[1][:12]}-{machine['commit'].rstrip('+')}"
     seeds = range(args.first_seed, args.first_seed + args.scenes)
     records = collect(pipe, args.work / f"temporal-{code}.jsonl", seeds, plan)
-    found = list(summarise(records, plan))
-    print(rows.save("temporal", found, machine, NOTES, args.out))
-    temporal_figure.draw(found, args.out / "temporal.png")
+    result = list(result_rows(records, plan))
+    print(rows.save("temporal", result, machine, NOTES, args.out))
+    temporal_figure.draw(result, args.out / "temporal.png")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""The figure of `bench.temporal`: what is lost in the edited region for how much less work."""
+"""Draw the figure of `bench.temporal`: the loss in the edited region against the work saved."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from spotedit.pictures.images import atomic_write
-
+from . import plots
 from .rows import Row
 
 COLOURS = {"dense": "black", "spot": "tab:blue", "tea": "tab:orange", "seer": "tab:green"}
@@ -14,19 +13,21 @@ EDIT, WORK = "edited region, difference to dense", "work, dense / this"
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Write a PNG with a panel for each number of steps that steps were left out of (of all, where
-    none were); a file there is replaced."""
+    """Write a PNG with a panel for each number of steps at which a method skips steps.
+
+    If no method skips steps, there is a panel for every number of steps.
+    """
     compared = [row.parameters for row in rows if row.name == EDIT]
-    more = [at for at in compared if at["method"] != "spot"]
-    steps = sorted({int(at["steps"]) for at in more or compared})
-    across = min(3, len(steps))
-    down = -(-len(steps) // across)
-    figure = Figure(figsize=(4.4 * across, 3.5 * down), layout="constrained")
-    panels = figure.subplots(down, across, squeeze=False).ravel()
-    for axes, count in zip(panels, steps, strict=False):
-        ours = [row for row in rows if row.parameters["steps"] == count]
-        losses = {row.parameters["method"]: row for row in ours if row.name == EDIT}
-        work = {row.parameters["method"]: row.value for row in ours if row.name == WORK}
+    skipping = [parameters for parameters in compared if parameters["method"] != "spot"]
+    steps = sorted({int(parameters["steps"]) for parameters in skipping or compared})
+    num_columns = min(3, len(steps))
+    num_rows = -(-len(steps) // num_columns)
+    figure = Figure(figsize=(4.4 * num_columns, 3.5 * num_rows), layout="constrained")
+    panels = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
+    for axes, num_steps in zip(panels, steps, strict=False):
+        shown = [row for row in rows if row.parameters["steps"] == num_steps]
+        losses = {row.parameters["method"]: row for row in shown if row.name == EDIT}
+        work = {row.parameters["method"]: row.value for row in shown if row.name == WORK}
         lines: dict[tuple[str, bool], list[tuple[float, float]]] = {}
         for method, row in losses.items():
             name = str(method)
@@ -45,10 +46,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             style = "-" if spot else "--"
             axes.plot(*zip(*sorted(points), strict=True), style, color=COLOURS[kind], label=label)
         axes.axhline(0, color="grey", lw=0.6)
-        axes.set(title=f"{count} steps", xlabel="less work than dense, x")
+        axes.set(title=f"{num_steps} steps", xlabel="less work than dense, x")
         axes.set_ylabel("edited region, dB to dense")
         axes.legend(fontsize="x-small", frameon=False, title="cross: text cached")
     for axes in panels[len(steps) :]:
         axes.remove()
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
+    plots.save(figure, path, dpi=130)

@@ -1,4 +1,4 @@
-"""Where the time of a call goes: named parts, measured from outside with as little as possible."""
+"""Time named parts of a pipeline's call from outside, changing as little as possible."""
 
 import time
 from collections import defaultdict
@@ -10,29 +10,31 @@ from unittest.mock import patch
 
 import torch
 
-TRANSFORMER = "transformer"  # its forward, with our gathering and scattering of the rows
-SELECT = "select"  # the scheduler's step, with our judgement and bookkeeping
+TRANSFORMER = "transformer"  # its forward, and our gathering and scattering of the rows
+SELECT = "select"  # the scheduler's step, and our judgement and bookkeeping
 JUDGE = "judge"  # the part of SELECT that scores the tokens and lists the active ones
 ENCODE, DECODE = "vae encode", "vae decode"
-
-
 Name = TypeVar("Name", bound=str)
 
 
 class Stopwatch:
-    """Seconds of named calls: of the host, or of the stream between two events on a CUDA device.
+    """Times named calls: on the host, or between two events of the stream on a CUDA device.
 
-    Nothing waits for the device before `seconds` is asked for.
+    It does not wait for the device until `seconds` is called.
+
+    Attributes:
+        sequence: number of rows of the joint sequence in the last forward.
+        query_rows: number of query rows in each forward of an enabled pipeline.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._marks: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
-        self.sequence = 0  # rows of the joint sequence in the last forward
-        self.rows: list[int] = []  # query rows of every forward of an enabled pipeline
+        self.sequence = 0
+        self.query_rows: list[int] = []
 
     def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, timed under `name`."""
+        """Return `function`, timed under `name`."""
 
         @wraps(function)
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -45,7 +47,7 @@ class Stopwatch:
         return timed
 
     def seconds(self, name: str) -> list[float]:
-        """Of every call under `name`, in their order."""
+        """Return the seconds of every call under `name`, in their order."""
         marks = self._marks[name]
         if self.device.type != "cuda":
             return [end - start for start, end in marks]
@@ -62,41 +64,42 @@ class Stopwatch:
 
 @contextmanager
 def timed_parts(pipe: Any) -> Iterator[Stopwatch]:
-    """Time the parts of the pipeline's calls inside the block, enabled or stock."""
-    # imported here: the rest of this module serves the kernels too, which need no diffusers
+    """Time the parts of the pipeline's calls inside the block, whether it is enabled or stock."""
+    # imported here: the kernels' benches use the rest of this module and need no diffusers
     from spotedit.engine.session import Session
     from spotedit.judge.select import SpotSelector
 
     watch = Stopwatch(pipe.device)
     transformer = pipe.transformer
-    stock, session_run = type(transformer), Session.run
-    forward, session_forward = (watch.wrap(TRANSFORMER, f) for f in (stock.__call__, session_run))
-    inside = False  # a session's forward, which is timed as a whole
+    stock_class = type(transformer)
+    timed_stock_forward = watch.wrap(TRANSFORMER, stock_class.__call__)
+    timed_session_run = watch.wrap(TRANSFORMER, Session.run)
+    in_session = False  # a session's forward is timed as a whole, not the stock forward inside it
 
-    def note(kwargs: Mapping[str, Any]) -> None:
+    def note_sequence(kwargs: Mapping[str, Any]) -> None:
         names = ("encoder_hidden_states", "hidden_states")
         watch.sequence = sum(kwargs[name].shape[1] for name in names)
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if inside:
-            return stock.__call__(self, *args, **kwargs)
-        note(kwargs)
-        return forward(self, *args, **kwargs)
+        if in_session:
+            return stock_class.__call__(self, *args, **kwargs)
+        note_sequence(kwargs)
+        return timed_stock_forward(self, *args, **kwargs)
 
-    def run(session: Session, call: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
-        nonlocal inside
-        note(kwargs)
-        inside = True
+    def run(session: Session, forward: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        nonlocal in_session
+        note_sequence(kwargs)
+        in_session = True
         try:
-            return session_forward(session, call, kwargs)
+            return timed_session_run(session, forward, kwargs)
         finally:
-            inside = False
-            watch.rows.append(session.rows)
+            in_session = False
+            watch.query_rows.append(session.rows)
 
     with ExitStack() as undo:
-        # hooks run inside nn.Module.__call__, so a subclass's own is the only way around them
-        undo.callback(setattr, transformer, "__class__", stock)
-        transformer.__class__ = type(stock.__name__, (stock,), {"__call__": __call__})
+        # Hooks run inside nn.Module.__call__, so only a subclass can time them too.
+        undo.callback(setattr, transformer, "__class__", stock_class)
+        transformer.__class__ = type(stock_class.__name__, (stock_class,), {"__call__": __call__})
         undo.enter_context(patch.object(Session, "run", run))
         for name, owner, attribute in (
             (ENCODE, pipe.vae, "encode"),
@@ -110,7 +113,7 @@ def timed_parts(pipe: Any) -> Iterator[Stopwatch]:
 
 
 def call_seconds(call: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
-    """What `call` returns, and its seconds until the device has finished."""
+    """Return what `call` returns, and the seconds until the device has finished."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wait()
     start = time.perf_counter()
@@ -120,5 +123,8 @@ def call_seconds(call: Callable[[], Any], device: torch.device) -> tuple[Any, fl
 
 
 def alternate(names: Sequence[Name], repeats: int) -> list[Name]:
-    """`repeats` times there and back again (A B B A): a drift of the machine meets all alike."""
+    """Return the names there and back again (A B B A), `repeats` times.
+
+    In this order a steady drift of the machine meets all names alike.
+    """
     return [*names, *reversed(names)] * repeats

@@ -1,4 +1,4 @@
-"""A spot step as it is usually written: PyTorch operations one after the other."""
+"""Run spot steps as they are usually written: PyTorch operations one after the other."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,43 +21,53 @@ from spotedit.models.spec import Arguments, Projection
 
 
 class Step(NamedTuple):
-    """What all layers of a spot forward share."""
+    """The state that all layers of a spot forward share.
+
+    Attributes:
+        layout: where prompt, noise and condition lie in the joint sequence.
+        slots: joint indices of the prompt and active rows.
+        reused: joint indices of the reused rows.
+        weight: weight of the cached keys and values in the blend.
+        query_tables: cos and sin of the query rows, padding included, each [M, D].
+        key_tables: cos and sin in the order [prompt, active, reused, condition], each [S, D].
+    """
 
     layout: SequenceLayout
-    slots: Tensor  # joint index of the prompt's and the active tokens' rows
-    reused: Tensor  # joint index
-    weight: float  # of the cached value
-    queries: list[Tensor]  # cos, sin [M, D] of the rows, padding included
-    keys: list[Tensor]  # cos, sin [S, D] in the order [prompt, active, reused, condition]
+    slots: Tensor
+    reused: Tensor
+    weight: float
+    query_tables: list[Tensor]
+    key_tables: list[Tensor]
 
 
 @dataclass
 class UnfusedCache(LayerCache):
-    """Normalised keys before rotation, and values; `step` is that of the running spot forward."""
+    """Holds normalised keys before rotation, values, and the state of the running spot forward."""
 
     step: Step | None = None
 
 
 class UnfusedForwards(Forwards):
-    """Leaves buffers and blending to the layers."""
+    """Leaves the buffers and the blending to the layers."""
 
     def _new_branch(self, layout: SequenceLayout, kwargs: Arguments) -> Branch:
-        none = torch.empty(0)
+        empty = torch.empty(0)
         layers: dict[str, LayerCache] = {
-            name: UnfusedCache(CachedRows(none), CachedRows(none), None) for name in self.layers
+            name: UnfusedCache(CachedRows(empty), CachedRows(empty), None) for name in self.layers
         }
         return self._branch(layout, kwargs, layers)
 
     def _blend(self, branch: Branch, selection: Selection, weight: float) -> None:
         layout, device = branch.layout, selection.reused_index.device
         prompt = branch.prompt
-        rest = torch.arange(layout.noise.stop, layout.num_tokens, device=device)
+        condition = torch.arange(layout.noise.stop, layout.num_tokens, device=device)
         active_index = selection.active_index
         slots = torch.cat([prompt, layout.num_prompt + active_index[active_index >= 0]])
         reused = layout.num_prompt + selection.reused_index
-        order = torch.cat([slots, reused, rest])
-        rows = torch.cat([prompt, layout.num_prompt + active_index.clamp(min=0)])
-        queries, keys = ([table[i] for table in branch.rope] for i in (rows, order))
+        order = torch.cat([slots, reused, condition])
+        padded_slots = torch.cat([prompt, layout.num_prompt + active_index.clamp(min=0)])
+        queries = [table[padded_slots] for table in branch.rope]
+        keys = [table[order] for table in branch.rope]
         for layer in branch.layers.values():
             assert isinstance(layer, UnfusedCache)
             layer.step = Step(layout, slots, reused, weight, queries, keys)
@@ -71,7 +81,7 @@ def attend(
     hidden: Tensor,
     prompt: Tensor | None,
 ) -> Any:
-    """Stand in for `engine.processor.attend` with the condition cache on, for FLUX's attention.
+    """Replace `engine.processor.attend` with the condition cache on, for FLUX's attention.
 
     A spot forward concatenates the keys and values of [prompt, active, reused, condition] tokens,
     rotates all the keys, and attends.
@@ -79,34 +89,34 @@ def attend(
     assert isinstance(cache, UnfusedCache)
     assert forward.rope is not None
     q, k, v = _project(attn, hidden, prompt)
-    queries: Sequence[Tensor] = forward.rope  # of all tokens, [S, D]
-    keys = queries
+    query_tables: Sequence[Tensor] = forward.rope  # for all tokens, [S, D]
+    key_tables = query_tables
     if forward.mode == "full":
         cache.k, cache.v = CachedRows(k), CachedRows(v)
     else:
         assert cache.step is not None
-        queries, keys = cache.step.queries, cache.step.keys
+        query_tables, key_tables = cache.step.query_tables, cache.step.key_tables
         k, v = joint(cache.step, k, cache.k.data), joint(cache.step, v, cache.v.data)
     out = dispatch_attention_fn(
-        apply_rotary_emb(q, queries, sequence_dim=1),
-        apply_rotary_emb(k, keys, sequence_dim=1),
+        apply_rotary_emb(q, query_tables, sequence_dim=1),
+        apply_rotary_emb(k, key_tables, sequence_dim=1),
         v,
         backend=backend,
     )
     return forward.spec.output(attn, out, prompt, Projection(q, k, v, {}))
 
 
-def joint(step: Step, fresh: Tensor, kept: Tensor) -> Tensor:
-    """Rows [prompt, active, reused, condition] of keys or values, [B, S, H, D]."""
-    layout, slots, own, weight, *_ = step
-    fresh = fresh[:, : len(slots)]  # without padding
-    kept.index_copy_(1, slots, fresh)
-    reused = weight * kept[:, own] + (1 - weight) * kept[:, own + layout.source_start]
-    return torch.cat([fresh, reused, kept[:, layout.noise.stop :]], dim=1)
+def joint(step: Step, fresh: Tensor, cached: Tensor) -> Tensor:
+    """Return rows [prompt, active, reused, condition] of keys or values, [B, S, H, D]."""
+    fresh = fresh[:, : len(step.slots)]  # without padding
+    cached.index_copy_(1, step.slots, fresh)
+    source = cached[:, step.reused + step.layout.source_start]
+    reused = step.weight * cached[:, step.reused] + (1 - step.weight) * source
+    return torch.cat([fresh, reused, cached[:, step.layout.noise.stop :]], dim=1)
 
 
 def _project(attn: Any, hidden: Tensor, prompt: Tensor | None) -> list[Tensor]:
-    """Queries, keys (both normalised) and values [B, M, H, D], prompt rows first."""
+    """Return normalised queries and keys, and values, each [B, M, H, D], prompt rows first."""
     q, k, v = (
         layer(hidden).unflatten(-1, (-1, attn.head_dim))
         for layer in (attn.to_q, attn.to_k, attn.to_v)
@@ -124,7 +134,7 @@ def _project(attn: Any, hidden: Tensor, prompt: Tensor | None) -> list[Tensor]:
 
 @contextmanager
 def unfused() -> Iterator[None]:
-    """Enabled pipelines run `attend` above inside the block."""
+    """Make enabled pipelines run the unfused spot steps of this module inside the block."""
     with (
         patch.object(spotedit.engine.processor, "attend", attend),
         patch.object(spotedit.engine.call, "Forwards", UnfusedForwards),

@@ -1,4 +1,4 @@
-"""Run a visit with the settings of ``bench/gpu.sh``."""
+"""Run a visit with the settings that ``bench/gpu.sh`` describes."""
 
 import argparse
 import os
@@ -17,8 +17,8 @@ from .visit import ROOT, SIGNALS, Visit, stop
 def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     parser = argparse.ArgumentParser(prog="bench/gpu.sh", description=description)
-    parser.add_argument("--rehearse", action="store_true", help="on the CPU, at tiny shapes")
-    parser.add_argument("--parts", nargs="+", metavar="NAME", help="only these")
+    parser.add_argument("--rehearse", action="store_true", help="run on the CPU, at tiny shapes")
+    parser.add_argument("--parts", nargs="+", metavar="NAME", help="run only these parts")
     args = parser.parse_args(argv)
     setting = os.environ.get
     with tempfile.TemporaryDirectory(prefix="spotedit-gpu-") as folder:
@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan = parts(args.rehearse, python, wheels, work)
         unknown = set(args.parts or ()) - {part.name for part in plan}
         if unknown:
-            parser.error(f"no part is named {', '.join(sorted(unknown))}; expected some of "
-                         f"{', '.join(part.name for part in plan)}")  # fmt: skip
+            names = ", ".join(part.name for part in plan)
+            parser.error(f"no part is named {', '.join(sorted(unknown))}; expected some of {names}")
         if args.parts:
             plan = [part for part in plan if part.name in ("wheels", "versions", *args.parts)]
         paths = [ROOT, ROOT / "kernels", *filter(None, [setting("PYTHONPATH")]), work / "packages"]
@@ -37,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             "TRITON_INTERPRET": "0", "PYTHONUNBUFFERED": "1",
         }  # fmt: skip
         if args.rehearse:
-            environment["OMP_NUM_THREADS"] = "1"  # tiny shapes, perhaps beside other work
+            environment["OMP_NUM_THREADS"] = (
+                "1"  # enough for tiny shapes, and leaves cores to other work
+            )
         end = started + float(setting("DEADLINE") or 540)
         for number in SIGNALS:
             signal.signal(number, stop)

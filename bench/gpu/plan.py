@@ -1,4 +1,4 @@
-"""List the parts of a visit: which commands run, in which order, and for how long at most."""
+"""List the parts of a visit: the commands in their order, each with a time limit."""
 
 import math
 import shutil
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-# These test each operation in each dtype, int8 attention, synchronisation and memory.
+# tests of each operation in each dtype, of int8 attention, synchronisation and memory
 SMOKE = (
     "tests/engine/test_gpu.py",
     "tests/kernels/test_triton_ops.py::test_kernels_agree_with_the_references",
@@ -30,10 +30,15 @@ if sys.argv[1] == "cuda":
 
 @dataclass(frozen=True)
 class Part:
-    """A command with its own limit in seconds.
+    """A command of a visit.
 
-    If a `needed` part exits with 1, nothing else is run. A part with a reason in `skipped` is not
-    run, and the reason is reported.
+    Attributes:
+        name: name of the part.
+        seconds: time limit.
+        command: program and arguments.
+        environment: further environment variables.
+        needed: if True and the command exits with 1, nothing else is run.
+        skipped: reason why the part is not run; "" if it is run.
     """
 
     name: str
@@ -45,33 +50,41 @@ class Part:
 
 
 def parts(rehearse: bool, python: str, wheels: str, work: Path) -> list[Part]:
-    """List the parts in their order: what is worth most for its time comes first."""
+    """List the parts in their order: those that are worth most for their time come first.
+
+    Args:
+        rehearse: run on the CPU at tiny shapes, and only collect the tests.
+        python: interpreter that runs the parts.
+        wheels: folder of wheels to install, or "".
+        work: folder for what the parts write.
+    """
     device = "cpu" if rehearse else "cuda"
 
     def run(module: str, *options: str) -> list[str]:
-        return [python, "-m", module, *(word for option in options for word in option.split())]
+        return [python, "-m", module, *" ".join(options).split()]
 
     def bench(module: str, visit: str, rehearsal: str) -> list[str]:
         options = rehearsal if rehearse else visit
         return [*run(module, f"--device {device}", options), "--out", str(work / "gpu")]
 
-    def tests(workers: int, *selection: str) -> list[str]:
-        how = "--collect-only" if rehearse else ""
-        return run("pytest", f"-m gpu -q -n {workers}", how, *selection)
+    def tests(num_workers: int, *selection: str) -> list[str]:
+        collect = "--collect-only" if rehearse else ""
+        return run("pytest", f"-m gpu -q -n {num_workers}", collect, *selection)
 
     wheel_files = sorted(map(str, Path(wheels).glob("*.whl"))) if wheels else []
     pip = run("pip", "install --quiet --no-compile --no-deps --no-index --target")
+    ceilings = "--shapes --name ceilings"
     memcheck = run("bench", f"--device {device} --check --shapes odd")
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer and not rehearse:
         tool = "--tool memcheck --report-api-errors no --error-exitcode 1"
         memcheck = [sanitizer, *tool.split(), *memcheck]
     odd = "--shapes odd --repeats 2"
-    found = [
+    listed = [
         Part("wheels", 30, [*pip, str(work / "packages"), *wheel_files],
              skipped="" if wheel_files else "WHEELS names no folder of wheels"),
         Part("versions", 45, [python, "-c", VERSIONS, device], needed=True),
-        Part("ceilings", 40, bench("bench", *2 * ["--shapes --name ceilings"])),
+        Part("ceilings", 40, bench("bench", ceilings, ceilings)),
         Part("smoke", 75, tests(8, *SMOKE)),
         Part("kernels", 80, bench(
             "bench", "--shapes kontext --no-compiled", f"{odd} --no-compiled",
@@ -90,7 +103,7 @@ def parts(rehearse: bool, python: str, wheels: str, work: Path) -> list[Part]:
         Part("kernels-compiled", 60, bench(
             "bench", "--shapes kontext --name kernels-compiled", f"{odd} --name kernels-compiled",
         )),
-        # Without PyTorch's pool each tensor is an allocation of its own, whose ends are guarded.
+        # Without PyTorch's memory pool each tensor is a separate allocation with guarded ends.
         Part("memcheck", 60, memcheck, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
              skipped="" if rehearse or sanitizer else "compute-sanitizer is not on the PATH"),
         Part("speed", 45, bench(
@@ -101,5 +114,6 @@ def parts(rehearse: bool, python: str, wheels: str, work: Path) -> list[Part]:
             "--scenes 1 --steps 6 --variants default",
         ), "--work", str(work / "quality")]),
     ]  # fmt: skip
-    # The limits are a GPU's. On a CPU the deadline alone bounds a part.
-    return [replace(part, seconds=math.inf) for part in found] if rehearse else found
+    if rehearse:  # the limits are made for a GPU; on a CPU only the deadline limits a part
+        return [replace(part, seconds=math.inf) for part in listed]
+    return listed

@@ -1,4 +1,4 @@
-"""Choose what the summary of a visit shows of the rows and of the parts' output."""
+"""Choose which rows and which output of the parts the summary of a visit shows."""
 
 import json
 import re
@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# The tables of the summary, the most important last: the number of characters that a table gets,
-# and patterns of its lines, the most important first. What matches none is in the archive alone.
+# The tables of the summary, the most important last. For each: its largest number of characters,
+# and patterns of the lines it shows, the most important first.
 SHOWN = {
     "ceilings": (200, (".",)),
     "quality": (800, ("^edited region against", "^recall|^seconds")),
@@ -24,17 +24,17 @@ SHOWN = {
 
 
 def log_end(path: Path, characters: int = 1200) -> str:
-    """Return the last lines of the output in `path`, or nothing if there is no such file."""
+    """Return the last lines of the output in `path`, or "" if there is no such file."""
     if not path.exists():
         return ""
     text = path.read_bytes()[-20 * characters :].decode(errors="replace")
-    # A progress bar returns to the beginning of its line: only its last state is kept.
+    # A progress bar overwrites its line; keep only its last state.
     lines = [line.split("\r")[-1] for line in text.replace("\r\n", "\n").split("\n")]
     return "\n".join(lines[-25:]).strip()[-characters:]
 
 
 def table(path: Path) -> Iterator[str]:
-    """Yield the lines that the summary shows of a file of rows, if it exists."""
+    """Yield the lines that the summary shows of a file of rows; none if there is no such file."""
     if not path.exists():
         return
     name = path.stem
@@ -42,30 +42,31 @@ def table(path: Path) -> Iterator[str]:
     try:
         data = json.loads(path.read_text())
         lines = list(lines_of(data["rows"]))
-        chosen = [note for note in data["notes"] if note.startswith("FAILED")]
-    except (KeyError, TypeError, ValueError) as error:  # must not cost the archive
+        shown = [note for note in data["notes"] if note.startswith("FAILED")]
+    except (KeyError, TypeError, ValueError) as error:  # the archive must be written all the same
         yield f"== {name}: the rows cannot be shown, {error!r} =="
         return
     for pattern in patterns:
-        chosen += [x for x in lines if re.search(pattern, x) and x not in chosen]
+        shown += [line for line in lines if re.search(pattern, line) and line not in shown]
     yield f"== {name}: {len(lines)} rows =="
-    for line in chosen:
-        limit -= len(line) + 1
-        if limit < 0:
+    num_characters = 0
+    for line in shown:
+        num_characters += len(line) + 1
+        if num_characters > limit:
             yield "(more in gpu.tgz)"
             return
         yield line
 
 
 def lines_of(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Write each row in one line, without the parameters that are the same in all rows."""
+    """Yield a line for each row, without the parameters that are equal in all rows."""
     values: dict[str, set[Any]] = {}
     for row in rows:
         for key, value in row["parameters"].items():
             values.setdefault(key, set()).add(value)
     for row in rows:
-        given = row["parameters"].items()
-        varying = ", ".join(str(value)[:60] for key, value in given if len(values[key]) > 1)
+        items = row["parameters"].items()
+        varying = ", ".join(str(value)[:60] for key, value in items if len(values[key]) > 1)
         text = f"{row['name']} ({varying}): " if varying else f"{row['name']}: "
         text += "nothing" if row["value"] is None else f"{row['value']:.4g}"
         if row["low"] is not None and row["high"] is not None:

@@ -1,4 +1,4 @@
-"""Run the parts of a visit one after the other and pack each one's rows as soon as they exist."""
+"""Run the parts of a visit one after the other, and pack their rows as soon as they exist."""
 
 import ctypes
 import io
@@ -17,41 +17,48 @@ from .plan import Part
 from .summary import SHOWN, log_end, table
 
 ROOT = Path(__file__).parents[2]
-POLL = 0.5  # seconds between two looks at the row files
-GRACE = 2  # seconds that a stopped part has to say what it was doing
-RESERVE = 4  # seconds before the deadline at which the last part is stopped
-LOG_BYTES = 200_000  # kept of a part's output: its end
+POLL = 0.5  # seconds between two checks for new rows
+GRACE = 2  # seconds for a part that is stopped to report what it was doing
+RESERVE = 4  # the last part is stopped this many seconds before the deadline
+LOG_BYTES = 200_000  # the archive keeps this many bytes from the end of a part's output
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(Exception):
-    """Raised where a signal asks the visit to end; its text is the signal's name."""
+    """Raised when a signal asks the visit to end; its text is the name of the signal."""
 
 
 def stop(number: int, frame: object) -> None:
-    """Turn the first signal into an exception, and ignore those that follow."""
-    for each in SIGNALS:
-        signal.signal(each, signal.SIG_IGN)
+    """Turn the first signal into an exception, and ignore later signals."""
+    for signal_number in SIGNALS:
+        signal.signal(signal_number, signal.SIG_IGN)
     raise Stopped(signal.Signals(number).name)
 
 
 @dataclass
 class Visit:
-    """Runs the parts, and keeps what became of them and what is packed.
+    """Runs the parts, and keeps their outcomes and what is packed.
 
-    `work` holds the row files in ``gpu`` and the parts' outputs in ``logs``.
+    Attributes:
+        out: folder for the archive and the summary.
+        work: folder in which ``gpu`` holds the files of rows and ``logs`` the parts' outputs.
+        end: deadline, as a time of `time.monotonic`.
+        environment: environment variables of the parts.
+        outcomes: part -> what became of it.
+        failed: names of the parts that have not ended well.
+        packed: file of rows that is in the archive -> its time of change.
     """
 
     out: Path
     work: Path
-    end: float  # of time.monotonic(), the deadline
+    end: float
     environment: Mapping[str, str]
     outcomes: dict[str, str] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
-    packed: dict[Path, int] = field(default_factory=dict)  # time of change of each row file
+    packed: dict[Path, int] = field(default_factory=dict)
 
     def run(self, parts: Sequence[Part]) -> int:
-        """Run the parts one after the other; returns the exit code."""
+        """Run the parts one after the other, and return the exit code."""
         for folder in (self.out, self.work / "gpu", self.work / "logs"):
             folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -70,13 +77,13 @@ class Visit:
         return int(bool(self.failed))
 
     def run_part(self, part: Part) -> int | None:
-        """Run a part within its limit; returns its exit code, None where it did not end itself."""
+        """Run a part within its limit; return its exit code, or None if it had to be stopped."""
         if part.skipped:
             self.outcomes[part.name] = f"skipped, {part.skipped}"
             return None
         start = time.monotonic()
         limit = min(part.seconds, self.end - RESERVE - start)
-        self.failed.append(part.name)  # until it has ended well
+        self.failed.append(part.name)  # removed when the part has ended well
         if limit < 1:
             self.outcomes[part.name] = "not run, no time was left"
             return None
@@ -102,7 +109,7 @@ class Visit:
         return code
 
     def start(self, part: Part) -> subprocess.Popen[bytes]:
-        """Start a part in a process group of its own, its output in its log."""
+        """Start a part in a new process group, with its output in its log."""
         with (self.work / "logs" / f"{part.name}.log").open("wb") as log:
             return subprocess.Popen(
                 part.command, cwd=ROOT, env={**self.environment, **part.environment},
@@ -111,27 +118,27 @@ class Visit:
             )  # fmt: skip
 
     def wait(self, process: subprocess.Popen[bytes], end: float) -> int | None:
-        """Wait until the process or its time ends, packing new rows; returns its exit code."""
+        """Wait until the process or its time ends, and pack new rows; return the exit code."""
         while True:
             with suppress(subprocess.TimeoutExpired):
                 return process.wait(max(0.0, min(POLL, end - time.monotonic())))
-            if self.changed() != self.packed:
+            if self.row_files() != self.packed:
                 self.pack()
             if time.monotonic() >= end:
                 return None
 
-    def changed(self) -> dict[Path, int]:
-        """Look up when each row file was last changed; hidden files are still being written."""
-        found = {}
+    def row_files(self) -> dict[Path, int]:
+        """Return when each file of rows was last changed; hidden files are still being written."""
+        times = {}
         for path in sorted((self.work / "gpu").iterdir()):
             with suppress(FileNotFoundError):
                 if path.is_file() and not path.name.startswith("."):
-                    found[path] = path.stat().st_mtime_ns
-        return found
+                    times[path] = path.stat().st_mtime_ns
+        return times
 
     def pack(self) -> None:
-        """Write the archive and the summary, each aside and then renamed."""
-        self.packed = self.changed()
+        """Write the archive and the summary atomically."""
+        self.packed = self.row_files()
         summary = self.summary().encode()
         files = {f"gpu/{path.name}": path.read_bytes() for path in self.packed}
         for path in sorted((self.work / "logs").iterdir()):
@@ -144,12 +151,12 @@ class Visit:
                 entry.size, entry.mtime = len(content), int(time.time())
                 archive.addfile(entry, io.BytesIO(content))
         for name, content in (("gpu.tgz", buffer.getvalue()), ("summary.txt", summary)):
-            aside = self.out / f"{name}.new"
-            aside.write_bytes(content)
-            aside.replace(self.out / name)
+            temporary = self.out / f"{name}.new"
+            temporary.write_bytes(content)
+            temporary.replace(self.out / name)
 
     def summary(self) -> str:
-        """Say what was found, the most important last: a long output may lose its beginning."""
+        """Return the summary. The most important is last, as output may lose its beginning."""
         rows, logs = self.work / "gpu", self.work / "logs"
         sections = [log_end(logs / "versions.log", 1500)]
         tables = ["\n".join(table(rows / f"{name}.json")) for name in SHOWN]
@@ -164,13 +171,13 @@ class Visit:
 
 
 def die_with_parent() -> None:
-    """Let Linux kill this process when its parent dies, however that dies."""
+    """On Linux, have this process killed when its parent dies for any reason."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """End what is left of a part: ask it, so that it may report, then kill the whole group."""
+    """End a part: interrupt it, so that it can report, then kill its whole process group."""
     if process.poll() is None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGINT)

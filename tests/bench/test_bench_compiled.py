@@ -1,4 +1,4 @@
-"""``python -m bench.compiled``: where its table goes."""
+"""Test that ``python -m bench.compiled`` writes its table and reports spills."""
 
 import pytest
 from spotedit_kernels.impl import HAS_TRITON
@@ -11,7 +11,7 @@ if HAS_TRITON:
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 
 
-def test_the_table_is_written_to_a_folder_and_a_spill_ends_with_an_error(tmp_path, monkeypatch):
+def test_the_table_is_written_to_a_folder_and_a_spill_is_an_error(tmp_path, monkeypatch):
     usage = compiled.Usage(registers=255, spilled=8, shared=0, wgmma=True)
     monkeypatch.setattr(
         compiled, "usages", lambda targets, name: [(schedules("sm_90")[0], "sm_90", usage)]

@@ -1,4 +1,4 @@
-"""`bench.judges` and `bench.recovery` on made-up scores."""
+"""Test `bench.judges` and `bench.recovery` on made-up scores."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ STEPS, GRID = 8, (4, 5)
 
 
 def course(strength: float) -> Course:
-    """Tokens 6 and 7 changed; their scores are `strength` times the judge's own threshold."""
+    """Make an edit that changed tokens 6 and 7, with scores of `strength` default thresholds."""
     changed = np.zeros(GRID, dtype=bool)
     changed.flat[[6, 7]] = True
     scores = torch.full((STEPS, 20), 0.01) + strength * torch.from_numpy(changed.ravel())
@@ -22,45 +22,44 @@ def course(strength: float) -> Course:
 
 def test_recall_and_size_follow_the_threshold():
     courses = [course(2.0), course(0.5)]
-    found = judges.select(courses, "l2", THRESHOLDS["l2"])
-    assert found.recalls.tolist() == [1, 0]
-    assert courses[0].needed == 12  # a ring around two tokens, at the border of the grid nowhere
+    selection = judges.select(courses, "l2", THRESHOLDS["l2"])
+    assert selection.recalls.tolist() == [1, 0]
+    assert courses[0].needed == 12  # two tokens and a whole ring, as they do not touch the border
     half = judges.select(courses, "l2", 0.25 * THRESHOLDS["l2"])
     assert half.recalls.tolist() == [1, 1]
-    assert half.size > found.size
-    assert half.ratio > found.ratio
+    assert half.size > selection.size
+    assert half.ratio > selection.ratio
 
 
-def test_the_highest_threshold_that_finds_nearly_all_is_found():
+def test_thresholds_of_a_recall_and_of_a_size():
     threshold = judges.at_recall([course(2.0), course(0.5)], "cosine")
     assert 0.3 < threshold / THRESHOLDS["cosine"] <= 0.5
-    at = judges.at_size([course(2.0)], "cosine", ratio=1.0)
-    assert at < 0.011 * THRESHOLDS["cosine"]
+    threshold = judges.at_size([course(2.0)], "cosine", ratio=1.0)
+    assert threshold < 0.011 * THRESHOLDS["cosine"]
 
 
-def test_edits_are_kept_and_read_back(tmp_path):
+def test_edits_are_saved_and_read_back(tmp_path):
     courses = [course(2.0), course(0.5)]
-    judges.keep(courses, tmp_path / "a" / "edits.safetensors")
-    back = judges.kept(tmp_path / "a" / "edits.safetensors")
-    assert len(back) == 2
-    for one, other in zip(courses, back, strict=True):
+    judges.save_courses(courses, tmp_path / "a" / "edits.safetensors")
+    loaded = judges.load_courses(tmp_path / "a" / "edits.safetensors")
+    for one, other in zip(courses, loaded, strict=True):
         assert np.array_equal(one.changed, other.changed)
         assert one.scores.keys() == other.scores.keys()
         assert torch.equal(one.scores["l2"], other.scores["l2"])
 
 
-def test_the_rows_carry_thresholds_from_one_editor_to_another():
-    found = {(editor, "easy"): [course(2.0)] for editor in ("kontext", "qwen", "world")}
-    found["world", "easy"] = [course(0.1)]
-    rows = list(judges.report(found, STEPS))
-    lost = [
+def test_rows_of_thresholds_that_are_carried_from_one_editor_to_another():
+    courses = {(editor, "easy"): [course(2.0)] for editor in ("kontext", "qwen", "world")}
+    courses["world", "easy"] = [course(0.1)]
+    rows = list(judges.result_rows(courses, STEPS))
+    recalls = [
         row.value
         for row in rows
         if row.name == "recall"
         and row.parameters.get("threshold of") == "kontext"
         and row.parameters["editor"] == "world"
     ]
-    assert lost == [0] * len(JUDGES)
+    assert recalls == [0] * len(JUDGES)
     assert {row.value for row in rows if row.name.startswith("AUC")} == {1.0}
 
 
@@ -72,8 +71,8 @@ def test_the_late_judge_finds_nothing_at_first():
     assert score(changed).gt(1).all()
 
 
-def test_recovery_rows_count_the_edits_that_are_mostly_missing():
-    found = [dict.fromkeys(recovery.RESETS, share) for share in (0.2, 0.9)]
-    rows = list(recovery.report(found, np.linspace(1, 0, 29).tolist()))
+def test_recovery_counts_the_edits_that_are_mostly_missing():
+    scenes = [dict.fromkeys(recovery.RESETS, share) for share in (0.2, 0.9)]
+    rows = list(recovery.result_rows(scenes, np.linspace(1, 0, 29).tolist()))
     undone = [row.value for row in rows if row.name.startswith("edits of which")]
     assert undone == pytest.approx([0.5] * len(recovery.RESETS))

@@ -1,4 +1,4 @@
-"""`bench/gpu.sh`: what comes back of a visit to a GPU machine, however it ends."""
+"""Test what comes back from a visit to a GPU machine by `bench/gpu.sh`, however it ends."""
 
 import argparse
 import importlib
@@ -23,7 +23,7 @@ from bench.gpu.visit import RESERVE, Visit
 ROOT = Path(__file__).parents[2]
 ROW = {"name": "time", "value": 1.0, "unit": "ms", "low": None, "high": None, "met": None}
 DATA = json.dumps({"rows": [ROW | {"parameters": {}}], "notes": []})
-# Python, to be formatted: starts a visit whose parts are shell commands, by name
+# template of a Python program that starts a visit; its parts are shell commands, by name
 VISIT = """
 import signal, sys, time
 from pathlib import Path
@@ -39,13 +39,13 @@ sys.exit(Visit(out, work, time.monotonic() + 60, {{"PATH": {path!r}}}).run(parts
 
 
 def save_rows(work, name):
-    """Return a shell command that writes a file of rows aside and renames it, as the benches do."""
+    """Return a shell command that writes a file of rows atomically, as the benches do."""
     path = work / "gpu" / name
     return f"printf '%s' '{DATA}' > {path}.aside && mv {path}.aside {path}.json"
 
 
 def visit(tmp_path, seconds, **parts):
-    """Run parts, given as (limit, shell command); return the exit code, archive and summary."""
+    """Run parts, each (limit, shell command); return the exit code, archive and summary."""
     out, work = tmp_path / "out", tmp_path / "work"
     listed = [Part(name, limit, ["sh", "-c", cmd]) for name, (limit, cmd) in parts.items()]
     run = Visit(out, work, time.monotonic() + seconds, dict(os.environ))
@@ -53,14 +53,14 @@ def visit(tmp_path, seconds, **parts):
 
 
 def archive(out):
-    """Read the texts in the archive, by name; this fails unless it is whole."""
-    with tarfile.open(out / "gpu.tgz") as found:
-        contents = {entry.name: found.extractfile(entry).read() for entry in found}
+    """Read the texts in the archive, by name. This fails if the archive is incomplete."""
+    with tarfile.open(out / "gpu.tgz") as file:
+        contents = {entry.name: file.extractfile(entry).read() for entry in file}
     return {name: content.decode(errors="replace") for name, content in contents.items()}
 
 
 def start(tmp_path, parts):
-    """Start a visit in a process group of its own."""
+    """Start a visit in a new process group."""
     program = VISIT.format(parts=parts, path=os.environ["PATH"])
     return subprocess.Popen(
         [sys.executable, "-c", program, tmp_path / "out", tmp_path / "work"], cwd=ROOT,
@@ -71,36 +71,36 @@ def start(tmp_path, parts):
 def wait_until(condition, seconds=30):
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
+        assert time.monotonic() < end, "the condition was not met in time"
         time.sleep(0.02)
 
 
 def alive(pid):
-    """Say whether a process runs; a zombie has ended, though nobody has read its exit code."""
+    """Return whether a process runs; a zombie has ended, but nobody has read its exit code."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
 
 
-def test_a_part_that_fails_costs_only_itself(tmp_path, capsys):
+def test_a_part_that_fails_does_not_affect_others(tmp_path, capsys):
     work = tmp_path / "work"
-    code, found, summary = visit(
+    code, contents, summary = visit(
         tmp_path, 60,
         first=(20, save_rows(work, "speed")),
         broken=(20, "echo why it broke; exit 3"),
         last=(20, save_rows(work, "pipeline")),
     )  # fmt: skip
     assert code == 1
-    assert found["gpu/speed.json"] == found["gpu/pipeline.json"] == DATA
-    assert found["logs/broken.log"] == "why it broke\n"
+    assert contents["gpu/speed.json"] == contents["gpu/pipeline.json"] == DATA
+    assert contents["logs/broken.log"] == "why it broke\n"
     assert "== output of broken ==\nwhy it broke\n" in summary
     assert summary.endswith("FAILED: broken\n")
     assert capsys.readouterr().out.endswith(summary)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["gpu.tgz", "summary.txt"]
 
 
-def test_a_part_ends_at_its_limit_with_all_that_it_started(tmp_path):
+def test_a_part_ends_at_its_limit_with_all_its_processes(tmp_path):
     pids = tmp_path / "pids"
     command = f"trap '' INT; sleep 100 & echo $! >{pids}; sleep 101 & echo $! >>{pids}; wait; wait"
     code, _, summary = visit(tmp_path, 60, endless=(1, command), next=(20, "true"))
@@ -110,17 +110,17 @@ def test_a_part_ends_at_its_limit_with_all_that_it_started(tmp_path):
     wait_until(lambda: not any(alive(pid) for pid in pids.read_text().split()), 5)
 
 
-def test_all_ends_before_the_deadline(tmp_path):
+def test_a_visit_ends_before_its_deadline(tmp_path):
     begin = time.monotonic()
     endless = (60, f"{save_rows(tmp_path / 'work', 'kernels')}; sleep 100")
-    code, found, summary = visit(tmp_path, RESERVE + 2, long=endless, late=(60, "true"))
+    code, contents, summary = visit(tmp_path, RESERVE + 2, long=endless, late=(60, "true"))
     assert time.monotonic() - begin < RESERVE + 4
     assert code == 1
-    assert "gpu/kernels.json" in found
+    assert "gpu/kernels.json" in contents
     assert "late: not run, no time was left\nFAILED: long, late\n" in summary
 
 
-def test_rows_of_a_running_part_survive_the_end_of_everything(tmp_path):
+def test_rows_of_a_running_part_survive_when_everything_is_killed(tmp_path):
     pid, out = tmp_path / "pid", tmp_path / "out"
     command = f"{save_rows(tmp_path / 'work', 'kernels')}; echo $$ > {pid}; sleep 100"
     process = start(tmp_path, {"long": command})
@@ -135,7 +135,7 @@ def test_rows_of_a_running_part_survive_the_end_of_everything(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_visit_killed_at_any_moment_leaves_all_that_was_finished(tmp_path, seed):
+def test_a_killed_visit_leaves_all_that_was_finished(tmp_path, seed):
     names = [f"part{i}" for i in range(200)]
     process = start(tmp_path, {name: save_rows(tmp_path / "work", name) for name in names})
     first = process.stdout.readline()
@@ -163,7 +163,7 @@ def test_a_signal_ends_the_visit_with_its_archive(tmp_path):
     assert "late" not in printed
 
 
-def test_the_summary_ends_with_what_matters_most(tmp_path):
+def test_the_summary_ends_with_the_most_important(tmp_path):
     rows = [ROW | {"name": "whole edit", "unit": "s", "parameters": {"mode": f"mode {i}"}}
             for i in range(300)]  # fmt: skip
     folder = tmp_path / "gpu"
@@ -183,42 +183,42 @@ def test_the_summary_ends_with_what_matters_most(tmp_path):
         assert f"pipeline: the rows cannot be shown, {error}" in run.summary()
 
 
-def test_the_options_of_every_part_are_those_of_its_command(tmp_path, monkeypatch):
-    """The commands' own parsers read the options that a GPU gets; nothing is run."""
+def test_every_command_accepts_the_options_of_its_part(tmp_path, monkeypatch):
+    """The commands parse the options of a GPU visit; nothing is run."""
 
-    class Read(Exception):
-        pass
+    class Parsed(Exception):
+        """Raised to stop a command when it has parsed its options."""
 
     parse = argparse.ArgumentParser.parse_args
 
-    def read(parser, args=None, namespace=None):
+    def parse_and_stop(parser, args=None, namespace=None):
         parse(parser, args, namespace)
-        raise Read
+        raise Parsed
 
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", read)
-    modules = []
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+    num_commands = 0
     for part in parts(False, "python", "", tmp_path):
-        where = part.command.index("-m") if "-m" in part.command else None
-        if where is None or not part.command[where + 1].startswith("bench"):
+        if "-m" not in part.command:
             continue
-        module, *options = part.command[where + 1 :]
-        modules.append(module)
-        command = importlib.import_module("bench.__main__" if module == "bench" else module)
-        if module == "bench.quality":
-            command = importlib.import_module("bench.quality.__main__")
-        with pytest.raises(Read):
+        module, *options = part.command[part.command.index("-m") + 1 :]
+        if not module.startswith("bench"):
+            continue
+        num_commands += 1
+        is_package = module in ("bench", "bench.quality")
+        command = importlib.import_module(f"{module}.__main__" if is_package else module)
+        with pytest.raises(Parsed):
             command.main(options)
-    assert len(modules) == 8
+    assert num_commands == 8
 
 
-def test_the_chosen_tests_exist():
+def test_the_smoke_tests_exist():
     for name in SMOKE:
         path, _, test = name.partition("::")
         assert f"def {test}" in (ROOT / path).read_text()
 
 
 def wheel(folder):
-    """Write a wheel of one module."""
+    """Write a wheel that holds one module."""
     info = "visited-1.0.dist-info"
     with zipfile.ZipFile(folder / "visited-1.0-py3-none-any.whl", "w") as file:
         file.writestr("visited.py", "")
@@ -228,25 +228,26 @@ def wheel(folder):
 
 
 def script(tmp_path, *options, **settings):
-    """Start `bench/gpu.sh` in a process group of its own."""
-    given = {"OUT": str(tmp_path / "out"), "PYTHON": sys.executable, "DEADLINE": "1500", **settings}
+    """Start `bench/gpu.sh` in a new process group."""
+    defaults = {"OUT": str(tmp_path / "out"), "PYTHON": sys.executable, "DEADLINE": "1500"}
     return subprocess.Popen(
-        [ROOT / "bench" / "gpu.sh", *options], env=os.environ | given, text=True, cwd=tmp_path,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        [ROOT / "bench" / "gpu.sh", *options], cwd=tmp_path, text=True,
+        env=os.environ | defaults | settings, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
 
 
 def test_the_script_with_wheels(tmp_path):
-    """Rehearse the first parts only; `-m full` rehearses all."""
+    """Rehearse only the first parts; `-m full` rehearses all."""
     wheel(tmp_path)
     process = script(tmp_path, "--rehearse", "--parts", "ceilings", WHEELS=str(tmp_path))
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
     assert re.search("^wheels: exit 0", printed, re.M)
-    found = archive(tmp_path / "out")
-    rows = json.loads(found["gpu/ceilings.json"])["rows"]
+    contents = archive(tmp_path / "out")
+    rows = json.loads(contents["gpu/ceilings.json"])["rows"]
     assert [row["name"] for row in rows] == ["matmul", "copy"]
-    assert "torch" in found["logs/versions.log"]
+    assert "torch" in contents["logs/versions.log"]
     assert printed.endswith((tmp_path / "out" / "summary.txt").read_text())
     assert printed.endswith("nothing failed\n")
 
@@ -271,27 +272,27 @@ def test_a_whole_rehearsal(tmp_path):
     assert process.returncode == 0, printed
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == ["gpu.tgz", "summary.txt"]
-    found = archive(out)
+    contents = archive(out)
     for name in SHOWN:
-        assert json.loads(found[f"gpu/{name}.json"])["rows"]
-        assert f"gpu/{name}.md" in found
+        assert json.loads(contents[f"gpu/{name}.json"])["rows"]
+        assert f"gpu/{name}.md" in contents
     for test in SMOKE:
-        assert test in found["logs/smoke.log"]
-        assert test not in found["logs/tests.log"]
-    assert "tests/engine/test_offload.py" in found["logs/tests.log"]
+        assert test in contents["logs/smoke.log"]
+        assert test not in contents["logs/tests.log"]
+    assert "tests/engine/test_offload.py" in contents["logs/tests.log"]
     assert printed.endswith((out / "summary.txt").read_text())
     assert "== pipeline: " in printed[-12_000:]
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("seed", range(3))
-def test_a_rehearsal_killed_at_any_moment_leaves_all_that_was_finished(tmp_path, seed):
+def test_a_killed_rehearsal_leaves_all_that_was_finished(tmp_path, seed):
     process = script(tmp_path, "--rehearse", "--parts", "ceilings", "kernels", "speed")
-    first = process.stdout.readline()  # of the wheels, which are skipped
+    first = process.stdout.readline()  # says that the wheels are skipped
     time.sleep(random.Random(seed).uniform(5, 30))
     os.killpg(process.pid, signal.SIGKILL)
     printed, _ = process.communicate()
     finished = re.findall(r"^(\w+): exit 0", first + printed, re.M)
-    found = archive(tmp_path / "out")
+    contents = archive(tmp_path / "out")
     for name in {"ceilings", "kernels", "speed"} & set(finished):
-        assert json.loads(found[f"gpu/{name}.json"])["rows"]
+        assert json.loads(contents[f"gpu/{name}.json"])["rows"]

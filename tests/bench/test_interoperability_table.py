@@ -1,4 +1,4 @@
-"""The table of docs/interoperability.md, from a small pytest report."""
+"""Test the table of docs/interoperability.md, made from a small pytest report."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def case(test, what, how, rest="", **properties):
+    """Write the XML of a test; `rest` is its outcome."""
     properties |= {"what": what, "how": how, "instead": "remove it"}
     items = "".join(f'<property name="{n}" value="{v}"/>' for n, v in properties.items())
     head = f'<testcase classname="tests.test_x" name="{test}">'
@@ -23,11 +24,11 @@ CASES = [
 ]
 
 
-def test_rows_are_grouped_and_the_worst_counts(tmp_path):
+def test_tests_are_grouped_into_rows_and_the_worst_outcome_counts(tmp_path):
     (tmp_path / "report.xml").write_text(f"<testsuite>{''.join(CASES)}</testsuite>")
     out = tmp_path / "table.md"
-    given = ["--junit", str(tmp_path / "report.xml"), "--out", str(out)]
-    assert interoperability.main(given) == 0
+    arguments = ["--junit", str(tmp_path / "report.xml"), "--out", str(out)]
+    assert interoperability.main(arguments) == 0
     lines = [line for line in out.read_text().splitlines() if line.startswith("|")]
     assert lines[2:] == [
         "| A | one way | works; dense: a reason | remove it | `test_x.py::test_a` |",
@@ -36,7 +37,7 @@ def test_rows_are_grouped_and_the_worst_counts(tmp_path):
     ]
 
 
-def test_the_committed_table():
+def test_the_committed_table_is_complete():
     text = (ROOT / "docs" / "interoperability.md").read_text()
     for words in ("torchao", "bitsandbytes", "threads", "FastAPI", "| refused |"):
         assert words in text

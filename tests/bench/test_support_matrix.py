@@ -1,4 +1,4 @@
-"""The table of docs/support.md, from a small pytest report."""
+"""Test the table of docs/support.md, made from a small pytest report."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ CASES = """<testsuites><testsuite>
 </testsuite></testsuites>"""
 
 
-def test_cells_are_the_worst_outcome_and_gaps_are_named(tmp_path):
+def test_cells_have_the_worst_outcome_and_gaps_have_reasons(tmp_path):
     (tmp_path / "report.xml").write_text(CASES)
     out = tmp_path / "support.md"
     arguments = ["--junit", str(tmp_path / "report.xml"), "--out", str(out)]
@@ -34,9 +34,9 @@ def test_cells_are_the_worst_outcome_and_gaps_are_named(tmp_path):
         "| sequential offload | not tested | not tested |",
         "| offload on a GPU, with streams | not tested | not tested |",
     ]
-    why = [line for line in out.read_text().splitlines() if line.startswith("- ")]
-    assert "- *from_pipe siblings stay stock*: modular pipelines have no `from_pipe`." in why
-    assert len(why) == 5
+    reasons = [line for line in out.read_text().splitlines() if line.startswith("- *")]
+    assert "- *from_pipe siblings stay stock*: modular pipelines have no `from_pipe`." in reasons
+    assert len(reasons) == 5
 
 
 def test_every_gap_of_the_committed_table_has_a_reason():
