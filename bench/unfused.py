@@ -52,14 +52,15 @@ class UnfusedForwards(Forwards):
 
     def _new_branch(self, layout: SequenceLayout, kwargs: Arguments) -> Branch:
         empty = torch.empty(0)
-        layers: dict[str, LayerCache] = {
-            name: UnfusedCache(CachedRows(empty), CachedRows(empty), None) for name in self.layers
+        caches: dict[str, LayerCache] = {
+            name: UnfusedCache(CachedRows(empty), CachedRows(empty), None)
+            for name in self.processors
         }
-        return self._branch(layout, kwargs, layers)
+        return self._branch_with(caches, layout, kwargs)
 
     def _blend(self, branch: Branch, selection: Selection, weight: float) -> None:
         layout, device = branch.layout, selection.reused_index.device
-        prompt = branch.prompt
+        prompt = branch.prompt_index
         condition = torch.arange(layout.noise.stop, layout.num_tokens, device=device)
         active_index = selection.active_index
         slots = torch.cat([prompt, layout.num_prompt + active_index[active_index >= 0]])
@@ -68,7 +69,7 @@ class UnfusedForwards(Forwards):
         padded_slots = torch.cat([prompt, layout.num_prompt + active_index.clamp(min=0)])
         queries = [table[padded_slots] for table in branch.rope]
         keys = [table[order] for table in branch.rope]
-        for layer in branch.layers.values():
+        for layer in branch.caches.values():
             assert isinstance(layer, UnfusedCache)
             layer.step = Step(layout, slots, reused, weight, queries, keys)
 

@@ -1,4 +1,4 @@
-"""`enable`, `disable` and the handle between them."""
+"""`enable`, `disable`, and the `Handle` that `enable` returns."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -31,8 +31,8 @@ BeginSession = Callable[[Request, Hooks, Arguments], Session]
 
 
 @dataclass
-class Call:
-    """What belongs to the calls in a block of `Handle.call`.
+class CallScope:
+    """The mask, the callback and the report of the calls inside one block of `Handle.call`.
 
     Attributes:
         mask: where the picture may change, or None.
@@ -48,13 +48,13 @@ class Call:
 
 # For each handle the innermost block of `Handle.call` around the current code. Each thread and each
 # asynchronous task has a mapping of its own.
-_CALLS: ContextVar[Mapping["Handle", Call]] = ContextVar(
+_SCOPES: ContextVar[Mapping["Handle", CallScope]] = ContextVar(
     "spotedit_calls", default=MappingProxyType({})
 )
 
 
 class Handle:
-    """An enabled pipeline: its configuration, the report of its last call, and the way back.
+    """An enabled pipeline: its configuration, the report of its last call, and its `disable`.
 
     As a context manager it disables the pipeline at the end of the block, or gives it back to the
     handle that it replaced.
@@ -66,8 +66,9 @@ class Handle:
 
     def __init__(self, pipe: Any, config: SpotEditConfig) -> None:
         self._spec = spec_for(pipe)
+        # raises if the method lacks coefficients for this pipeline
         resolve_temporal(config.settings.temporal, self._spec.tea, type(pipe).__name__)
-        guards.refuse(pipe, self._spec)
+        guards.refuse_unsupported(pipe, self._spec)
         self.config = config
         self.report: EditReport | None = None
         self._pipe = pipe
@@ -102,16 +103,16 @@ class Handle:
     def set_mask(self, mask: Any, mode: Mode = "intersect") -> None:
         """Say where the picture may change in the calls that follow.
 
-        Use `call` if several threads make calls: a mask that is set while another call runs is
-        dropped as soon as the call that it was meant for is refused.
+        Use `call` if several threads make calls. If a call is refused because another one runs, the
+        mask goes back to the one with which the running call began.
 
         Args:
             mask: a PIL image of any mode, or an array or tensor [H, W], [B, H, W], [B, 1, H, W],
                 [H, W, C] or [B, H, W, C] of any number type. It has the size of the source picture,
                 of the output or of the token grid, or the aspect ratio of one of the first two.
-                What is brighter than half of white may change. If the mask is partly transparent,
-                its paint may change, whatever the colour; if the paint is a drawing in black and
-                white, only the white. None clears the mask.
+                Pixels brighter than mid-grey may change. In a partly transparent mask, all opaque
+                pixels may change; if these are only black and white, the white ones may. None
+                clears the mask.
             mode: `"intersect"` regenerates what is judged to change and lies in the mask, `"union"`
                 what is judged to change or lies in the mask, and `"replace"` what lies in the
                 mask, without judging.
@@ -124,11 +125,11 @@ class Handle:
     @contextmanager
     def call(
         self, *, mask: Any = None, mode: Mode = "intersect", on_step: OnStep | None = None
-    ) -> Iterator[Call]:
+    ) -> Iterator[CallScope]:
         """Give the calls in a block a mask, a progress callback and a report of their own.
 
         ``with handle.call(mask=mask) as run: image = pipe(...).images[0]`` and then `run.report`.
-        The block counts for the thread, or the asynchronous task, that enters it.
+        The block applies to the thread, or the asynchronous task, that enters it, and to no other.
 
         Args:
             mask, mode: as for `set_mask`. A mask that was set there does not apply in the block.
@@ -138,23 +139,23 @@ class Handle:
         Raises:
             TypeError, ValueError: see `set_mask`.
         """
-        run = Call(_user_mask(mask, mode), on_step)
-        token = _CALLS.set({**_CALLS.get(), self: run})
+        run = CallScope(_user_mask(mask, mode), on_step)
+        token = _SCOPES.set({**_SCOPES.get(), self: run})
         try:
             yield run
         finally:
-            _CALLS.reset(token)
+            _SCOPES.reset(token)
 
     def preview(self, **call: Any) -> Preview:
         """Run a call up to its first judgement, and decode the picture that it predicts there.
 
         It helps people to set the mask or the threshold: with the same arguments and generator, the
-        call itself begins its first spot step with the same region. A preview costs the initial
-        full steps and one decoding.
+        call itself first computes the same region. A preview costs the initial steps, which compute
+        all tokens, and one decoding.
 
         Args:
             **call: the pipeline's own arguments, for one picture, without `output_type` and
-                `return_dict`. The number of steps is that of the call to come.
+                `return_dict`. Pass the same number of steps as in the call to come.
 
         Raises:
             ValueError: nothing would be skipped (the message says why), the call makes several
@@ -163,7 +164,7 @@ class Handle:
         """
         if not self.enabled:
             raise RuntimeError("this handle is not in force; enable the pipeline again")
-        run = _CALLS.get().get(self)
+        run = _SCOPES.get().get(self)
         mask = self._mask if run is None else run.mask
         if mask is not None and mask.mode == "replace":
             raise ValueError(
@@ -173,7 +174,7 @@ class Handle:
         if not hasattr(type(self._pipe), "interrupt"):
             raise ValueError(
                 f"{type(self._pipe).__name__} cannot be interrupted; expected a pipeline whose "
-                "loop can: preview with the stock one of the same components"
+                "loop can: preview with the stock pipeline class on the same components"
             )
         for_preview = call | {"output_type": "pil", "return_dict": True}
         output = self._run(PreviewSession, self._base, (), for_preview)
@@ -193,13 +194,13 @@ class Handle:
             )
         try:
             self._accepted_mask = self._mask
-            call = _CALLS.get().get(self) or Call(self._mask, on_step=None)
-            call.report = None
-            guards.refuse(self._pipe, self._spec)
+            scope = _SCOPES.get().get(self) or CallScope(self._mask, on_step=None)
+            scope.report = None
+            guards.refuse_unsupported(self._pipe, self._spec)
             passed, arguments = patch.bind(base, self._pipe, args, kwargs)
-            passed |= self._matched_size(passed, arguments)
+            passed |= self._size_arguments(passed, arguments)
             request = Request(
-                self._pipe, self._spec, self.config, arguments, call.mask, call.on_step
+                self._pipe, self._spec, self.config, arguments, scope.mask, scope.on_step
             )
             with patch.attached(
                 self._pipe, self._spec, self._views, partial(begin, request)
@@ -208,13 +209,13 @@ class Handle:
                     output = base.__call__(self._pipe, **passed)
                 finally:
                     if running.session is not None:
-                        call.report = self.report = EditReport(running.session.record())
-            announce(call.report, dense_asked=not self.config.spatial)
+                        scope.report = self.report = EditReport(running.session.record())
+            announce(scope.report, dense_asked=not self.config.spatial)
             return output
         finally:
             self._running.release()
 
-    def _matched_size(
+    def _size_arguments(
         self, passed: Mapping[str, Any], arguments: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Return arguments for the condition image's own grid, if the caller gave no size.
@@ -231,7 +232,7 @@ class Handle:
         size = self._spec.matched_size(self._pipe, arguments, self.config.reference)
         max_area = given.get("max_area")
         if max_area is not None and size.get("max_area", 0) > max_area:
-            return {}
+            return {}  # the caller's limit counts
         return size
 
     def __enter__(self) -> "Handle":
@@ -267,7 +268,7 @@ def enable(
         ValueError: the pipeline is not supported, something else decides what its transformer
             computes (a cache, an attention processor, an IP-Adapter, a patched forward; the
             message says what to do), or a field is out of range.
-        TypeError: an override names no field.
+        TypeError: an override is not a field of `SpotEditConfig`.
     """
     return Handle(pipe, resolve(config, overrides))
 

@@ -44,7 +44,7 @@ def estimate(
 
     Raises:
         ValueError: the pipeline is not supported, or the size is smaller than a token.
-        TypeError: an override names no field.
+        TypeError: an override is not a field of `SpotEditConfig`.
     """
     spec, config = spec_for(pipe), resolve(config, overrides)
     token_side = spec.token_pixels(pipe)

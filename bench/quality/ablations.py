@@ -14,7 +14,7 @@ from torch import Tensor
 from spotedit.engine import forwards
 from spotedit.engine.cache import LayerCache, SequenceLayout
 from spotedit.engine.forwards import Branch, Forwards
-from spotedit.engine.session import NO_VELOCITY, Session
+from spotedit.engine.session import TINY_VELOCITY, Session
 from spotedit.judge.judges import JUDGES, Judge, Prediction
 from spotedit.options.choices import Grid
 
@@ -50,10 +50,10 @@ def naive() -> Iterator[None]:
         state = self.state
         if mode == "spot":
             assert state.joint_index is not None
-            assert state.prompt is not None
+            assert state.prompt_index is not None
             assert state.rope is not None
             rows = state.joint_index.reshape(-1, state.joint_index.shape[-1])
-            first, sequence = len(state.prompt), state.rope[0].shape[-2]
+            first, sequence = len(state.prompt_index), state.rope[0].shape[-2]
             seen = torch.ones(len(rows), sequence + 1, dtype=torch.bool, device=rows.device)
             seen[:, first : first + self.num_noise] = False
             seen.scatter_(1, rows.where(rows >= 0, sequence), True)  # the last column is padding
@@ -88,17 +88,17 @@ def shifted() -> Iterator[None]:
 @contextmanager
 def unreplaced() -> Iterator[None]:
     """Keep reused tokens at the latents of their last computation, without token replacement."""
-    stock = Session._widen
+    stock = Session._fill_reused_tokens
 
     def widen(self: Session, output: Any, hidden: Tensor, computed: Tensor) -> Any:
         widened = stock(self, output, hidden, computed)
         velocity = widened[0] if isinstance(widened, tuple) else widened.sample
-        velocity.masked_fill_(~self.selection.active_mask[..., None], NO_VELOCITY)
+        velocity.masked_fill_(~self.selection.active_mask[..., None], TINY_VELOCITY)
         return widened
 
     with (
-        patch.object(Session, "_widen", widen),
-        patch.object(Session, "_replace", lambda self, result: result),
+        patch.object(Session, "_fill_reused_tokens", widen),
+        patch.object(Session, "_restore_source", lambda self, result: result),
     ):
         yield
 

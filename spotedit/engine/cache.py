@@ -46,9 +46,9 @@ class CachedRows:
 
     def fill(self, values: Tensor) -> None:
         """Overwrite all rows with `values` [B, S, H, D]."""
-        self.copy(CachedRows(values) if self.scale is None else CachedRows(*quantise(values)))
+        self.copy_from(CachedRows(values) if self.scale is None else CachedRows(*quantise(values)))
 
-    def copy(self, other: "CachedRows") -> None:
+    def copy_from(self, other: "CachedRows") -> None:
         """Overwrite all rows with those of `other`."""
         for target, values in zip(self.tensors(), other.tensors(), strict=True):
             target.copy_(values)
@@ -63,7 +63,9 @@ def quantise(values: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class BlendSources:
-    """What SpotFusion blends. The rows are in the order of the noise tokens.
+    """The cached and the source's keys and values, which are blended in the reused rows.
+
+    The paper calls the blend SpotFusion (see `fusion`). The rows are in the noise tokens' order.
 
     Attributes:
         k, v: keys and values of each noise token at the last step that computed it.
@@ -83,8 +85,8 @@ class LayerCache:
 
     Attributes:
         k, v: what attention reads, S rows each in the order [prompt, noise, conditions].
-        sources: what is blended into the reused rows. None if the weight of the cached value is 1
-            at every step: the rows in `k` and `v` are then right as they are.
+        sources: what is blended into the reused rows. None if reused tokens always take their
+            cached rows, unblended: `k` and `v` hold these already.
         has_run: whether the layer ran in the last forward, and so wrote its rows.
     """
 
@@ -133,7 +135,7 @@ class SequenceLayout:
 def allocate(
     batch: int,
     layout: SequenceLayout,
-    heads: tuple[int, int],
+    head_shape: tuple[int, int],
     needs_blend: bool,
     int8: bool,
     like: Tensor,
@@ -142,14 +144,14 @@ def allocate(
 
     Args:
         batch: number of images.
-        heads: number of heads, and the dim of a head.
+        head_shape: number of heads, and the dim of a head.
         needs_blend: whether reused rows are ever blended.
         int8: keep the rows in int8.
         like: gives the device, and the dtype unless `int8`.
     """
 
     def empty(num_rows: int) -> CachedRows:
-        shape = (batch, num_rows, *heads)
+        shape = (batch, num_rows, *head_shape)
         if not int8:
             return CachedRows(like.new_empty(shape))
         scale = like.new_empty(shape[:-1], dtype=torch.float32)
@@ -164,11 +166,11 @@ def allocate(
     return cache
 
 
-def keep(cache: LayerCache, layout: SequenceLayout) -> None:
+def remember_noise_rows(cache: LayerCache, layout: SequenceLayout) -> None:
     """Remember the noise tokens' keys and values after a full forward."""
     if cache.sources is not None:
-        cache.sources.k.copy(cache.k.part(layout.noise))
-        cache.sources.v.copy(cache.v.part(layout.noise))
+        cache.sources.k.copy_from(cache.k.part(layout.noise))
+        cache.sources.v.copy_from(cache.v.part(layout.noise))
 
 
 def blend(
@@ -182,8 +184,8 @@ def blend(
     """Bring the reused rows up to date before a spot forward.
 
     Args:
-        dropped_index: reused noise tokens that the step before still computed. The rows that it
-            wrote become their cached keys and values.
+        dropped_index: noise tokens that the previous step computed, and that are reused from now
+            on. The rows that it wrote become their cached keys and values.
         stale_index: noise tokens whose rows must be blended again.
         weight: weight of the cached value.
         impl: which kernels run.
@@ -211,6 +213,7 @@ def blend(
             impl=impl,
         )
         return
+    # kv_blend does not take int8
     for out, cached, reference in ((k, sources.k, k_ref), (v, sources.v, v_ref)):
         blended = reference.read(stale_index).lerp_(cached.read(stale_index), weight)
         out.write(stale_index, blended)

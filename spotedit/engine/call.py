@@ -46,13 +46,13 @@ class Hooks:
     """Our ways into the running pipeline; see `patch.attached`.
 
     Attributes:
-        layers: our attention processors, by the layers' names.
+        processors: our attention processors, by the layers' names.
         modulated_input: returns the first block's modulated image input [B, S, D] for the
             transformer's keyword arguments; see `Spec.modulated`.
         stop: ends the call's loop after this step.
     """
 
-    layers: Mapping[str, SpotProcessor]
+    processors: Mapping[str, SpotProcessor]
     modulated_input: Callable[[dict[str, Any]], Tensor]
     stop: Callable[[], None]
 
@@ -108,9 +108,9 @@ class TokenReuse:
         kinds: kind of every step, "full" or "spot"; later ones may become "dense".
         weights: weight of the cached value at every step, see `fusion`.
         source: the source's tokens y, [B, N, C].
-        judging: keeps the selection of the next step.
-        forwards: runs and keeps forwards.
-        mask_note: a sentence about a mask that keeps or frees all tokens, or None.
+        judging: judges after each step, and holds the tokens selected for the next one.
+        forwards: runs full and spot forwards, and holds their keys and values.
+        mask_note: a sentence about a mask that protects every token or none, or None.
     """
 
     kinds: list[str]
@@ -131,7 +131,7 @@ def start_token_reuse(
 
     Raises:
         ValueError: the mask's size is wrong, there is no condition image of the number asked for,
-            or the pipeline lacks what the judge looks through.
+            or the pipeline has no VAE decoder, which the judge needs.
     """
     config, spec = request.config, request.spec
     number, reason = reference_number(loop.grids, config.reference, spec.followed)
@@ -142,7 +142,7 @@ def start_token_reuse(
         return reason
     kinds = _plan_steps(config, loop)
     if "spot" not in kinds:
-        return f"too few steps: of {loop.num_steps}, all are initial steps or resets"
+        return f"too few steps ({loop.num_steps}): all are initial steps or resets"
 
     # The source's tokens follow the noise and the condition images before it.
     hidden = forward["hidden_states"]
@@ -171,7 +171,7 @@ def start_token_reuse(
         request.pipe.transformer,
         spec,
         config,
-        hooks.layers,
+        hooks.processors,
         loop.num_noise,
         source_start,
         needs_blend=any(weight != 1.0 for weight in step_weights),

@@ -1,4 +1,4 @@
-"""The forwards of one call that keep keys and values (full) or use them (spot)."""
+"""The full and spot forwards of a call: full ones keep keys and values, and spot ones use them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..judge.select import Selection
 from ..models.spec import Arguments, Spec
 from ..options.config import SpotEditConfig
-from .cache import LayerCache, SequenceLayout, allocate, blend, keep
+from .cache import LayerCache, SequenceLayout, allocate, blend, remember_noise_rows
 from .processor import ForwardState, SpotProcessor
 
 StockForward = Callable[..., Any]
@@ -23,19 +23,19 @@ class Branch:
 
     Attributes:
         layout: where the tokens lie in the joint sequence.
-        prompt: row of each prompt token, [P].
+        prompt_index: joint index of each prompt token, [P].
         rope: cos and sin of the joint sequence, fp32 [S, D] each.
         rope_ref: cos and sin [R, D] that rotate the keys of the source, and of the conditions after
             it, to the noise tokens' positions. None if nothing is ever blended.
-        layers: buffers of every attention layer, by its name.
-        weight: weight of the cached value with which the reused rows were last blended.
+        caches: buffers of every attention layer, by its name.
+        weight: the weight that the cached rows had when the reused rows were last blended.
     """
 
     layout: SequenceLayout
-    prompt: Tensor
+    prompt_index: Tensor
     rope: tuple[Tensor, Tensor]
     rope_ref: tuple[Tensor, Tensor] | None
-    layers: dict[str, LayerCache]
+    caches: dict[str, LayerCache]
     weight: float = 1.0
 
 
@@ -45,7 +45,7 @@ class Forwards:
     A branch is known by its index: the position of its forward among the forwards of a step.
 
     Args:
-        layers: the attention processors by the layers' names.
+        processors: our attention processors, by the layers' names.
         num_noise: number of noise tokens.
         source_start: index of the source's first token among the image tokens.
         needs_blend: whether reused rows are ever blended.
@@ -53,8 +53,8 @@ class Forwards:
     Attributes:
         state: what the attention layers read about the running forward.
         branches: what is kept, by the branch's index.
-        bypassed: name of a layer that did not run in the last full forward, so that nothing was
-            kept of that forward; None if all layers ran.
+        bypassed_layer: name of a layer that did not run in the last full forward, so that nothing
+            was kept of that forward; None if all layers ran.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Forwards:
         transformer: Any,
         spec: Spec,
         config: SpotEditConfig,
-        layers: Mapping[str, SpotProcessor],
+        processors: Mapping[str, SpotProcessor],
         num_noise: int,
         source_start: int,
         needs_blend: bool,
@@ -70,27 +70,27 @@ class Forwards:
         self.transformer = transformer
         self.spec = spec
         self.config = config
-        self.layers = layers
+        self.processors = processors
         self.num_noise = num_noise
         self.source_start = source_start
         self.needs_blend = needs_blend
         self.state = ForwardState(spec, config.impl)
         self.branches: dict[int, Branch] = {}
-        self.bypassed: str | None = None
+        self.bypassed_layer: str | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers."""
         return sum(
-            cache.nbytes for branch in self.branches.values() for cache in branch.layers.values()
+            cache.nbytes for branch in self.branches.values() for cache in branch.caches.values()
         )
 
-    def holds(self, branch_index: int, num_prompt: int) -> bool:
+    def has_kept(self, branch_index: int, num_prompt: int) -> bool:
         """Tell whether a full forward of this branch was kept, with a prompt of this length."""
         branch = self.branches.get(branch_index)
         return branch is not None and branch.layout.num_prompt == num_prompt
 
-    def full(self, branch_index: int, forward: StockForward, kwargs: dict[str, Any]) -> Any:
+    def run_full(self, branch_index: int, forward: StockForward, kwargs: dict[str, Any]) -> Any:
         """Run all rows, and keep every layer's keys and values."""
         num_prompt = kwargs["encoder_hidden_states"].shape[1]
         num_image = kwargs["hidden_states"].shape[1]
@@ -100,19 +100,19 @@ class Forwards:
         branch = self.branches.get(branch_index)
         if branch is None or branch.layout != layout:
             branch = self.branches[branch_index] = self._new_branch(layout, kwargs)
-        branch.weight = 1.0
+        branch.weight = 1.0  # the rows will hold computed values, which are the cached ones
         self._set_state(branch, kwargs)
         self.state.joint_index = None
         self.state.rope_ref = branch.rope_ref
-        output, self.bypassed = self._run("full", branch, forward, kwargs)
-        if self.bypassed is not None:
+        output, self.bypassed_layer = self._run("full", branch, forward, kwargs)
+        if self.bypassed_layer is not None:
             del self.branches[branch_index]  # some of its buffers were never written
             return output
-        for cache in branch.layers.values():
-            keep(cache, layout)
+        for cache in branch.caches.values():
+            remember_noise_rows(cache, layout)
         return output
 
-    def spot(
+    def run_spot(
         self,
         branch_index: int,
         forward: StockForward,
@@ -122,8 +122,8 @@ class Forwards:
     ) -> tuple[Any, int]:
         """Run the transformer on the active tokens.
 
-        Prompt rows are included unless `cache_text`; condition rows only without
-        `condition_cache`.
+        The prompt's rows run too unless `config.cache_text` is set, and the conditions' rows unless
+        `config.condition_cache` is set.
 
         Returns:
             The output, and the number of rows that were run.
@@ -138,28 +138,30 @@ class Forwards:
         joint_index = torch.where(
             image_index < 0, image_index, image_index + branch.layout.num_prompt
         )
-        prompt = branch.prompt[:0] if self.config.cache_text else branch.prompt
-        state.prompt = prompt
+        no_prompt = branch.prompt_index[:0]
+        prompt_index = no_prompt if self.config.cache_text else branch.prompt_index
+        state.prompt_index = prompt_index
         state.image_index = image_index
         state.joint_index = torch.cat(
-            [prompt.expand(*image_index.shape[:-1], -1), joint_index], dim=-1
+            [prompt_index.expand(*image_index.shape[:-1], -1), joint_index], dim=-1
         )
         if self.config.cache_dtype == "int8":
-            # The rows are computed in buffers of their own, so cos and sin are gathered for them.
+            # The keys are rotated in a buffer of these rows alone, not in the whole cache.
             rows = state.joint_index.clamp(min=0)
             cos, sin = branch.rope
             state.rope = cos[rows], sin[rows]
-        state.rope_ref = None if self.config.condition_cache else branch.rope_ref
+        conditions_run = not self.config.condition_cache
+        state.rope_ref = branch.rope_ref if conditions_run else None
         narrowed = kwargs | self.spec.narrow(kwargs, image_index)
         narrowed["hidden_states"] = gather_rows(kwargs["hidden_states"], image_index)
         if self.config.cache_text:
             narrowed |= self.spec.without_prompt(kwargs)
-        output, bypassed = self._run("spot", branch, forward, narrowed)
-        if bypassed is not None:
+        output, bypassed_layer = self._run("spot", branch, forward, narrowed)
+        if bypassed_layer is not None:
             raise RuntimeError(
-                f"{bypassed} ran in a full step and not in this spot step; expected every layer to "
-                "run: something skips blocks of the transformer (a cache, a patched forward). "
-                "Remove it, or edit after spotedit.disable(pipe)"
+                f"{bypassed_layer} ran in a full step and not in this spot step; expected every "
+                "layer to run: something skips blocks of the transformer (a cache, a patched "
+                "forward). Remove it, or edit after spotedit.disable(pipe)"
             )
         return output, state.joint_index.shape[-1]
 
@@ -178,28 +180,31 @@ class Forwards:
     ) -> tuple[Any, str | None]:
         """Run a forward; return its output, and the first layer that did not run in it, or None."""
         self.state.mode = mode
-        for name, layer in self.layers.items():
-            cache = branch.layers[name]
+        for name, processor in self.processors.items():
+            cache = branch.caches[name]
             cache.has_run = False
-            layer.thread.forward, layer.thread.cache = self.state, cache
+            processor.thread.state = self.state
+            processor.thread.cache = cache
         try:
             output = forward(**kwargs)
         finally:
-            for layer in self.layers.values():
-                layer.thread.forward = layer.thread.cache = None
-        bypassed = (name for name, cache in branch.layers.items() if not cache.has_run)
-        return output, next(bypassed, None)
+            for processor in self.processors.values():
+                processor.thread.state = None
+                processor.thread.cache = None
+        bypassed_layers = [name for name, cache in branch.caches.items() if not cache.has_run]
+        return output, bypassed_layers[0] if bypassed_layers else None
 
     def _blend(self, branch: Branch, selection: Selection, weight: float) -> None:
         """Bring the reused rows up to date."""
-        if weight != branch.weight:
+        none = selection.dropped_index[..., :0]
+        if weight != branch.weight:  # every reused row was blended with another weight
             stale_index = selection.reused_index
-        elif weight != 1.0:
+        elif weight != 1.0:  # only the rows that are reused from now on are not blended yet
             stale_index = selection.dropped_index
-        else:
-            stale_index = selection.dropped_index[..., :0]  # the rows are the cached ones already
+        else:  # the cached rows count alone, and they are in their places
+            stale_index = none
         branch.weight = weight
-        for cache in branch.layers.values():
+        for cache in branch.caches.values():
             blend(
                 cache,
                 branch.layout,
@@ -211,7 +216,7 @@ class Forwards:
 
     def _set_state(self, branch: Branch, kwargs: Arguments) -> None:
         """Set the per-forward state that full and spot forwards share."""
-        self.state.prompt = branch.prompt
+        self.state.prompt_index = branch.prompt_index
         self.state.rope = branch.rope
         mask = self.spec.prompt_mask(kwargs)
         if mask is not None:
@@ -220,21 +225,24 @@ class Forwards:
         self.state.key_mask = mask
 
     def _new_branch(self, layout: SequenceLayout, kwargs: Arguments) -> Branch:
+        """Allocate the buffers of a branch whose tokens lie as `layout` says."""
         hidden = kwargs["hidden_states"]
         dtype, device = hidden.dtype, hidden.device
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
         like = hidden.new_empty(0, dtype=dtype)
-        heads, int8 = self.spec.heads(self.transformer), self.config.cache_dtype == "int8"
-        layers = {
-            name: allocate(len(hidden), layout, heads, self.needs_blend, int8, like)
-            for name in self.layers
+        head_shape = self.spec.heads(self.transformer)
+        is_int8 = self.config.cache_dtype == "int8"
+        caches = {
+            name: allocate(len(hidden), layout, head_shape, self.needs_blend, is_int8, like)
+            for name in self.processors
         }
-        return self._branch(layout, kwargs, layers)
+        return self._branch_with(caches, layout, kwargs)
 
-    def _branch(
-        self, layout: SequenceLayout, kwargs: Arguments, layers: dict[str, LayerCache]
+    def _branch_with(
+        self, caches: dict[str, LayerCache], layout: SequenceLayout, kwargs: Arguments
     ) -> Branch:
+        """Return a branch with these buffers, and with cos and sin for its tokens."""
         cos, sin = self.spec.rotary(self.transformer, kwargs)
         rope_ref = None
         if self.needs_blend:
@@ -243,5 +251,5 @@ class Forwards:
                 torch.cat([cos[layout.noise], cos[later_conditions]]),
                 torch.cat([sin[layout.noise], sin[later_conditions]]),
             )
-        prompt = torch.arange(layout.num_prompt, device=cos.device)
-        return Branch(layout, prompt, (cos, sin), rope_ref, layers)
+        prompt_index = torch.arange(layout.num_prompt, device=cos.device)
+        return Branch(layout, prompt_index, (cos, sin), rope_ref, caches)

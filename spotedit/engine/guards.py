@@ -2,7 +2,7 @@
 
 The checks run when a pipeline is enabled and at every call. Some things cannot be found by looking
 at the model, such as an exported program in place of its forward. They are found while it runs: see
-`Forwards.bypassed`.
+`Forwards.bypassed_layer`.
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ _HARMLESS_HOOKS = {
 }
 
 
-def refuse(pipe: Any, spec: Spec) -> None:
+def refuse_unsupported(pipe: Any, spec: Spec) -> None:
     """Raise an error if something else decides what the transformer computes.
 
     Raises:

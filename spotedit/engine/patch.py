@@ -46,23 +46,23 @@ def swap_class(pipe: Any, call: Callable[..., Any], owner: object, views: Views)
         "__new__": new,
         "__call__": __call__,
         "_spotedit": owner,
-        "transformer": _viewed("transformer", views),
-        "scheduler": _viewed("scheduler", views),
+        "transformer": _view_property("transformer", views),
+        "scheduler": _view_property("scheduler", views),
     }
     if hasattr(base, "components"):
 
         def components(self: Any) -> dict[str, Any]:
             """Return the components themselves, not the running call's views of them."""
             components = base.components.fget(self)
-            viewed = {name: vars(self)[name] for name in views if name in components}
-            return components | viewed
+            originals = {name: vars(self)[name] for name in views if name in components}
+            return components | originals
 
         namespace["components"] = property(components)
     pipe.__class__ = subclass(base, namespace)
     return base
 
 
-def _viewed(name: str, views: Views) -> property:
+def _view_property(name: str, views: Views) -> property:
     """Make a property: the pipeline's attribute `name`, or the running call's view of it."""
 
     def get(self: Any) -> Any:
@@ -145,7 +145,7 @@ def attached(
     model = getattr(transformer, "_orig_mod", transformer)
     with ExitStack() as undo:
         hooks = Hooks(
-            layers=undo.enter_context(_processors(model, spec)),
+            processors=undo.enter_context(_processors(model, spec)),
             modulated_input=functools.partial(_modulated_input, model, spec),
             stop=functools.partial(_stop, pipe, views, undo),
         )
@@ -207,7 +207,8 @@ def _install(model: Any, name: str, spec: Spec) -> SpotProcessor:
         layer = spot_processor(attention.processor)
         attention.set_processor(layer)
         if spec.narrow_block is not None:
-            block = model.get_submodule(".".join(name.split(".")[:2]))
+            blocks, number, *_ = name.split(".")  # such as "transformer_blocks.3.attn.processor"
+            block = model.get_submodule(f"{blocks}.{number}")
             hook = functools.partial(_narrow_block, layer)
             layer.narrowing = block.register_forward_pre_hook(hook, with_kwargs=True)
     attention.processor.num_calls += 1
@@ -230,16 +231,17 @@ def _narrow_block(
 ) -> tuple[tuple, dict[str, Any]] | None:
     """Cut a block's arguments to a spot forward's rows, see `Spec.narrow_block`.
 
-    In another thread, a forward that runs while this hook is being registered may lack `kwargs`.
+    Other threads' forwards are left alone. One that meets this hook while it is being registered
+    has no `kwargs`. In a deep copy of the model, `layer` has been copied to a stock processor.
     """
-    if kwargs is None or not isinstance(layer, SpotProcessor):  # a copied model has stock layers
+    if kwargs is None or not isinstance(layer, SpotProcessor):
         return None
-    forward = layer.thread.forward
-    if forward is None or forward.mode != "spot":
+    state = layer.thread.state
+    if state is None or state.mode != "spot":
         return None
-    assert forward.spec.narrow_block is not None
-    assert forward.image_index is not None
-    return args, kwargs | forward.spec.narrow_block(kwargs, forward.image_index)
+    assert state.spec.narrow_block is not None
+    assert state.image_index is not None
+    return args, kwargs | state.spec.narrow_block(kwargs, state.image_index)
 
 
 class _Reached(Exception):
@@ -285,12 +287,12 @@ def _scheduler_class(base: Any) -> Any:
 
 
 def _scheduler_view(scheduler: Any, call: RunningCall, undo: ExitStack) -> Any:
-    """Make a copy of the scheduler for one call, whose steps go through `call`.
+    """Make a view of the scheduler for one call, whose steps go through `call`.
 
-    Two calls that run at once need two schedulers, because a scheduler counts its steps. It is not
-    copied if its `step` was replaced on the instance, because the replacement may belong to that
-    instance, or if it holds something that cannot be copied. Such a scheduler must not serve two
-    calls at once.
+    The view has a copy of the scheduler's state, because a scheduler counts its steps, and two
+    calls may run at once. It shares the state in two cases: something in it cannot be copied, or
+    `step` was replaced on the instance, to which the replacement may belong. Such a scheduler must
+    not serve two calls at once.
     """
     base: Any = type(scheduler)
     viewed = view(scheduler, _scheduler_class(base))
@@ -313,17 +315,17 @@ def _scheduler_view(scheduler: Any, call: RunningCall, undo: ExitStack) -> Any:
 def _stop(pipe: Any, views: Views, undo: ExitStack) -> None:
     """Let the running call's own loop skip its remaining steps, and decode what it has.
 
-    At every step, an inpainting pipeline puts the source, with noise for the next step, where
-    nothing may change. From here on it puts the source without noise.
+    Outside its mask, an inpainting pipeline writes the source with the next step's noise at every
+    step. From here on it writes the source without noise.
     """
     undo.callback(setattr, pipe, "_interrupt", False)
     pipe._interrupt = True
     scheduler = views["scheduler"]
-    undo.callback(_restore(scheduler, "scale_noise"))
+    undo.callback(_restorer(scheduler, "scale_noise"))
     scheduler.scale_noise = lambda sample, *args, **kwargs: sample
 
 
-def _restore(instance: object, name: str) -> Callable[[], object]:
+def _restorer(instance: object, name: str) -> Callable[[], object]:
     """Return a function that puts the instance's attribute `name` back as it is now."""
     attributes = vars(instance)
     if name in attributes:

@@ -39,22 +39,24 @@ class ForwardState:
         spec: the model family.
         impl: which kernels run.
         mode: "full": all rows run and are kept. "spot": only the rows in `joint_index` run.
-        prompt: joint index of each prompt row, [P]. Only its length is used; it is a tensor so that
-            compiled graphs treat the length as a variable.
+        prompt_index: joint index of each prompt row, [P]. Only its length is used; it is a tensor
+            so that compiled graphs treat the length as a variable.
         joint_index: index of each row in the joint sequence, int64 [M] or [B, M], padded with -1.
             None: all rows, in order.
         image_index: the same for the rows after the prompt, counted from the first image token.
             It is set for spot forwards.
-        rope: cos and sin of the joint sequence, fp32 [S, D] each. With an int8 cache those of the
-            rows, [M, D] or [B, M, D], because the rows are computed outside the cache.
-        rope_ref: cos and sin [R, D] for `BlendSources.k_ref`. None: `k_ref` is not written.
+        rope: cos and sin of the joint sequence, fp32 [S, D] each. With an int8 cache, a spot
+            forward has only those of its rows, [M, D] or [B, M, D], because it computes its keys in
+            a buffer of M rows before it rounds them.
+        rope_ref: cos and sin [R, D] that rotate the condition's keys to the noise tokens' positions
+            (`BlendSources.k_ref`). None: these keys are not written.
         key_mask: bool [B, S], True = attend, or None.
     """
 
     spec: Spec
     impl: Impl
     mode: str = "full"
-    prompt: Tensor | None = None
+    prompt_index: Tensor | None = None
     joint_index: Tensor | None = None
     image_index: Tensor | None = None
     rope: tuple[Tensor, Tensor] | None = None
@@ -71,7 +73,7 @@ class ThreadState(threading.local):
 
     def __init__(self) -> None:
         # set here because torch.compile would treat defaults of the class as constants
-        self.forward: ForwardState | None = None
+        self.state: ForwardState | None = None
         self.cache: LayerCache | None = None
 
 
@@ -80,7 +82,8 @@ class SpotProcessor:
 
     A full forward writes the keys and values of all tokens into the layer's buffers. A spot forward
     overwrites those of its rows, in place, and attends to the whole buffer. Any other forward, and
-    every forward of another thread, runs the stock processor. A copy is a stock processor.
+    every forward of another thread, runs the stock processor. Copying it gives the stock processor,
+    so the layers of a copied model are stock.
 
     Attributes:
         num_calls: number of running calls that use it.
@@ -104,14 +107,14 @@ def _spot_class(stock: Any) -> Any:
 
     @functools.wraps(stock.__call__)
     def __call__(self: Any, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        forward, cache = self.thread.forward, self.thread.cache
-        if forward is None:
+        state, cache = self.thread.state, self.thread.cache
+        if state is None:
             return self.stock(attn, hidden_states, *args, **kwargs)
         arguments = dict(zip(names, args, strict=False)) | kwargs
         _refuse_unsupported(arguments)
         cache.has_run = True
         prompt = arguments.get("encoder_hidden_states")
-        return attend(forward, cache, _chosen_backend(self), attn, hidden_states, prompt)
+        return attend(state, cache, _chosen_backend(self), attn, hidden_states, prompt)
 
     return subclass(stock, {"__call__": __call__, "__slots__": ()}, (SpotProcessor,))
 
@@ -126,7 +129,7 @@ def _refuse_unsupported(arguments: dict[str, Any]) -> None:
     if unsupported:
         raise ValueError(
             f"the attention layers were given {', '.join(unsupported)}; expected no more than the "
-            "prompt and its mask: spot steps cannot apply it, so edit without spotedit"
+            "prompt and its mask: spot steps would ignore the rest, so edit without spotedit"
         )
 
 
@@ -147,14 +150,14 @@ def _chosen_backend(processor: Any) -> AttentionBackendName | None:
 
 
 def attend(
-    forward: ForwardState,
+    state: ForwardState,
     cache: LayerCache,
     backend: AttentionBackendName | None,
     attn: Any,
     hidden: Tensor,
     prompt: Tensor | None,
 ) -> Any:
-    """Compute what the stock processor returns, for the rows of this forward.
+    """Compute what the stock processor returns, for the rows of this state.
 
     Args:
         backend: the attention backend that the user chose, or None.
@@ -162,60 +165,60 @@ def attend(
         hidden: image rows [B, M, C], or rows of the joint sequence if `prompt` is None.
         prompt: prompt rows [B, P, C].
     """
-    assert forward.rope is not None
-    assert forward.prompt is not None
-    rows = forward.spec.project(attn, hidden, prompt)
+    assert state.rope is not None
+    assert state.prompt_index is not None
+    rows = state.spec.project(attn, hidden, prompt)
     is_int8 = cache.k.scale is not None
     # Keys and values go straight into the cache, unless they must be rounded to int8 first.
     k = torch.empty_like(rows.k) if is_int8 else cache.k.data
     v = torch.empty_like(rows.v) if is_int8 else cache.v.data
-    cos, sin = forward.rope
-    reference: dict[str, Any] = {}
-    if cache.sources is not None and forward.rope_ref is not None:
-        cos_ref, sin_ref = forward.rope_ref
+    cos, sin = state.rope
+    k_ref_arguments: dict[str, Any] = {}
+    if cache.sources is not None and state.rope_ref is not None:
+        cos_ref, sin_ref = state.rope_ref
         k_ref = cache.sources.k_ref.data
         if is_int8:
             k_ref = torch.empty_like(k_ref, dtype=k.dtype)
-        reference = {"k_ref": k_ref, "cos_ref": cos_ref, "sin_ref": sin_ref}
+        k_ref_arguments = {"k_ref": k_ref, "cos_ref": cos_ref, "sin_ref": sin_ref}
     q = qk_norm_rope(
         rows.q,
         rows.k,
         rows.v,
         k,
         v,
-        None if is_int8 else forward.joint_index,
+        None if is_int8 else state.joint_index,
         cos,
         sin,
-        text_len=forward.prompt.shape[0],
-        interleaved=forward.spec.interleaved,
-        impl=forward.impl,
+        text_len=state.prompt_index.shape[0],
+        interleaved=state.spec.interleaved,
+        impl=state.impl,
         **rows.norms,
-        **reference,
+        **k_ref_arguments,
     )
     if is_int8:
-        _quantise(forward, cache, k, v, reference.get("k_ref"))
-    if forward.mode == "spot":
+        _quantise(state, cache, k, v, k_ref_arguments.get("k_ref"))
+    if state.mode == "spot":  # attend to all keys; a full forward has just computed them
         k, v = cache.k.data, cache.v.data
-    attended = _attention(forward, cache, backend, q, k, v)
-    return forward.spec.output(attn, attended, prompt, rows)
+    attended = _attention(state, cache, backend, q, k, v)
+    return state.spec.output(attn, attended, prompt, rows)
 
 
 def _quantise(
-    forward: ForwardState, cache: LayerCache, k: Tensor, v: Tensor, k_ref: Tensor | None
+    state: ForwardState, cache: LayerCache, k: Tensor, v: Tensor, k_ref: Tensor | None
 ) -> None:
     """Write the rows of a forward into the int8 buffers."""
     for cached, values in ((cache.k, k), (cache.v, v)):
-        if forward.joint_index is None:
+        if state.joint_index is None:
             cached.fill(values)
         else:
-            cached.write(forward.joint_index, values)
+            cached.write(state.joint_index, values)
     if k_ref is not None:
         assert cache.sources is not None
         cache.sources.k_ref.fill(k_ref)
 
 
 def _attention(
-    forward: ForwardState,
+    state: ForwardState,
     cache: LayerCache,
     backend: AttentionBackendName | None,
     q: Tensor,
@@ -227,10 +230,10 @@ def _attention(
     Spot forwards use our kernel. Full forwards use diffusers' dispatch, and so do spot forwards if
     the user chose a backend and the cache is not int8.
     """
-    mask, k_scale, v_scale = forward.key_mask, cache.k.scale, cache.v.scale
-    if forward.mode == "spot" and (backend is None or k_scale is not None):
+    mask, k_scale, v_scale = state.key_mask, cache.k.scale, cache.v.scale
+    if state.mode == "spot" and (backend is None or k_scale is not None):
         return gathered_attention(
-            q, k, v, key_mask=mask, k_scale=k_scale, v_scale=v_scale, impl=forward.impl
+            q, k, v, key_mask=mask, k_scale=k_scale, v_scale=v_scale, impl=state.impl
         )
     mask = None if mask is None else mask[:, None, None]
     return dispatch_attention_fn(q, k, v, attn_mask=mask, backend=backend)

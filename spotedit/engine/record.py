@@ -1,4 +1,4 @@
-"""What a call did, as the session recorded it: plain data, with device values not yet read."""
+"""What a call did, as plain data. Values on the device are not read here."""
 
 import time
 from collections.abc import Sequence
@@ -50,7 +50,8 @@ class StepRecord:
 
     Attributes:
         index: 0-based position in the loop.
-        kind: "dense" (the stock pipeline), "full", "spot", or "skip" (no forward was run).
+        kind: "dense" (the stock pipeline), "full" (all tokens), "spot" (the active tokens), or
+            "skip" (no forward was run).
         sigma: noise level at which the step started, 1 (noise) to 0 (image).
         rows: number of query rows run per image, prompt included.
         sequence: number of rows in the joint sequence [prompt, noise, condition].
@@ -83,15 +84,17 @@ class CallRecord:
         batch: number of images.
         cache_bytes: bytes of the buffers that held keys and values.
         reason: why no token was reused, or None.
-        threshold, judge: the rule by which tokens were reused; `"auto"`: the scores' own cut.
+        threshold, judge: the rule by which tokens were reused; `"auto"`: a threshold
+            from the scores of each picture.
         misalignment: how the whole frame differs from the source's, or None.
         temporal: the method that chose the steps without a forward, or None.
-        unedited: number of images that ended as the source.
-        mask_note: a sentence about a mask that keeps or frees all tokens, or None.
+        unedited: number of images that came out equal to the source.
+        mask_note: a sentence about a mask that protects every token or none, or None.
         largest: largest number of active tokens, over all images, that a judgement found.
-        returned: (step, number of tokens) for each full step after which tokens were judged to
-            have changed that had been reused until then.
-        moved: bool [B, N], the regenerated tokens that ended away from the source, or None.
+        returned: (step, number of tokens) for each full step that found reused tokens changed,
+            which then returned to the active ones.
+        moved: bool [B, N], the regenerated tokens whose final latents differ from the source's, or
+            None.
     """
 
     pipeline: str

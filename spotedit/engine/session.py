@@ -3,13 +3,13 @@
 The pipeline's own loop runs. It calls `Session.run` for every forward of the transformer, and
 `Session.scheduler_step` at the end of every step. A step is one of these kinds:
 
-- dense: the stock pipeline's step.
-- full: all tokens run. If a spot step follows, keys and values are kept.
+- dense: a step of the stock pipeline, in a call or a part of a call that reuses nothing.
+- full: all tokens run. If the next step is a spot step, their keys and values are kept.
 - spot: the active tokens run. The reused ones get the velocity that leads straight to the source.
 - skip: no forward runs, and the velocity is predicted from those of earlier steps.
 
-After a step before a spot step, the predicted clean image is judged, which selects the active
-tokens. After the last spot step, the reused tokens become the source, exactly.
+If the next step is a spot step, the predicted clean image is judged, which selects the active
+tokens. After the last step, if it is a spot step, the reused tokens become the source, exactly.
 """
 
 from collections.abc import Callable
@@ -31,8 +31,9 @@ from . import temporal
 from .call import Hooks, Request, TokenReuse, read_loop, start_token_reuse
 from .record import CallRecord, StepProgress, StepRecord, timestamp
 
-# Stands in for a velocity of 0. Its square is not 0 in float32, and it moves no latent noticeably.
-NO_VELOCITY = 1e-6
+# Replaces velocities of exactly 0, because guidance that rescales a token by its norm would divide
+# 0 by 0. Its square is not 0 in float32, and it moves no latent noticeably.
+TINY_VELOCITY = 1e-6
 
 Forward = Callable[..., Any]  # the stock transformer's forward
 
@@ -55,8 +56,8 @@ class Session:
         rows: number of query rows of the last forward, prompt included.
         sequence: number of rows of its joint sequence.
         num_unedited: number of images that ended as the source.
-        moved: bool [B, N], the regenerated tokens that ended away from the source; None before the
-            end.
+        moved: bool [B, N], the computed tokens whose final latents differ from the source's; None
+            before the end.
     """
 
     def __init__(self, request: Request, hooks: Hooks, forward: Arguments) -> None:
@@ -73,7 +74,7 @@ class Session:
         self.temporal_method = resolve(
             self.config.settings.temporal, request.spec.tea, type(request.pipe).__name__
         )
-        self.temporal_state = temporal.start(self.temporal_method)
+        self.temporal_state = temporal.new_state(self.temporal_method)
 
         self.index = 0
         self.branch_index = 0
@@ -87,12 +88,12 @@ class Session:
 
     @property
     def kind(self) -> str | None:
-        """Kind of this step; None in a dense call."""
+        """Kind of this step; None if the call reuses nothing."""
         return self._kind_of(self.index)
 
     @property
     def next_kind(self) -> str | None:
-        """Kind of the next step; None in a dense call and at the last step."""
+        """Kind of the next step; None if the call reuses nothing, and at the last step."""
         return self._kind_of(self.index + 1)
 
     def _kind_of(self, index: int) -> str | None:
@@ -130,8 +131,8 @@ class Session:
         """Let the temporal method decide whether this step runs no forward."""
         if self.temporal_state is None or self.index == 0:
             return False
-        keeps_for_spot = self.kind == "full" and self.next_kind == "spot"
-        if keeps_for_spot:
+        must_fill_cache = self.kind == "full" and self.next_kind == "spot"
+        if must_fill_cache:
             return False
         is_last = self.index + 1 == self.loop.num_steps
         modulated_input = partial(self.hooks.modulated_input, kwargs)
@@ -149,8 +150,9 @@ class Session:
         output = copy(self._last_outputs[branch_index])
         velocity = self.temporal_state.histories[branch_index].predict(self.index)
         velocity = velocity.to(output[0].dtype)
-        if self.kind == "spot":
-            return self._widen(output, hidden, gather_rows(velocity, self.selection.active_index))
+        if self.kind == "spot":  # reused tokens go to the source, whatever was predicted for them
+            predicted = gather_rows(velocity, self.selection.active_index)
+            return self._fill_reused_tokens(output, hidden, predicted)
         return with_velocity(output, velocity)
 
     def _compute(self, branch_index: int, forward: Forward, kwargs: dict[str, Any]) -> Any:
@@ -164,12 +166,12 @@ class Session:
     def _run_full(self, branch_index: int, forward: Forward, kwargs: dict[str, Any]) -> Any:
         """Run all tokens, and keep their keys and values."""
         assert self.reuse is not None
-        output = self.reuse.forwards.full(branch_index, forward, kwargs)
-        bypassed = self.reuse.forwards.bypassed
-        if bypassed is not None:
+        output = self.reuse.forwards.run_full(branch_index, forward, kwargs)
+        bypassed_layer = self.reuse.forwards.bypassed_layer
+        if bypassed_layer is not None:
             self._go_dense()
             self.reason = (
-                f"{bypassed} did not run its own attention: something computes it in "
+                f"{bypassed_layer} did not run its own attention: something computes it in "
                 "another way (an exported or compiled program, a block of another kind, a cache)"
             )
         return output
@@ -178,14 +180,17 @@ class Session:
         """Run the active tokens, and fill in the reused ones."""
         assert self.reuse is not None
         forwards, active_index = self.reuse.forwards, self.selection.active_index
-        if forwards.holds(branch_index, kwargs["encoder_hidden_states"].shape[1]):
+        if forwards.has_kept(branch_index, kwargs["encoder_hidden_states"].shape[1]):
             weight = self.reuse.weights[self.index]
-            output, self.rows = forwards.spot(branch_index, forward, kwargs, self.selection, weight)
-            computed = output[0][:, : active_index.shape[-1]]
+            output, self.rows = forwards.run_spot(
+                branch_index, forward, kwargs, self.selection, weight
+            )
+            num_active = active_index.shape[-1]
+            computed = output[0][:, :num_active]  # the active tokens come before condition rows
         else:  # no full step has kept anything of this guidance branch, or of this prompt
             output = self._run_full(branch_index, forward, kwargs)
             computed = gather_rows(output[0], active_index)
-        return self._widen(output, kwargs["hidden_states"], computed)
+        return self._fill_reused_tokens(output, kwargs["hidden_states"], computed)
 
     def _remember_velocity(self, branch_index: int, output: Any, kwargs: dict[str, Any]) -> None:
         """Give the temporal method the velocity of a forward that was run."""
@@ -201,7 +206,7 @@ class Session:
             self.temporal_state.update(branch_index, self.index, velocity)
         if branch_index == 0:
             modulated_input = partial(self.hooks.modulated_input, kwargs)
-            self.temporal_state.after_computed(self.index, modulated_input)
+            self.temporal_state.note_computed_step(self.index, modulated_input)
 
     def _go_dense(self) -> None:
         """Make every later step a step of the stock pipeline."""
@@ -209,7 +214,7 @@ class Session:
         for index in range(self.index + 1, self.loop.num_steps):
             self.reuse.kinds[index] = "dense"
 
-    def _widen(self, output: Any, hidden: Tensor, computed: Tensor) -> Any:
+    def _fill_reused_tokens(self, output: Any, hidden: Tensor, computed: Tensor) -> Any:
         """Fill reused tokens with the velocity `(x_t - source) / sigma`.
 
         Args:
@@ -221,8 +226,7 @@ class Session:
         latents = hidden[:, : self.loop.num_noise].float()
         velocity = (latents - self.reuse.source.float()) / self.loop.sigmas[self.index]
         velocity = velocity.to(computed.dtype)
-        # Guidance that rescales a token by its norm would divide 0 by 0.
-        velocity.masked_fill_(velocity == 0, NO_VELOCITY)
+        velocity.masked_fill_(velocity == 0, TINY_VELOCITY)
         scatter_rows(self.selection.active_index, (velocity, computed))
         return with_velocity(output, velocity)
 
@@ -249,13 +253,13 @@ class Session:
         if self.next_kind == "spot":
             self._select(output, sample)
         elif self.kind == "spot" and self.next_kind is None:
-            result = self._replace(result)
+            result = self._restore_source(result)
         self._record_step(num_active, sample)
         self._report_progress()
         return result
 
     def _count_active(self) -> int | Tensor:
-        """Return the number of tokens that this step computed: of each image, or of any."""
+        """Return the number of tokens computed: [B], or one number that holds for every image."""
         if self.is_skipping:
             return 0
         if self.kind == "spot":
@@ -264,7 +268,7 @@ class Session:
 
     def _select(self, output: Tensor, sample: Tensor) -> None:
         """Judge the predicted clean image, and select the tokens of the next step."""
-        if self.is_skipping:  # a predicted velocity leads to the clean image that was judged before
+        if self.is_skipping:  # nothing new was computed, so there is nothing new to judge
             return
         assert self.reuse is not None
         judging = self.reuse.judging
@@ -273,14 +277,15 @@ class Session:
         if judging.misalignment is not None and self.config.on_misaligned == "dense":
             self._go_dense()
 
-    def _replace(self, result: Any) -> Any:
-        """Make reused tokens the source, exactly; see how many tokens and images changed."""
+    def _restore_source(self, result: Any) -> Any:
+        """Make the reused tokens the source's, exactly, and note which others differ from it."""
         assert self.reuse is not None
         source, active_mask = self.reuse.source, self.selection.active_mask
         final = result[0] if isinstance(result, tuple) else result.prev_sample
         self.num_unedited = self.selection.num_empty
+        lowest_cut, _ = LATENT_CUTS
         distance = latent_distance(final, source, impl=self.config.impl)
-        self.moved = active_mask & (distance > LATENT_CUTS[0])
+        self.moved = active_mask & (distance > lowest_cut)
         replaced = torch.where(active_mask[..., None], final, source.to(final.dtype))
         return with_sample(result, replaced)
 

@@ -26,7 +26,8 @@ class VelocityHistory:
     Each of the N noise tokens has a past of its own, because spot steps compute only some of them.
 
     Attributes:
-        factors: fp32 [B, N, C] each: a token's last velocity, and its derivatives by step index.
+        derivatives: each token's last velocity (order 0), and the finite differences with respect
+            to the step up to `order`, fp32 [B, N, C] each.
         last_step: fp32 [B, N, 1], the step of a token's last velocity.
         num_known: fp32 [B, N, 1], how many velocities a token has had.
     """
@@ -34,8 +35,8 @@ class VelocityHistory:
     def __init__(self, order: int, like: Tensor) -> None:
         """Start without any velocity; `like` is [B, N, C]."""
         self.order = order
-        self.factors = [torch.zeros_like(like, dtype=torch.float32) for _ in range(order + 1)]
-        self.last_step = torch.zeros_like(self.factors[0][..., :1])
+        self.derivatives = [torch.zeros_like(like, dtype=torch.float32) for _ in range(order + 1)]
+        self.last_step = torch.zeros_like(self.derivatives[0][..., :1])
         self.num_known = torch.zeros_like(self.last_step)
 
     def update(self, step: int, velocity: Tensor, index: Tensor | None = None) -> None:
@@ -45,13 +46,14 @@ class VelocityHistory:
             velocity: [B, N, C], or [B, M, C] of the tokens in `index`.
             index: [M] or [B, M], padded with -1. None: all tokens, as at the first update.
         """
-        state = [*self.factors, self.last_step, self.num_known]
+        state = [*self.derivatives, self.last_step, self.num_known]
         current = state if index is None else [gather_rows(tensor, index) for tensor in state]
-        *factors, last_step, num_known = current
+        *derivatives, last_step, num_known = current
         updated = [velocity.float()]
         for order in range(self.order):
-            # at a token's first velocities this divides by 0 or has no meaning, and is not used
-            slope = (updated[order] - factors[order]) / (step - last_step)
+            # A new token has too few velocities for a slope, and may divide by 0 here. `where`
+            # discards that.
+            slope = (updated[order] - derivatives[order]) / (step - last_step)
             updated.append(torch.where(num_known > order, slope, 0))
         updated += [torch.full_like(last_step, step), num_known + 1]
         for target, values in zip(state, updated, strict=True):
@@ -63,9 +65,9 @@ class VelocityHistory:
     def predict(self, step: int) -> Tensor:
         """Return the velocities expected at a later step, fp32 [B, N, C]."""
         elapsed = step - self.last_step
-        velocity = torch.zeros_like(self.factors[0])
-        for order, factor in enumerate(self.factors):
-            velocity += factor * elapsed**order / math.factorial(order)
+        velocity = torch.zeros_like(self.derivatives[0])
+        for order, derivative in enumerate(self.derivatives):
+            velocity += derivative * elapsed**order / math.factorial(order)
         return velocity
 
 
@@ -86,7 +88,7 @@ class TemporalState:
         """Decide whether a step that may be skipped runs no forward. Called once a step."""
         raise NotImplementedError
 
-    def after_computed(self, step: int, modulated_input: ModulatedInput) -> None:
+    def note_computed_step(self, step: int, modulated_input: ModulatedInput) -> None:
         """Take note of a step that was computed."""
         raise NotImplementedError
 
@@ -111,7 +113,7 @@ class TaylorState(TemporalState):
         is_warm = step >= self.method.warm_up
         return is_warm and step - self.last_computed < self.method.interval
 
-    def after_computed(self, step: int, modulated_input: ModulatedInput) -> None:
+    def note_computed_step(self, step: int, modulated_input: ModulatedInput) -> None:
         self.last_computed = step
 
 
@@ -133,7 +135,8 @@ class TeaState(TemporalState):
         _, before = self.last_input
         now = modulated_input().float()
         self.last_input = (step, now)
-        self.accumulated_change += max(self._predicted_change(relative_change(now, before)), 0.0)
+        change = self._predicted_change(relative_change(now, before))
+        self.accumulated_change += max(change, 0.0)  # a polynomial may be negative
         return self.accumulated_change < self.threshold
 
     def _predicted_change(self, input_change: float) -> float:
@@ -143,9 +146,10 @@ class TeaState(TemporalState):
             value = value * input_change + coefficient
         return value
 
-    def after_computed(self, step: int, modulated_input: ModulatedInput) -> None:
+    def note_computed_step(self, step: int, modulated_input: ModulatedInput) -> None:
         self.accumulated_change = 0.0
-        if self.last_input is None or self.last_input[0] != step:
+        was_asked = self.last_input is not None and self.last_input[0] == step
+        if not was_asked:  # otherwise `decide_to_skip` has stored this step's input
             self.last_input = (step, modulated_input().float())
 
 
@@ -154,8 +158,8 @@ def relative_change(now: Tensor, before: Tensor) -> float:
     return float((now - before).abs().mean() / before.abs().mean())
 
 
-def start(method: Temporal | None) -> TemporalState | None:
-    """Return the state of a call that begins. The coefficients of `method` must be known."""
+def new_state(method: Temporal | None) -> TemporalState | None:
+    """Return the state at the beginning of a call. The coefficients of `method` must be known."""
     if method is None:
         return None
     return TeaState(method) if isinstance(method, TeaCache) else TaylorState(method)

@@ -18,6 +18,10 @@ FUSION_NAMES = list(get_args(FusionName))
 class SpotEditConfig:
     """What `spotedit.enable` does to a pipeline. Every field has a default that fits most edits.
 
+    A full step computes all tokens. A spot step computes only the active tokens, which a judgement
+    of the predicted clean image has found to change, and reuses the others. A reset is a full step
+    after the first spot step.
+
     Attributes:
         preset: chooses judge, threshold, dilation, hysteresis, judge_every, resets and temporal
             together. A field that you set yourself overrides the preset. `"default"` is the safe
@@ -42,19 +46,20 @@ class SpotEditConfig:
             of the threshold, 0..1. With 0 every neighbour joins.
         judge_every: number of spot steps from one judgement to the next. A full step before a spot
             step is always judged. Judging less often costs less, and keeps tokens active longer.
-        initial_steps: number of full steps at the start. None scales the published four of fifty.
-        reset_steps: 0-based indices of later full steps. None takes the preset's positions.
+        initial_steps: number of full steps at the start. None takes 4 of every 50 steps, as in the
+            publication.
+        reset_steps: 0-based indices of the resets. None places them as the preset says.
         reset_every: number of steps from one full step to the next. Excludes `reset_steps`.
-        verify_last: add a full step at the last step from which a missed edit can still be made
-            (sigma >= 0.5). Every token that would still change is computed from there on.
+        verify_last: make the last step with sigma >= 0.5 a full step. Later, a missed edit can no
+            longer be made. The tokens that it finds changed stay active to the next full step.
         fusion: `"cosine"`, or a function `sigma -> weight` (sigma 1 = noise, 0 = image). The weight
             is the fraction of the cached value in a reused token's keys and values, 0..1.
         condition_cache: take the condition tokens' keys and values from the last full step. False
             computes them at every step, which is slower, and exact if all tokens are active.
         cache_dtype: `"auto"` keeps keys and values in the model's dtype. `"int8"` takes about half
             the bytes of a 16-bit dtype, with a scale for each token and head.
-        reference: index of the condition image that is the source, 0 or more. `"auto"` takes one on
-            the output's grid, the one from which the pipeline takes the output's size.
+        reference: index of the condition image that is the source, 0 or more. `"auto"` chooses one
+            on the output's grid, preferably the one that gives the output its size.
         match_size: edit on the condition image's own grid if the call gives no height and width.
             Without it most photographs get another grid, and nothing can be reused.
         on_misaligned: what happens to a call whose whole frame moves, grows or changes colour (see
@@ -64,8 +69,8 @@ class SpotEditConfig:
         spatial: False reuses no token, whatever judge and mask say: every step that runs is the
             stock pipeline's. Only `temporal` still has an effect.
         temporal: `TeaCache(...)` or `TaylorSeer(...)`, which choose the steps that run no forward.
-            None takes the preset's; only `"fast"` has one. Full steps always run a forward, except
-            for the initial ones before the last.
+            None takes the preset's; only `"fast"` has one. A full step is never skipped, except for
+            an initial step that is followed by another initial step.
         cache_text: take the prompt's keys and values from the last full step, so that a spot step
             runs the rows of the active tokens alone. This is a further approximation.
         impl: which kernels run: `"auto"`, `"triton"` or `"reference"` (PyTorch).
@@ -119,7 +124,7 @@ class SpotEditConfig:
         preset = PRESETS[self.preset]
         overrides = {
             field.name: value
-            for field in fields(Settings)
+            for field in fields(Settings)  # `reset_fractions` is no field of this class
             if (value := getattr(self, field.name, None)) is not None
         }
         judge = overrides.get("judge", preset.judge)
@@ -181,7 +186,7 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "cache_dtype": (_one_of("auto", "int8"), "'auto' or 'int8'"),
     "reference": (
         lambda reference: reference == "auto" or is_int(reference, 0),
-        "the number of a condition image, 0 or more, or 'auto'",
+        "the index of a condition image, 0 or more, or 'auto'",
     ),
     "verify_last": _SWITCH,
     "condition_cache": _SWITCH,
@@ -223,10 +228,10 @@ class Overrides(TypedDict, total=False):
 
 
 def resolve(config: SpotEditConfig | None, overrides: Overrides) -> SpotEditConfig:
-    """Return `config`, or the default one, with `overrides` replaced.
+    """Return `config`, or the default one, with `overrides` applied.
 
     Raises:
-        TypeError: `config` is not a SpotEditConfig, or an override names no field.
+        TypeError: `config` is not a SpotEditConfig, or an override is not one of its fields.
     """
     if config is not None and not isinstance(config, SpotEditConfig):
         raise TypeError(f"config is a {type(config).__name__}; expected a SpotEditConfig or None")

@@ -16,8 +16,8 @@ class TeaCache:
     The method synchronises with the host once a step.
 
     Attributes:
-        threshold: 0 skips no forward. A threshold belongs to its coefficients. None takes the
-            default of the model's family.
+        threshold: 0 skips no forward. A threshold only has a meaning with the coefficients that it
+            was chosen for. None takes the default of the model's family.
         coefficients: coefficients of the polynomial, the highest power first. None takes the
             published ones of the model's family. `spotedit calibrate` fits others.
 

@@ -18,9 +18,11 @@ class Step(TypedDict):
 
     Attributes:
         index: 0-based position in the loop.
-        kind: "dense" (the stock pipeline), "full", "spot", or "skip" (no forward was run).
+        kind: "dense" (the stock pipeline), "full" (all tokens), "spot" (the active tokens), or
+            "skip" (no forward was run).
         sigma: noise level at which the step started, 1 (noise) to 0 (image).
-        active, total: number of noise tokens computed, and of all noise tokens, over the batch.
+        active: number of noise tokens computed, summed over the batch.
+        total: number of all noise tokens of the batch.
         seconds: from the step's start to its end.
     """
 
@@ -41,18 +43,19 @@ class Figures:
         batch: number of images in the call.
         cache_bytes: bytes of the buffers that held keys and values.
         reason: why no token was reused, or None.
-        threshold, judge: the rule by which tokens were reused; `"auto"`: the scores' own cut.
-        misalignment: how the whole frame differs from the source's, if the check found that this is
-            why so many tokens change; every token was computed then. None otherwise, also for calls
-            that are not checked.
+        threshold, judge: the rule by which tokens were reused; `"auto"`: a threshold from the
+            scores of each picture.
+        misalignment: how the whole frame differs from the source's. It is set if most tokens
+            changed because the frame moved, grew or changed colour; every token was computed then.
+            None if it did not, or if the call was not checked.
         temporal: the method that chose the steps without a forward, or None.
-        unedited: number of images in which nothing was edited: all of their tokens ended as the
-            source's.
-        mask_note: a sentence about a mask that keeps or frees all tokens, or None.
+        unedited: number of images in which nothing was edited, so that they equal the source.
+        mask_note: a sentence about a mask that protects every token or none, or None.
         judged: whether tokens were judged. False in a dense call, and if the mask alone decides.
-        largest: largest number of active tokens, over all images, that a judgement found.
-        returned: (step, number of tokens) for each full step after which tokens were judged to
-            have changed that had been reused until then.
+        largest: size of the largest region: the most active tokens, over all images, that a
+            judgement found.
+        returned: (step, number of tokens) for each full step that found reused tokens changed,
+            which then returned to the active ones.
     """
 
     def __init__(self, record: CallRecord) -> None:
@@ -105,7 +108,7 @@ class Figures:
 
     @cached_property
     def images(self) -> tuple[Self, ...]:
-        """A report for each image of the batch. Times and bytes stay those of the whole call."""
+        """An object of this class for each image. Times and bytes stay those of the whole call."""
         if self.batch == 1:
             return (self,)
         return tuple(type(self)(self._record_of(image)) for image in range(self.batch))
@@ -113,6 +116,7 @@ class Figures:
     def _record_of(self, image: int) -> CallRecord:
         """Return the record of one image of the batch."""
         whole = self._record
+        # an empty region alone means nothing: the call may not have reached its end
         is_unedited = self.unedited > 0 and self.region is not None and not self.region[image].any()
         return replace(
             whole,
@@ -142,7 +146,7 @@ class Figures:
 
     @cached_property
     def moved(self) -> np.ndarray | None:
-        """Regenerated tokens that ended away from the source: bool like `region`, or None."""
+        """Regenerated tokens that differ from the source's at the end: bool like `region`."""
         return self._on_grid(self._record.moved)
 
     def _on_grid(self, tokens: Tensor | None) -> np.ndarray | None:

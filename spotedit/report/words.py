@@ -1,6 +1,6 @@
 """The sentences of a report: its summary, its doubts, and the log record of a call.
 
-The private functions that may return None return one sentence, or None if there is nothing to say.
+Each function that returns `str | None` returns one sentence, or None if it has nothing to say.
 """
 
 import logging
@@ -13,16 +13,16 @@ from .figures import Figures
 
 logger = logging.getLogger("spotedit")
 
-# A reset gives reason to doubt if the tokens that it finds changed, but that had been reused, are
-# more than this fraction of the largest region.
-_DOUBTFUL_RETURN = 0.5
+# It is a doubt if a full step finds that reused tokens had changed, and these are more than this
+# fraction of the largest region.
+_MAX_WRONGLY_REUSED = 0.5
 
 
 def announce(report: Figures | None, dense_asked: bool) -> None:
     """Log, in one record, what the caller may not expect of a call.
 
-    That is: it ran dense, its frame moved, nothing was edited, or its mask has no effect. The
-    function reads nothing from the device.
+    That is: it ran dense, its whole frame does not match the source's, nothing was edited, or its
+    mask has no effect. The function reads nothing from the device.
 
     Args:
         report: the report of a call that has returned, or None if no forward ran.
@@ -34,7 +34,7 @@ def announce(report: Figures | None, dense_asked: bool) -> None:
         _why_dense(report),
         _how_misaligned(report),
         _how_many_unedited(report),
-        _what_returned(report),
+        _what_was_wrongly_reused(report),
         report.mask_note,
     ]
     text = "; ".join(sentence for sentence in sentences if sentence)
@@ -51,7 +51,7 @@ def summary(report: Figures) -> str:
     lines = [
         f"{report.pipeline}: {steps}{grid}{images}",
         *_lines_of_steps(report),
-        _what_temporal_did(report),
+        _what_step_skipping_did(report),
         _why_dense(report),
         _what_spot_saved(report),
         *doubts(report),
@@ -67,8 +67,8 @@ def doubts(report: Figures) -> list[str]:
     sentences = [
         _how_misaligned(report),
         _how_many_unedited(report, unedited),
-        _what_returned(report),
-        _whether_nothing_moved(report),
+        _what_was_wrongly_reused(report),
+        _all_computed_ended_as_source(report),
     ]
     return [sentence for sentence in sentences if sentence]
 
@@ -89,7 +89,7 @@ def _lines_of_steps(report: Figures) -> list[str]:
     return lines
 
 
-def _what_temporal_did(report: Figures) -> str | None:
+def _what_step_skipping_did(report: Figures) -> str | None:
     method, num_steps, num_skipped = report.temporal, len(report.kinds), _num_skipped(report)
     if method is None:
         return None
@@ -99,11 +99,11 @@ def _what_temporal_did(report: Figures) -> str | None:
         if "spot" in report.kinds:  # then the line about the spot steps gives the work saved
             return ran
         return f"{ran}, {report.flops_saved:.0%} of the transformer's work skipped"
-    why = "the change from step to step was above its threshold everywhere between full steps"
+    why = "at every step between the full ones, the predicted change exceeded its threshold"
     if isinstance(method, TaylorSeer):
         why = (
-            f"the full steps, its warm_up of {method.warm_up} and its interval of "
-            f"{method.interval} together leave no step to skip"
+            f"with warm_up={method.warm_up}, interval={method.interval} and the full steps that "
+            "spotedit needs, no step is left to skip"
         )
     return f"{name} ran all {num_steps} steps and saved nothing: {why}"
 
@@ -176,19 +176,19 @@ def _how_many_unedited(report: Figures, indices: Sequence[int] = ()) -> str | No
     return f"{what} in {count}: there the picture is the source; {advice} may help"
 
 
-def _what_returned(report: Figures) -> str | None:
-    """Say that a reset found many tokens changed that had been reused until then."""
+def _what_was_wrongly_reused(report: Figures) -> str | None:
+    """Say that a full step found that many reused tokens had changed."""
     step, num_returned = max(report.returned, key=lambda entry: entry[1], default=(0, 0))
-    if num_returned <= _DOUBTFUL_RETURN * report.largest:
+    if num_returned <= _MAX_WRONGLY_REUSED * report.largest:
         return None
     return (
-        f"the full step {step} found that {_tokens(num_returned)} had changed that were reused "
-        f"until then (at most {report.largest} were active); more resets (reset_every=4) or half "
+        f"the full step {step} found that {_tokens(num_returned)} reused until then had changed "
+        f"(the largest region has {_tokens(report.largest)}); more resets (reset_every=4) or half "
         "the threshold may help"
     )
 
 
-def _whether_nothing_moved(report: Figures) -> str | None:
+def _all_computed_ended_as_source(report: Figures) -> str | None:
     """Say that tokens were computed, but all of them ended as the source."""
     if report.moved is None or report.region is None:
         return None

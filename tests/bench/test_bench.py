@@ -172,7 +172,7 @@ def test_the_time_of_a_spot_step_includes_gathering_and_scattering():
     pipe = random_kontext()
     handle = spotedit.enable(pipe)
     handle.set_mask(torch.arange(8).expand(6, 8) < 2, mode="replace")
-    stock_forward, widen, delay = pipe.transformer.forward, Session._widen, 0.02
+    stock_forward, widen, delay = pipe.transformer.forward, Session._fill_reused_tokens, 0.02
     num_rows = []
 
     def forward(**kwargs):
@@ -186,7 +186,7 @@ def test_the_time_of_a_spot_step_includes_gathering_and_scattering():
     pipe.transformer.forward = forward
 
     with timing.timed_parts(pipe) as watch, pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Session, "_widen", widen_slowly)
+        patched.setattr(Session, "_fill_reused_tokens", widen_slowly)
         pipe(**call_arguments())
         assert watch.sequence == 5 + NUM_NOISE + NUM_NOISE  # prompt, noise, condition
     kinds = [step["kind"] for step in handle.report.steps]

@@ -236,12 +236,12 @@ def test_the_decision_is_one_synchronisation(pipe):
 def test_the_change_is_added_up_until_a_step_is_computed():
     state = TeaState(TeaCache(0.25, LINEAR))
     inputs = [torch.full((1, 2, 2), value) for value in (1.0, 1.1, 1.21, 1.331, 1.4641)]
-    state.after_computed(0, lambda: inputs[0])
+    state.note_computed_step(0, lambda: inputs[0])
     found = []
     for step in range(1, 5):
         found.append(state.decide_to_skip(step, False, lambda step=step: inputs[step]))
         if not found[-1]:
-            state.after_computed(step, lambda: pytest.fail("seen already"))
+            state.note_computed_step(step, lambda: pytest.fail("seen already"))
     assert found == [True, True, False, True]
     assert not state.decide_to_skip(5, True, lambda: pytest.fail("the last step is computed"))
 

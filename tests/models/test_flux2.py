@@ -159,7 +159,7 @@ def test_one_step_is_dense_and_says_why():
     pipe = random_pipeline(Flux2KleinPipeline, is_distilled=True)
     handle = spotedit.enable(pipe)
     pipe(**arguments(num_inference_steps=1))
-    assert "too few steps: of 1" in handle.report.reason
+    assert "too few steps (1)" in handle.report.reason
 
 
 def test_inpainting_keeps_what_its_own_mask_keeps():

@@ -175,7 +175,7 @@ def test_two_images(reference, source, grids, zero_cond_t):
     turns, _ = pipe.transformer.pos_embed(shapes, max_txt_seq_len=1, device=torch.device("cpu"))
     assert len(branches) == 2
     for branch in branches:
-        for layer in branch.layers.values():
+        for layer in branch.caches.values():
             k = layer.k.data[:, branch.layout.num_prompt :][:, start : start + tokens]
             plain = torch.view_as_complex(k.unflatten(-1, (-1, 2))) / turns[start:, None][:tokens]
             moved = torch.view_as_real(plain * turns[:tokens, None]).flatten(-2)

@@ -177,7 +177,7 @@ def test_doubts_say_what_to_try():
     ]
     assert "shrank from 1 token to" in report(unedited=1, region=none, largest=1).summary()
     returned = report(largest=6, returned=[(1, 2), (2, 4)])
-    assert returned.doubts[0].startswith("the full step 2 found that 4 tokens had changed")
+    assert returned.doubts[0].startswith("the full step 2 found that 4 tokens reused until")
     assert report(largest=6, returned=[(1, 2)]).doubts == []
     moved = none.clone()
     assert "ended as the source" in report(moved=moved).doubts[0]

@@ -106,7 +106,7 @@ def test_the_last_judgement_decides_whether_a_picture_is_edited(call):
     returned = judge(counts=range(3, 100))
     assert 0 < returned.mean_ratio < 1
     assert returned.unedited == 0
-    assert returned.doubts[0].startswith("the full step 5 found that 48 tokens had changed")
+    assert returned.doubts[0].startswith("the full step 5 found that 48 tokens reused until")
 
 
 def test_a_call_that_does_not_reach_its_end_is_not_called_unedited(call, pipe, caplog):
