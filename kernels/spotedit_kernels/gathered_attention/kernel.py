@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import custom_op
 
+from .._ops import add_op_namespace_prefix, ops
 from ..primitives import checked_row, launch_device
 from .plan import DESCRIPTOR_TILES, choose_splits, choose_tile, device_target
 
@@ -281,7 +282,7 @@ def _launch(
 # Both ops are opaque to torch.compile, for two reasons. The number of partitions depends on M: if
 # the launcher were traced, torch.compile would guard on M and make a new graph for nearly every
 # value. And a tensor descriptor needs an address, which a traced tensor does not have.
-@custom_op("spotedit::gathered_attention", mutates_args=())
+@custom_op(add_op_namespace_prefix("gathered_attention"), mutates_args=())
 def _op(
     q: Tensor,
     k: Tensor,
@@ -306,7 +307,7 @@ def _(q: Tensor, *_: object) -> Tensor:
     return torch.empty(q.shape, dtype=q.dtype, device=q.device)
 
 
-@custom_op("spotedit::gathered_attention_out", mutates_args={"out"})
+@custom_op(add_op_namespace_prefix("gathered_attention_out"), mutates_args={"out"})
 def _op_out(
     q: Tensor,
     k: Tensor,
@@ -353,6 +354,6 @@ def gathered_attention(
     k_scale, v_scale = kv_scales or (None, None)
     options = (index, key_mask, k_scale, v_scale, scale, splits)
     if out is None:
-        return torch.ops.spotedit.gathered_attention(q, k, v, *options)
-    torch.ops.spotedit.gathered_attention_out(q, k, v, *options, out)
+        return ops.gathered_attention(q, k, v, *options)
+    ops.gathered_attention_out(q, k, v, *options, out)
     return out

@@ -7,12 +7,12 @@ shape [P, D], with P = BLOCK_P pairs and D = BLOCK_D channels.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op
 
+from .._ops import add_op_namespace_prefix, ops
 from ..primitives import checked_row, launch_device, wrap_triton
 
 TILE = 2048  # number of elements of K that a program blends
@@ -100,7 +100,7 @@ def _kv_blend(
     tl.store(p_v_out + o_out, _lerp(b_ref, b_cached, w).to(p_v_out.dtype.element_ty), mask=m_tile)
 
 
-@triton_op("spotedit::kv_blend", mutates_args={"k_out", "v_out"})
+@triton_op(add_op_namespace_prefix("kv_blend"), mutates_args={"k_out", "v_out"})
 def _op(
     k_out: Tensor,
     v_out: Tensor,
@@ -152,6 +152,6 @@ def kv_blend(
     else:
         device_weight, number = None, weight
     index = index if index.stride(-1) == 1 else index.contiguous()
-    torch.ops.spotedit.kv_blend(
+    ops.kv_blend(
         k_out, v_out, k_cached, v_cached, k_ref, v_ref, index, device_weight, number, is_time
     )

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op
 
+from .._ops import add_op_namespace_prefix, ops
 from ..primitives import launch_device, wrap_triton
 
 BLOCK_N = 16  # number of tokens that a program takes
@@ -74,7 +75,7 @@ def _strides(latents: Tensor) -> tuple[int, int, int]:
     return 0 if latents.shape[0] == 1 else stride_b, stride_n, stride_c
 
 
-@triton_op("spotedit::latent_distance", mutates_args=())
+@triton_op(add_op_namespace_prefix("latent_distance"), mutates_args=())
 def _op(
     x: Tensor, y: Tensor, velocity: Tensor | None, device_sigma: Tensor | None, sigma: float
 ) -> Tensor:
@@ -100,4 +101,4 @@ def latent_distance(x: Tensor, y: Tensor, velocity: Tensor | None, sigma: float 
         device_sigma, number = sigma, 0.0
     else:
         device_sigma, number = None, sigma
-    return torch.ops.spotedit.latent_distance(x, y, velocity, device_sigma, number)
+    return ops.latent_distance(x, y, velocity, device_sigma, number)

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op
 
+from .._ops import add_op_namespace_prefix, ops
 from ..primitives import checked_row, launch_device, wrap_triton
 from .reference import ConditionKeys, Weights
 
@@ -194,7 +195,7 @@ def _qk_norm_rope(
         )
 
 
-@triton_op("spotedit::qk_norm_rope", mutates_args={"k_cache", "v_cache", "k_ref"})
+@triton_op(add_op_namespace_prefix("qk_norm_rope"), mutates_args={"k_cache", "v_cache", "k_ref"})
 def _op(
     q: Tensor,
     k: Tensor,
@@ -276,9 +277,7 @@ def qk_norm_rope(
         for x in (slots, cos, sin, cos_ref, sin_ref,
                   q_weights.image, k_weights.image, text_q_weight, text_k_weight)
     ]  # fmt: skip
-    return torch.ops.spotedit.qk_norm_rope(
-        q, k, v, k_cache, v_cache, k_ref, *dense, text_len, eps, interleaved
-    )
+    return ops.qk_norm_rope(q, k, v, k_cache, v_cache, k_ref, *dense, text_len, eps, interleaved)
 
 
 def _dense(x: Tensor | None) -> Tensor | None:

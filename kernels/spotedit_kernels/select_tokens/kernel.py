@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op
 
+from .._ops import add_op_namespace_prefix, ops
 from ..primitives import launch_device, wrap_triton
 from .reference import ITERATIONS
 
@@ -150,7 +151,7 @@ def _list(p_active, p_index, p_count, num_tokens, length, BLOCK: tl.constexpr):
     tl.store(p_count + batch, count)
 
 
-@triton_op("spotedit::select_tokens", mutates_args=())
+@triton_op(add_op_namespace_prefix("select_tokens"), mutates_args=())
 def _op(
     scores: Tensor,
     previous: Tensor | None,
@@ -206,7 +207,7 @@ def select_tokens(
     rows, cols = grid
     previous = None if previous is None else _dense(previous)
     mask = None if mask is None else _dense(mask)
-    return torch.ops.spotedit.select_tokens(
+    return ops.select_tokens(
         _dense(scores), previous, mask, rows, cols, threshold, dilation, hysteresis, rule, pad_to
     )
 

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op
 
+from .._ops import add_op_namespace_prefix, ops
 from ..primitives import launch_device, wrap_triton
 
 BLOCK_P = 64  # number of positions that a program takes
@@ -152,7 +153,7 @@ def _pool(
     tl.store(p_out + o_out, b_before + share * (b_total / (PATCH * PATCH)), mask=m_token)
 
 
-@triton_op("spotedit::token_distance", mutates_args=())
+@triton_op(add_op_namespace_prefix("token_distance"), mutates_args=())
 def _op(
     x_features: Sequence[Tensor],
     y_features: Sequence[Tensor],
@@ -196,6 +197,4 @@ def token_distance(
 ) -> Tensor:
     """Follow the same contract as the reference."""
     rows, cols = grid
-    return torch.ops.spotedit.token_distance(
-        x_features, y_features, rows, cols, patch, shares, y_normalised
-    )
+    return ops.token_distance(x_features, y_features, rows, cols, patch, shares, y_normalised)
