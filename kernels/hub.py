@@ -17,7 +17,7 @@ from pathlib import Path
 SOURCE = Path(__file__).parent
 PACKAGE = "spotedit_kernels"
 
-# The hub counts incompatible interfaces; by its convention, 0 is an interface that may still change.
+# The hub's versions count incompatible interfaces; by convention, version 0 may still change.
 # The kernels run on CUDA. On a CPU the package takes its PyTorch references.
 BUILD = """\
 [general]

@@ -15,6 +15,7 @@ from .qk_norm_rope import qk_norm_rope
 from .select_tokens import select_tokens
 from .token_distance import token_distance
 
+__version__ = "0.1.0"
 __all__ = [
     "cosine_weight",
     "gathered_attention",

@@ -13,8 +13,10 @@ from torch.utils import collect_env
 
 from .options import EnvOptions
 
+from .. import __version__
+
 PACKAGES = (
-    "spotedit", "torch", "triton", "diffusers", "transformers", "accelerate", "peft",
+    "torch", "triton", "diffusers", "transformers", "accelerate", "peft",
     "safetensors", "numpy", "pillow", "flash-attn", "sageattention", "xformers", "kernels",
 )  # fmt: skip
 
@@ -27,6 +29,7 @@ def run(options: EnvOptions) -> None:
 
 def _items() -> Iterator[tuple[str, str]]:
     yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    yield "spotedit", __version__  # known without an installation, unlike the others' versions
     for package in PACKAGES:
         try:
             yield package, version(package)
