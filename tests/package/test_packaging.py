@@ -75,3 +75,11 @@ def test_the_version_is_known_without_pytorch():
 
 def test_both_distributions_have_the_same_licence():
     assert (ROOT / "kernels" / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+
+
+def test_the_workflow_tests_the_python_versions_that_the_distributions_name():
+    workflow = (ROOT / ".github" / "workflows" / "checks.yml").read_text()
+    tested = re.findall(r'"([\d.]+)"', re.search(r"python: \[(.*)\]", workflow)[1])
+    for folder in (ROOT, ROOT / "kernels"):
+        project = (folder / "pyproject.toml").read_text()
+        assert re.findall(r'"Programming Language :: Python :: (3\.\d+)"', project) == tested
