@@ -22,8 +22,8 @@ package_dir = {}
 dependencies = [
     "torch>=2.6",  # the first with torch.library.triton_op
     "diffusers>=0.42",
-    "transformers>=5",
-    "accelerate>=1.0",  # offload, and loading without a second copy in memory
+    "transformers>=5.6",  # before, the tiny editor gets a random text encoder
+    "accelerate>=1.2",  # offload, and what diffusers 0.42 imports
     "safetensors",
     "numpy",
     "pillow>=11",
