@@ -11,9 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from torch.utils import collect_env
 
-from .options import EnvOptions
-
 from .. import __version__
+from .options import EnvOptions
 
 PACKAGES = (
     "torch", "triton", "diffusers", "transformers", "accelerate", "peft",
