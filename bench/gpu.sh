@@ -6,6 +6,7 @@
 # variables are the settings; folders are relative to the repository:
 #   OUT       folder for gpu.tgz and summary.txt (default: build/gpu)
 #   WHEELS    folder of wheels to install beside the present packages, on machines without an index
+#             (what the machine lacks: diffusers; tyro, typeguard and docstring-parser)
 #   PYTHON    interpreter that has PyTorch (default: python3)
 #   COMMIT    commit that the rows name (default: that of the checkout)
 #   DEADLINE  seconds from the start by which everything has ended (default: 540)
