@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..judge.judging import Judging
 from ..judge.mask import UserMask, allowed_tokens
-from ..models.spec import Arguments, Spec, reference_number
+from ..models.spec import Arguments, Spec, reference_index
 from ..options.choices import Grid
 from ..options.config import SpotEditConfig
 from .forwards import Forwards
@@ -134,7 +134,7 @@ def start_token_reuse(
             or the pipeline has no VAE decoder, which the judge needs.
     """
     config, spec = request.config, request.spec
-    number, reason = reference_number(loop.grids, config.reference, spec.followed)
+    number, reason = reference_index(loop.grids, config.reference, spec.followed)
     if not config.spatial:
         return "no token may be reused (spatial=False)"
     if number is None:

@@ -110,7 +110,7 @@ class Spec:
     interleaved: bool = True
 
 
-def reference_number(
+def reference_index(
     grids: Sequence[Grid], choice: int | str, followed: int
 ) -> tuple[int | None, str | None]:
     """The number of the condition image that is the source, or None and the reason.
