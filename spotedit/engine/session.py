@@ -273,7 +273,7 @@ class Session:
         assert self.reuse is not None
         judging = self.reuse.judging
         prediction = Prediction(sample, output, self.loop.sigmas[self.index])
-        judging.after(self.index, self.kind == "full", prediction)
+        judging.update(self.index, self.kind == "full", prediction)
         if judging.misalignment is not None and self.config.on_misaligned == "dense":
             self._go_dense()
 
@@ -347,8 +347,8 @@ class Session:
             cache_bytes=reuse.forwards.nbytes,
             misalignment=judging.misalignment,
             mask_note=reuse.mask_note,
-            largest=judging.largest,
-            returned=judging.returned,
+            largest=judging.max_active,
+            returned=judging.reactivated,
         )
 
 

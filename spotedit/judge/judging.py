@@ -25,8 +25,8 @@ class Judging:
 
     Attributes:
         selection: of the last judgement, or None.
-        largest: largest number of active tokens in a judgement.
-        returned: (step, number of tokens) of the fresh judgements that found tokens changed which
+        max_active: largest number of active tokens in a judgement.
+        reactivated: (step, number of tokens) of the fresh judgements that found tokens changed which
             had been reused.
         misalignment: how the whole frame moved, found at the first judgement; every token is
             active from there on. None: not found, or not looked for.
@@ -50,8 +50,8 @@ class Judging:
         self.settings, self.y, self.grid = config.settings, y, grid
         self.mask, self.allowed, self.pad_to = mask, allowed, pad_to
         self.selection: Selection | None = None
-        self.largest = 0
-        self.returned: list[tuple[int, int]] = []
+        self.max_active = 0
+        self.reactivated: list[tuple[int, int]] = []
         self.misalignment: Misalignment | None = None
         self._selector = self._make_selector()
         self._judged = 0  # step of the last judgement
@@ -61,7 +61,7 @@ class Judging:
         """fp32 [B, N] of the last judgement."""
         return self._selector.scores
 
-    def after(self, step: int, full: bool, prediction: Prediction) -> None:
+    def update(self, step: int, full: bool, prediction: Prediction) -> None:
         """Bring the selection up to date after a step that was computed.
 
         Args:
@@ -85,9 +85,9 @@ class Judging:
                 f"step {step}: the latents are not finite; check the image and `latents`, or "
                 "use bfloat16 or float32 if the model overflows in float16"
             ) from None
-        self.largest = max(self.largest, self.selection.num_active)
-        if self.selection.num_returned:
-            self.returned.append((step, self.selection.num_returned))
+        self.max_active = max(self.max_active, self.selection.num_active)
+        if self.selection.num_reactivated:
+            self.reactivated.append((step, self.selection.num_reactivated))
         if last is None:
             self._check_frame(prediction.x0, self.selection)
 

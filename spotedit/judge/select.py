@@ -29,7 +29,7 @@ class Selection:
         reused_index: the other tokens.
         dropped_index: the reused tokens that the last forward still computed.
         num_active: number of active tokens, of all images.
-        num_returned: number of tokens that a fresh judgement found changed and the last one had
+        num_reactivated: number of tokens that a fresh judgement found changed and the last one had
             not.
         num_empty: number of images without an active token.
     """
@@ -39,7 +39,7 @@ class Selection:
     reused_index: Tensor
     dropped_index: Tensor
     num_active: int = 0
-    num_returned: int = 0
+    num_reactivated: int = 0
     num_empty: int = 0
 
 
@@ -59,7 +59,7 @@ class NotFiniteError(ValueError):
 
 def unchanged(selection: Selection) -> Selection:
     """The selection of a step that follows without a judgement."""
-    return replace(selection, dropped_index=selection.dropped_index[..., :0], num_returned=0)
+    return replace(selection, dropped_index=selection.dropped_index[..., :0], num_reactivated=0)
 
 
 class SpotSelector:
@@ -135,12 +135,12 @@ class SpotSelector:
         finite, *numbers = torch.stack([flag.long() for flag in flags]).tolist()
         if not finite:
             raise NotFiniteError
-        num_active, num_returned, num_empty, *lengths = numbers
+        num_active, num_reactivated, num_empty, *lengths = numbers
         lengths[0] = -(-lengths[0] // self.pad_to) * self.pad_to
         lists = active, self._list(~rows), self._list(left)
         cut = (index[:, :length].long() for index, length in zip(lists, lengths, strict=True))
         active, reused, dropped = (index if len(index) > 1 else index[0] for index in cut)
-        return Selection(rows, active, reused, dropped, num_active, num_returned, num_empty)
+        return Selection(rows, active, reused, dropped, num_active, num_reactivated, num_empty)
 
     def _list(self, tokens: Tensor) -> Tensor:
         """The True entries of `tokens` [B, N] as an index padded to N."""

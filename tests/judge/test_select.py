@@ -118,7 +118,7 @@ def test_a_fresh_judgement_counts_the_tokens_that_come_back():
     between = judged(tokens(4, 9), first, False)
     reset = judged(tokens(4, 9, 10), between, True)
     assert [s.num_active for s in (first, between, reset)] == [2, 1, 3]
-    assert [s.num_returned for s in (first, between, reset)] == [0, 0, 2]
+    assert [s.num_reactivated for s in (first, between, reset)] == [0, 0, 2]
     assert reset.dropped_index.tolist() == []
 
 
