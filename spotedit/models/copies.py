@@ -40,7 +40,7 @@ def _elsewhere(component: nn.Module) -> dict[Tensor, Callable[[], Tensor]]:
     return found
 
 
-def clean_copy(module: nn.Module, component: nn.Module | None = None) -> nn.Module:
+def copy_without_hooks(module: nn.Module, component: nn.Module | None = None) -> nn.Module:
     """A copy with weights of its own, without the hooks that offloading and casting left.
 
     Args:
@@ -75,7 +75,7 @@ def weight_of(norm: Any, device: torch.device) -> Tensor | None:
     """The weight of a layer that is never called, so that no hook brings it to `device`."""
     if norm.weight is None or (norm.weight.device == device and _group(norm) is None):
         return norm.weight
-    copy: Any = clean_copy(norm)
+    copy: Any = copy_without_hooks(norm)
     return copy.weight.to(device)
 
 
@@ -87,13 +87,13 @@ def _arrives(module: nn.Module) -> bool:
     )
 
 
-def usable(module: nn.Module, component: nn.Module, device: torch.device) -> Any:
+def with_loaded_weights(module: nn.Module, component: nn.Module, device: torch.device) -> Any:
     """`module`, a part of `component`, or a copy where its weights only come to `device` for a
     forward of the component's."""
     here = all(weight.device == device for weight in module.parameters())
     if _group(component) is None and (here or _arrives(module)):
         return module
-    return clean_copy(module, component).to(device)
+    return copy_without_hooks(module, component).to(device)
 
 
 def compute_dtype(module: nn.Module, otherwise: torch.dtype) -> torch.dtype:

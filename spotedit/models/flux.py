@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..options.choices import Grid
 from ..options.temporal import TeaCache
-from .copies import clean_copy, compute_dtype, usable, weight_of
+from .copies import compute_dtype, copy_without_hooks, weight_of, with_loaded_weights
 from .spec import Arguments, Projection, Spec, register
 
 
@@ -36,7 +36,7 @@ def narrow(arguments: Arguments, index: Tensor) -> dict[str, Any]:
 
 def modulated(block: Any, arguments: Arguments) -> Tensor:
     hidden = arguments["hidden_states"]
-    norm = usable(block.norm1, block, hidden.device)
+    norm = with_loaded_weights(block.norm1, block, hidden.device)
     return norm(hidden, emb=arguments["temb"])[0]
 
 
@@ -103,7 +103,7 @@ class DecoderPrefix(nn.Module):
         parts = [decoder.conv_in, decoder.mid_block, decoder.up_blocks[0]]
         if getattr(vae, "post_quant_conv", None) is not None:
             parts[0] = nn.Sequential(vae.post_quant_conv, parts[0])
-        self.layers = nn.ModuleList(clean_copy(part, vae) for part in parts)
+        self.layers = nn.ModuleList(copy_without_hooks(part, vae) for part in parts)
         self.dtype = compute_dtype(self, like.dtype)
         self.to(like.device, self.dtype)
 
@@ -116,20 +116,20 @@ class DecoderPrefix(nn.Module):
         return maps
 
 
-def unpatch(tokens: Tensor, grid: Grid) -> Tensor:
+def tokens_to_latents(tokens: Tensor, grid: Grid) -> Tensor:
     """Packed tokens [B, N, C*4] (channel c*4 + dy*2 + dx) -> latents [B, C, 2 rows, 2 cols]."""
     patches = tokens.unflatten(2, (-1, 2, 2)).unflatten(1, grid)  # [B, rows, cols, C, dy, dx]
     return patches.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
-def unpack(pipe: Any, tokens: Tensor, grid: Grid) -> Tensor:
-    latents = unpatch(tokens, grid)
+def tokens_to_vae_input(pipe: Any, tokens: Tensor, grid: Grid) -> Tensor:
+    latents = tokens_to_latents(tokens, grid)
     return latents / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor
 
 
 def features(pipe: Any, y: Tensor, grid: Grid) -> Callable[[Tensor], list[Tensor]]:
     prefix = DecoderPrefix(pipe.vae, y)
-    return lambda tokens: prefix(unpack(pipe, tokens, grid))
+    return lambda tokens: prefix(tokens_to_vae_input(pipe, tokens, grid))
 
 
 def matched_size(pipe: Any, arguments: Arguments, reference: int | str) -> dict[str, Any]:
@@ -189,7 +189,7 @@ KONTEXT = Spec(
     matched_size=matched_size,
     source_size=source_size,
     token_pixels=lambda pipe: pipe.vae_scale_factor * 2,
-    latents=unpatch,
+    latents=tokens_to_latents,
     modulated=modulated,
     processors=("FluxAttnProcessor",),
     # of FLUX.1-Kontext-dev, from ComfyUI-TeaCache (github.com/welltop-cn/ComfyUI-TeaCache)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..options.choices import Grid
 from . import flux
-from .copies import clean_copy
+from .copies import copy_without_hooks
 from .spec import Arguments, Projection, Spec, register, register_refusal
 
 
@@ -44,9 +44,9 @@ def output(
 
 def features(pipe: Any, y: Tensor, grid: Grid) -> Callable[[Tensor], list[Tensor]]:
     prefix = flux.DecoderPrefix(pipe.vae, y)
-    bn: Any = clean_copy(pipe.vae.bn, pipe.vae).to(y.device, torch.float32)
+    bn: Any = copy_without_hooks(pipe.vae.bn, pipe.vae).to(y.device, torch.float32)
     mean, std = bn.running_mean, (bn.running_var + bn.eps).sqrt()
-    return lambda tokens: prefix(flux.unpatch(tokens * std + mean, grid))
+    return lambda tokens: prefix(flux.tokens_to_latents(tokens * std + mean, grid))
 
 
 def matched_size(pipe: Any, arguments: Arguments, reference: int | str) -> dict[str, Any]:
@@ -72,7 +72,7 @@ FLUX2 = Spec(
     matched_size=matched_size,
     source_size=flux.listed_size,
     token_pixels=lambda pipe: pipe.vae_scale_factor * 2,
-    latents=flux.unpatch,
+    latents=flux.tokens_to_latents,
     modulated=modulated,
     # those of klein KV are the others where no cache of keys and values is passed to them
     processors=(

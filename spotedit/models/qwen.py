@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..options.choices import Grid
 from ..options.temporal import TeaCache
 from . import flux
-from .copies import usable
+from .copies import with_loaded_weights
 from .spec import Arguments, Spec, register
 
 
@@ -44,7 +44,7 @@ def narrow_block(arguments: Arguments, index: Tensor) -> dict[str, Any]:
 def modulated(block: Any, arguments: Arguments) -> Tensor:
     """Of 2511, whose conditions have a time of their own, with the noise's throughout."""
     hidden = arguments["hidden_states"]
-    modulation = usable(block.img_mod, block, hidden.device)(arguments["temb"])
+    modulation = with_loaded_weights(block.img_mod, block, hidden.device)(arguments["temb"])
     shift, scale, *_ = modulation[: len(hidden), None].chunk(6, dim=-1)
     return block.img_norm1(hidden) * (1 + scale) + shift
 
@@ -91,7 +91,7 @@ def features(pipe: Any, y: Tensor, grid: Grid) -> Callable[[Tensor], list[Tensor
         torch.tensor(values, device=y.device)[:, None, None]  # [C, 1, 1]
         for values in (config.latents_mean, config.latents_std)
     )
-    return lambda tokens: prefix(flux.unpatch(tokens, grid) * std + mean)
+    return lambda tokens: prefix(flux.tokens_to_latents(tokens, grid) * std + mean)
 
 
 def plus_size(pipe: Any, arguments: Arguments, reference: int | str) -> dict[str, Any]:
@@ -120,7 +120,7 @@ EDIT = Spec(
     token_pixels=lambda pipe: pipe.vae_scale_factor * 2,
     prompt_mask=prompt_mask,
     narrow_block=narrow_block,
-    latents=flux.unpatch,
+    latents=flux.tokens_to_latents,
     modulated=modulated,
     processors=("QwenDoubleStreamAttnProcessor2_0",),
     without_prompt=without_prompt,

@@ -69,7 +69,7 @@ class Spec:
         narrow_block: (keyword arguments of a block of `transformer_blocks`, image-token index) ->
             narrowed ones, where the model makes some from the whole sequence; None: it does not.
         modulated: (first block of `transformer_blocks`, its keyword arguments) -> its modulated
-            image input [B, S - P, D], which TeaCache watches; `copies.usable` finds the weights of
+            image input [B, S - P, D], which TeaCache watches; `copies.with_loaded_weights` finds the weights of
             offloaded parts. None: there is no TeaCache.
         without_prompt: transformer's keyword arguments -> those that make a forward without the
             prompt's rows.

@@ -177,7 +177,7 @@ def test_unpack_inverts_the_pipelines_packing(pipe):
     latents = torch.randn(2, 4, 6, 8)
     tokens = pipe._pack_latents(latents, 2, 4, 6, 8)
     unpacked = (
-        flux.unpack(pipe, tokens, (3, 4)) - pipe.vae.config.shift_factor
+        flux.tokens_to_vae_input(pipe, tokens, (3, 4)) - pipe.vae.config.shift_factor
     ) * pipe.vae.config.scaling_factor
     assert torch.allclose(unpacked, latents, atol=1e-6)
 
