@@ -139,7 +139,7 @@ def judge(pipe: Any, edit: Image.Image, source: Image.Image) -> Judged:
             for name, score in scores.items()
         }  # fmt: skip
         latents = (spec.latents(tokens, grid)[0] for tokens in (x0, y))
-        misalignment = detect(*latents, pixels=side / 2)
+        misalignment = detect(*latents, cell_pixels=side / 2)
     return Judged(
         {name: score.reshape(grid).numpy() for name, score in scores.items()},
         actives,

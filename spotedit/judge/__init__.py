@@ -1,1 +1,1 @@
-"""Which tokens an edit changes: judges, selection, the user's mask, misaligned frames."""
+"""Find out which tokens an edit changes: judges, selection, the user's mask, misaligned frames."""

@@ -1,6 +1,8 @@
-"""Judges: scores that say how far a token's predicted clean image is from the source.
+"""Judges score how far each token of the predicted clean image is from the source.
 
-The perceptual score is that of SpotEdit (arXiv 2512.22323, section on SpotSelector).
+A judge is made once a call, from the source's tokens `y` [B, N, C], their grid (rows, cols), a
+function that computes the VAE decoder's first feature maps, and the choice of kernels. The
+perceptual score is that of SpotEdit (arXiv 2512.22323, section on SpotSelector).
 """
 
 from dataclasses import dataclass
@@ -16,10 +18,11 @@ from torch import Tensor
 
 from ..options.choices import CustomJudge, Features, Grid, JudgeName
 
-CUT_MULTIPLE = 20.0  # cut of a calibrated distance / the lower quartile of its scores
+# The calibrated judge divides a distance by its cut, the distance at which a token counts as changed.
+CUT_MULTIPLE = 20.0  # the cut is this times the lower quartile of the picture's distances
 LATENT_CUTS = (0.03, 0.1)  # lowest and highest cut of the latent distance
-PERCEPTUAL_CUTS = (0.06, 0.3)  # the same of the perceptual distance
-STILL = 0.05  # of the latent cut: below it a token is taken as unchanged
+PERCEPTUAL_CUTS = (0.06, 0.3)  # lowest and highest cut of the perceptual distance
+STILL_SHARE = 0.05  # a token is still if its latent distance is below this share of the cut
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Prediction:
     """The clean image that a step predicts.
 
     Attributes:
-        sample: x_t, [B, N, C]; without a velocity the clean tokens themselves.
+        sample: the noisy tokens x_t, [B, N, C]. If velocity or sigma is None, the clean tokens.
         velocity: v, [B, N, C], or None.
         sigma: noise level of the step, 1 (noise) to 0 (image), or None.
     """
@@ -38,31 +41,34 @@ class Prediction:
 
     @cached_property
     def x0(self) -> Tensor:
-        """``x_t - sigma v``, fp32 [B, N, C]."""
+        """The clean tokens ``x_t - sigma v``, fp32 [B, N, C]."""
         if self.velocity is None or self.sigma is None:
             return self.sample.float()
         return self.sample.float() - self.sigma * self.velocity.float()
 
 
 class Judge(Protocol):
-    """Scores the tokens of a prediction, fp32 [B, N]; `fresh`: all of them are judged anew."""
+    """Scores the tokens of a prediction, fp32 [B, N].
+
+    With `fresh`, every token is judged anew. Otherwise a judge may use scores of its last call.
+    """
 
     def __call__(self, prediction: Prediction, fresh: bool = True) -> Tensor: ...
 
 
 def perceptual(y: Tensor, grid: Grid, features: Features, impl: Impl) -> Judge:
-    """Return the judge by decoder features; those of the source `y` are computed here, once."""
+    """Make a judge that compares decoder features. Those of the source are computed here, once."""
     reference = normalise_features(features(y))
 
     def score(prediction: Prediction, fresh: bool = True) -> Tensor:
-        shown = features(prediction.x0)
-        return token_distance(shown, reference, grid, y_normalised=True, impl=impl)
+        predicted = features(prediction.x0)
+        return token_distance(predicted, reference, grid, y_normalised=True, impl=impl)
 
     return score
 
 
 def cosine(y: Tensor, grid: Grid, features: Features, impl: Impl) -> Judge:
-    """Return the judge by one minus the cosine of a token's latent vectors."""
+    """Make a judge whose score is one minus the cosine of the angle between latent vectors."""
 
     def score(prediction: Prediction, fresh: bool = True) -> Tensor:
         return 1.0 - F.cosine_similarity(prediction.x0, y.float(), dim=-1)
@@ -71,7 +77,7 @@ def cosine(y: Tensor, grid: Grid, features: Features, impl: Impl) -> Judge:
 
 
 def l2(y: Tensor, grid: Grid, features: Features, impl: Impl) -> Judge:
-    """Return the judge by the mean squared difference of latents (of about unit variance)."""
+    """Make a judge whose score is the mean squared difference of latents (about unit variance)."""
 
     def score(prediction: Prediction, fresh: bool = True) -> Tensor:
         return latent_distance(
@@ -82,34 +88,43 @@ def l2(y: Tensor, grid: Grid, features: Features, impl: Impl) -> Judge:
 
 
 class Calibrated:
-    """The judge by latent and perceptual distance together, calibrated on the picture.
+    """A judge that combines the latent and the perceptual distance, calibrated on the picture.
 
-    Each distance is divided by its cut, and the larger quotient is the score: at a threshold of 1,
-    a token is reused only if both distances call it unchanged. A cut is `CUT_MULTIPLE` times the
-    lower quartile of the distances in this picture at this step, which most unchanged tokens are
-    below, and stays between two bounds. The latent distance is measured at every judgement. The
-    perceptual one needs the decoder's first layers, so it is measured where all tokens are judged
-    afresh and kept until the next time. These layers normalise over the whole picture, so an edit
-    changes the features of a flat ground far from it: where the latents have hardly moved, below
-    `STILL` of their cut, the perceptual distance does not count.
+    Each distance is divided by its cut, and the larger quotient is the score. So at a threshold of
+    1, a token is reused only if both distances call it unchanged.
+
+    The cut is `CUT_MULTIPLE` times the lower quartile of the distances in this picture at this
+    step, limited to the range in `LATENT_CUTS` or `PERCEPTUAL_CUTS`. Most unchanged tokens are
+    below it.
+
+    The latent distance is measured at every judgement. The perceptual distance needs the decoder's
+    first layers, so it is measured only at fresh judgements and kept until the next one. These
+    layers normalise over the whole picture, so an edit changes the features of a flat ground far
+    away from it. The perceptual distance therefore does not count for a still token, which is one
+    whose latent distance is below `STILL_SHARE` of the cut.
     """
 
     def __init__(self, y: Tensor, grid: Grid, features: Features, impl: Impl) -> None:
-        self._latent = l2(y, grid, features, impl)
-        self._perceptual = perceptual(y, grid, features, impl)
-        self._kept: Tensor | None = None
+        self._latent_judge = l2(y, grid, features, impl)
+        self._perceptual_judge = perceptual(y, grid, features, impl)
+        self._perceptual: Tensor | None = None  # of the last fresh judgement, in cuts
 
     def __call__(self, prediction: Prediction, fresh: bool = True) -> Tensor:
-        latent = relative(self._latent(prediction, fresh), LATENT_CUTS)
-        if fresh or self._kept is None:
-            self._kept = relative(self._perceptual(prediction, fresh), PERCEPTUAL_CUTS)
-        return torch.where(latent < STILL, latent, torch.maximum(latent, self._kept))
+        latent = divide_by_cut(self._latent_judge(prediction, fresh), LATENT_CUTS)
+        if fresh or self._perceptual is None:
+            distances = self._perceptual_judge(prediction, fresh)
+            self._perceptual = divide_by_cut(distances, PERCEPTUAL_CUTS)
+        return torch.where(latent < STILL_SHARE, latent, torch.maximum(latent, self._perceptual))
 
 
-def relative(distances: Tensor, cuts: tuple[float, float]) -> Tensor:
-    """Divide each image's distances [B, N] by its cut, which lies between the two `cuts`."""
-    quartile = distances.sort(dim=1).values[:, distances.shape[1] // 4, None]
-    return distances / (CUT_MULTIPLE * quartile).clamp(*cuts)
+def divide_by_cut(distances: Tensor, cut_range: tuple[float, float]) -> Tensor:
+    """Divide the distances [B, N] of each image by the image's cut.
+
+    Args:
+        cut_range: the lowest and the highest cut.
+    """
+    lower_quartile = distances.sort(dim=1).values[:, distances.shape[1] // 4, None]  # [B, 1]
+    return distances / (CUT_MULTIPLE * lower_quartile).clamp(*cut_range)
 
 
 JUDGES = {"calibrated": Calibrated, "perceptual": perceptual, "cosine": cosine, "l2": l2}
@@ -123,22 +138,22 @@ def judge_name(judge: JudgeName | CustomJudge) -> str:
 def make_judge(
     judge: JudgeName | CustomJudge, y: Tensor, grid: Grid, features: Features, impl: Impl
 ) -> Judge:
-    """Return a judge by its name, or check what a custom one returns.
+    """Make the judge of that name, or wrap a custom one so that its scores are checked.
 
-    Raises (when it is called):
-        ValueError: a custom judge returns something else than a tensor [B, N].
+    Raises (when the judge is called):
+        ValueError: a custom judge did not return a tensor [B, N].
     """
     if isinstance(judge, str):
         return JUDGES[judge](y, grid, features, impl)
-    score = judge(y, grid, features, impl)
+    score_tokens = judge(y, grid, features, impl)
 
     def checked(prediction: Prediction, fresh: bool = True) -> Tensor:
-        scores = score(prediction.x0)
+        scores = score_tokens(prediction.x0)  # a custom judge gets the clean tokens alone
         if not isinstance(scores, Tensor) or scores.shape != y.shape[:2]:
-            found = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            actual = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise ValueError(
-                f"the custom judge returned {found}; expected one score a token, a tensor of shape "
-                f"[B, N] = {list(y.shape[:2])}"
+                f"the custom judge returned {actual}; expected one score for each token, a tensor "
+                f"of shape [B, N] = {list(y.shape[:2])}"
             )
         return scores.to(y.device, torch.float32)
 

@@ -1,38 +1,38 @@
-"""The tokens of a call's steps, as they are judged one after the other."""
+"""Judging: keep track of which tokens are active, from step to step of a call."""
 
 import functools
 from typing import Any
 
-from spotedit_kernels.select_tokens import Mode
 from torch import Tensor
 
 from ..models.spec import Spec
-from ..options.choices import Grid
+from ..options.choices import Features, Grid
 from ..options.config import SpotEditConfig
-from .judges import Prediction, make_judge
+from .judges import Judge, Prediction, make_judge
 from .mask import UserMask
-from .misalignment import MUCH, Misalignment, detect
-from .select import NotFiniteError, Selection, SpotSelector, everything, unchanged
+from .misalignment import MIN_CHANGED_SHARE, Misalignment, detect
+from .select import NotFiniteError, Selection, SpotSelector, repeated, select_all
 
 
 class Judging:
-    """Keeps the selection of the next step up to date. Made once a call.
+    """Keeps the selection of the next step up to date. One object serves one call.
 
     Args:
-        y: [B, N, C], the source.
-        mask, allowed: the user's mask, also as bool [B, N] on tokens, or None.
-        pad_to: the number of active tokens is a multiple of it.
+        y: the source's tokens, [B, N, C].
+        mask: the user's mask, or None.
+        allowed: the same mask on tokens, bool [B, N], or None.
+        pad_to: the index of the active tokens is padded to a multiple of this length.
 
     Attributes:
-        selection: of the last judgement, or None.
-        max_active: largest number of active tokens in a judgement.
-        reactivated: (step, number of tokens) of the fresh judgements that found tokens changed which
-            had been reused.
-        misalignment: how the whole frame moved, found at the first judgement; every token is
-            active from there on. None: not found, or not looked for.
+        selection: the tokens of the next spot step, or None before the first judgement.
+        max_active: largest number of active tokens that a judgement found.
+        reactivated: (step, number of tokens) for each judgement after a full step that made tokens
+            active which had been reused until then.
+        misalignment: how the whole frame moved, if the first judgement found that it did. Every
+            token is active from there on. None otherwise, also if the frame was not checked.
 
     Raises:
-        ValueError: the judge lacks what it looks through.
+        ValueError: the pipeline has no VAE decoder that the judge could use.
     """
 
     def __init__(
@@ -54,32 +54,34 @@ class Judging:
         self.reactivated: list[tuple[int, int]] = []
         self.misalignment: Misalignment | None = None
         self._selector = self._make_selector()
-        self._judged = 0  # step of the last judgement
+        self._judged_step = 0  # index of the step that was judged last
 
     @property
     def scores(self) -> Tensor | None:
-        """fp32 [B, N] of the last judgement."""
+        """Scores of the last judgement, fp32 [B, N], or None before the first."""
         return self._selector.scores
 
     def update(self, step: int, full: bool, prediction: Prediction) -> None:
-        """Bring the selection up to date after a step that was computed.
+        """Bring the selection up to date after a step that ran a forward.
 
         Args:
-            full: whether it was a full step, after which every token is judged afresh.
-            prediction: of the step's clean image.
+            step: 0-based index of the step.
+            full: whether it was a full step. Every token is judged afresh after one.
+            prediction: the clean image that the step predicts.
 
         Raises:
-            ValueError: its velocity is not finite.
+            ValueError: the velocity is not finite.
         """
-        if self.misalignment is not None:
+        if self.misalignment is not None:  # every token stays active
             return
-        last = self.selection
-        if last is not None and not full and step - self._judged < self.settings.judge_every:
-            self.selection = unchanged(last)
+        previous = self.selection
+        is_due = full or step - self._judged_step >= self.settings.judge_every
+        if previous is not None and not is_due:
+            self.selection = repeated(previous)
             return
-        self._judged = step
+        self._judged_step = step
         try:
-            self.selection = self._selector(prediction, last, full)
+            self.selection = self._selector(prediction, previous, full)
         except NotFiniteError:
             raise ValueError(
                 f"step {step}: the latents are not finite; check the image and `latents`, or "
@@ -88,31 +90,55 @@ class Judging:
         self.max_active = max(self.max_active, self.selection.num_active)
         if self.selection.num_reactivated:
             self.reactivated.append((step, self.selection.num_reactivated))
-        if last is None:
+        if previous is None and self._is_frame_suspect(self.selection):
             self._check_frame(prediction.x0, self.selection)
 
+    def _is_frame_suspect(self, selection: Selection) -> bool:
+        """Return whether so many tokens change that the whole frame may have moved.
+
+        The question is asked only for calls of one image without a mask.
+        """
+        batch, num_tokens = self.y.shape[:2]
+        if self.mask is not None or batch > 1:
+            return False
+        return selection.num_active >= MIN_CHANGED_SHARE * num_tokens
+
     def _check_frame(self, x0: Tensor, selection: Selection) -> None:
-        """Where the frame changes as a whole, every token is computed from here on."""
-        batch, noise = self.y.shape[:2]
-        changed, latents = noise - selection.reused_index.shape[-1], self.spec.latents
-        if self.mask is not None or batch > 1 or changed < MUCH * noise or not latents:
+        """Make every token active if the whole frame moved, grew or changed colour."""
+        if self.spec.latents is None:
             return
-        edit, source = (latents(tokens, self.grid)[0] for tokens in (x0, self.y))
-        side = self.spec.token_pixels(self.pipe) * self.grid[0]
-        self.misalignment = detect(edit, source, side / edit.shape[1])
+        edit = self.spec.latents(x0, self.grid)[0]  # [c, h, w]
+        source = self.spec.latents(self.y, self.grid)[0]
+        height_in_pixels = self.spec.token_pixels(self.pipe) * self.grid[0]
+        self.misalignment = detect(edit, source, height_in_pixels / edit.shape[1])
         if self.misalignment is not None:
-            self.selection = everything(selection, self.pad_to)
+            self.selection = select_all(selection, self.pad_to)
 
     def _make_selector(self) -> SpotSelector:
-        spec, config, y, grid = self.spec, self.config, self.y, self.grid
-        settings, judge = self.settings, None
-        if self.mask is None or self.mask.mode != "replace":
-            # the VAE decoder's first layers, copied when a judge first looks through them
-            features = functools.cache(functools.partial(spec.features, self.pipe, y, grid))
-            judge = make_judge(settings.judge, y, grid, lambda x: features()(x), config.impl)
-        mode: Mode = "intersect" if self.mask is None else self.mask.mode
-        threshold = None if settings.threshold == "auto" else settings.threshold
+        settings, mask = self.settings, self.mask
+        judge = None
+        if mask is None or mask.mode != "replace":
+            judge = _make_judge(self.pipe, self.spec, self.config, self.y, self.grid)
         return SpotSelector(
-            judge, threshold, settings.dilation, settings.hysteresis, grid,
-            self.allowed, mode, config.impl, self.pad_to,
-        )  # fmt: skip
+            judge=judge,
+            threshold=None if settings.threshold == "auto" else settings.threshold,
+            dilation=settings.dilation,
+            hysteresis=settings.hysteresis,
+            grid=self.grid,
+            allowed=self.allowed,
+            mode="intersect" if mask is None else mask.mode,
+            impl=self.config.impl,
+            pad_to=self.pad_to,
+        )
+
+
+def _make_judge(pipe: Any, spec: Spec, config: SpotEditConfig, y: Tensor, grid: Grid) -> Judge:
+    @functools.cache
+    def decoder_features() -> Features:
+        """Copy the VAE decoder's first layers when a judge first needs them."""
+        return spec.features(pipe, y, grid)
+
+    def features(tokens: Tensor) -> list[Tensor]:
+        return decoder_features()(tokens)
+
+    return make_judge(config.settings.judge, y, grid, features, config.impl)

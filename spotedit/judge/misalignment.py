@@ -1,29 +1,88 @@
-"""Does the whole picture move, grow or change colour between the source and the edit?
+"""Detect whether the whole picture moves, grows or changes colour between the source and the edit.
 
 Editors sometimes shift or zoom the frame by a few per cent. Then no token matches its place in the
-source and nothing can be reused, although little was edited. Candidate zooms of the source's
-latents are each registered on the predicted clean ones by phase correlation; the best one counts
-only if it explains the difference, and nearly everywhere where it would make one.
+source and nothing can be reused, although little was edited.
+
+The predicted clean latents of the edit are compared with those of the source:
+
+1. The source is zoomed by each of `ZOOMS`. Phase correlation finds the shift of each zoomed source.
+   The candidate that removes most of the difference to the edit is kept.
+2. The source is also recoloured, by a linear function of each channel.
+3. `Fit` says how well the moved and the recoloured source explain the edit. A candidate is accepted
+   only if it removes enough of the difference and worsens hardly any part of the frame. This tells
+   a change of the whole frame from a large edit.
+
+A cell is one position of the latents. A part is one field of a coarse grid over the frame.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MUCH = 0.5  # share of the tokens judged to change below which nobody needs to look
-ZOOMS = tuple(1 + step / 100 for step in (*range(-10, 0), *range(1, 11), 0))
-REACH = 6  # a shift is at most the frame's side divided by it
-SMOOTH = 1.0  # cells, of the Gaussian that both pictures pass: fine latents do not follow a shift
-BLOCKS = 8  # the frame is looked at in BLOCKS x BLOCKS parts
-LEAST = 0.75  # cells that the frame's edge has to move
-# how much of the difference has to go, where the source may fit better, how alike both are then
-MOVED = (0.4, 0.04, 0.9)
-COLOURED = (0.93, 0.02, 0.9)
-# a part stands still where it differs by less than this share of the mean; so many may, of colours
-STILL = (0.02, 0.12)
+MIN_CHANGED_SHARE = 0.5  # with fewer tokens judged to change, the frame need not be checked
+MIN_CELLS = 16  # smaller latents are not checked
+ZOOMS = tuple(1 + percent / 100 for percent in range(-10, 11))
+MAX_SHIFT_DIVISOR = 6  # the largest shift is the frame's side divided by this
+PARTS_PER_SIDE = 8
+MIN_EDGE_MOVE = 0.75  # smallest move of the frame's edge that counts, in cells
+# Fine detail in latents does not shift with the picture, so it is suppressed.
+BLUR_SIGMA = 1.0  # of the Gaussian that blurs both latents, in cells
+LOW_PASS_SIGMA = 0.12  # of the Gaussian over the correlation's frequencies, in cycles per cell
+# A part is still if its squared difference is below this share of the mean over all parts.
+STILL_DIFFERENCE = 0.02
+# More still parts than this share mean that one large object changed colour, not the whole frame.
+MAX_STILL_SHARE = 0.12
+NEGLIGIBLE_DIFFERENCE = 1e-3  # as a share of the edit's mean square
+EPSILON = 1e-9  # keeps divisors above 0
+
+
+class Fit(NamedTuple):
+    """How well a changed source explains the edit.
+
+    Attributes:
+        explained: share of the squared difference between edit and source that the change removes.
+        worsened: share of the change, by squared size, that lies in parts where the unchanged
+            source is closer to the edit.
+        correlation: correlation of the changed source with the edit, -1..1.
+    """
+
+    explained: float
+    worsened: float
+    correlation: float
+
+
+class Limits(NamedTuple):
+    """The limits within which a `Fit` is accepted."""
+
+    min_explained: float
+    max_worsened: float
+    min_correlation: float
+
+
+MOVE_LIMITS = Limits(min_explained=0.4, max_worsened=0.04, min_correlation=0.9)
+COLOUR_LIMITS = Limits(min_explained=0.93, max_worsened=0.02, min_correlation=0.9)
+
+
+class Measurements(NamedTuple):
+    """What `_measure` reads from the device.
+
+    Attributes:
+        down, right: shift of the best candidate in cells.
+        scale: zoom of the best candidate.
+        move_fit: fit of the best candidate.
+        colour_fit: fit of the recoloured source.
+        still_share: share of the parts that hardly differ between edit and source.
+    """
+
+    down: float
+    right: float
+    scale: float
+    move_fit: Fit
+    colour_fit: Fit
+    still_share: float
 
 
 @dataclass(frozen=True)
@@ -32,8 +91,8 @@ class Misalignment:
 
     Attributes:
         kind: "shift", "zoom" or "colour".
-        shift: (down, right) in output pixels: where the source's centre went.
-        scale: size of the edit's content over the source's; 1 = unchanged.
+        shift: (down, right) in output pixels, by which the centre of the source moved.
+        scale: size of the edit's content divided by the source's; 1 = unchanged.
         confidence: share of the squared difference that this explains, 0..1.
     """
 
@@ -50,148 +109,230 @@ class Misalignment:
         return moved if self.kind == "shift" else f"scaled by {self.scale:.2f} and {moved}"
 
 
-def detect(edit: Tensor, source: Tensor, pixels: float) -> Misalignment | None:
-    """The transformation of the whole frame that turns the source into the edit, or None.
+def detect(edit: Tensor, source: Tensor, cell_pixels: float) -> Misalignment | None:
+    """Return the change of the whole frame that turns the source into the edit, or None.
 
-    None also for local edits, whatever their size, for other pictures and for new textures. Reads
-    the device once.
+    The answer is also None for local edits of any size, for an unrelated picture, for new textures,
+    and for latents of less than 16 x 16 cells. The device is read once.
 
     Args:
-        edit, source: predicted clean latents and the source's, [C, h, w]; on less than 16 x 16
-            cells the answer is None.
-        pixels: side of a cell in output pixels.
+        edit: predicted clean latents, [C, h, w].
+        source: latents of the source, [C, h, w].
+        cell_pixels: side of a cell in output pixels.
     """
-    sides = edit.shape[1:]
-    if min(sides) < 16:
+    height, width = edit.shape[1:]
+    if min(height, width) < MIN_CELLS:
         return None
-    # half precision has no FFT of every size
+    # autocast would take half precision, which has no FFT of every size
     with torch.autocast(edit.device.type, enabled=False):
-        edit, source = edit.float(), source.float()
-        colour = _fit(edit, source, _affine(edit, source), torch.ones_like(edit[0]))
-        place, moved = _register(_smooth(edit), _smooth(source))
-        still = _still(edit, source)[None]
-        down, right, scale, *fits, still_parts = torch.cat([place, moved, colour, still]).tolist()
-    reach = [
-        abs(by) + abs(scale - 1) * side / 2 for by, side in zip((down, right), sides, strict=True)
-    ]
-    whole = still_parts <= STILL[1]
-    if whole and _holds(fits[3:], COLOURED) and fits[3] > fits[0]:
-        return Misalignment("colour", (0.0, 0.0), 1.0, fits[3])
-    if _holds(fits[:3], MOVED) and max(reach) >= LEAST:
-        kind = "zoom" if abs(scale - 1) * max(sides) / 2 >= LEAST else "shift"
-        return Misalignment(kind, (down * pixels, right * pixels), scale, fits[0])
+        found = _measure(edit.float(), source.float())
+    if _is_colour_change(found):
+        return Misalignment("colour", (0.0, 0.0), 1.0, found.colour_fit.explained)
+    move_by_zoom = [abs(found.scale - 1) * side / 2 for side in (height, width)]
+    move_down = abs(found.down) + move_by_zoom[0]
+    move_right = abs(found.right) + move_by_zoom[1]
+    if _is_within(found.move_fit, MOVE_LIMITS) and max(move_down, move_right) >= MIN_EDGE_MOVE:
+        kind = "zoom" if max(move_by_zoom) >= MIN_EDGE_MOVE else "shift"
+        shift = (found.down * cell_pixels, found.right * cell_pixels)
+        return Misalignment(kind, shift, found.scale, found.move_fit.explained)
     return None
 
 
-def _holds(fit: Sequence[float], limits: tuple[float, float, float]) -> bool:
-    explained, against, alike = fit
-    return explained >= limits[0] and against <= limits[1] and alike >= limits[2]
+def _is_colour_change(found: Measurements) -> bool:
+    return (
+        found.still_share <= MAX_STILL_SHARE
+        and _is_within(found.colour_fit, COLOUR_LIMITS)
+        and found.colour_fit.explained > found.move_fit.explained
+    )
 
 
-def _affine(edit: Tensor, source: Tensor) -> Tensor:
-    """The source with each channel's mean and slope fitted to the edit's."""
-    a, b = (z - z.mean((1, 2), keepdim=True) for z in (edit, source))
-    slope = (a * b).sum((1, 2), keepdim=True) / b.square().sum((1, 2), keepdim=True).clamp_min(1e-9)
-    return slope * b + edit.mean((1, 2), keepdim=True)
+def _is_within(fit: Fit, limits: Limits) -> bool:
+    return (
+        fit.explained >= limits.min_explained
+        and fit.worsened <= limits.max_worsened
+        and fit.correlation >= limits.min_correlation
+    )
 
 
-def _still(edit: Tensor, source: Tensor) -> Tensor:
-    """Share of the parts that hardly differ, fp32 scalar: many of them where a large object alone
-    has another colour."""
-    difference = F.adaptive_avg_pool2d((edit - source).square().sum(0)[None], BLOCKS)
-    return (difference < STILL[0] * difference.mean()).float().mean()
+def _measure(edit: Tensor, source: Tensor) -> Measurements:
+    """Fit the moved and the recoloured source to the edit, and read the numbers in one transfer."""
+    transform, move_fit = _register(_blur(edit), _blur(source))
+    colour_fit = _fit(edit, source, _recolour(source, edit), torch.ones_like(edit[0]))
+    still_share = _still_share(edit, source)
+    numbers = torch.cat([transform, move_fit, colour_fit, still_share[None]]).tolist()
+    down, right, scale = numbers[:3]
+    return Measurements(down, right, scale, Fit(*numbers[3:6]), Fit(*numbers[6:9]), numbers[9])
+
+
+def _recolour(source: Tensor, edit: Tensor) -> Tensor:
+    """Return the source with the mean and slope of each channel fitted to the edit, [C, h, w]."""
+    centred_edit = edit - edit.mean((1, 2), keepdim=True)
+    centred_source = source - source.mean((1, 2), keepdim=True)
+    covariance = (centred_edit * centred_source).sum((1, 2), keepdim=True)
+    variance = centred_source.square().sum((1, 2), keepdim=True)
+    slope = covariance / variance.clamp_min(EPSILON)  # [C, 1, 1]
+    return slope * centred_source + edit.mean((1, 2), keepdim=True)
+
+
+def _still_share(edit: Tensor, source: Tensor) -> Tensor:
+    """Return the share of the parts that hardly differ between edit and source, fp32 scalar."""
+    difference = _difference_by_part(edit, source, torch.ones_like(edit[0]))
+    return (difference < STILL_DIFFERENCE * difference.mean()).float().mean()
 
 
 def _fit(edit: Tensor, source: Tensor, changed: Tensor, known: Tensor) -> Tensor:
-    """How well `changed`, made of the source [C, h, w], fits the edit where `known` [h, w] is 1.
+    """Measure how well `changed`, which is made from the source, explains the edit.
+
+    Args:
+        edit, source, changed: latents, [C, h, w].
+        known: fp32 [h, w], 1 where `changed` shows the source and 0 where it had to be filled in.
 
     Returns:
-        fp32 [3]: share of the squared difference to the source that it removes; share of its own
-        changes, by size, that lie in parts where the source fits better; its correlation with the
-        edit, over the channels.
+        The fields of `Fit`, fp32 [3].
     """
-
-    def parts(a: Tensor, b: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(((a - b).square().sum(0) * known)[None], BLOCKS)
-
-    old, new, change = parts(edit, source), parts(edit, changed), parts(changed, source)
-    a, b = (
-        (z - (z * known).sum((1, 2), keepdim=True) / known.sum()) * known for z in (edit, changed)
-    )
-    alike = (a * b).sum() / (a.square().sum() * b.square().sum()).sqrt().clamp_min(1e-9)
-    against = (change * (new > old)).sum() / change.sum().clamp_min(1e-9)
-    least = 1e-3 * edit.square().mean() * len(edit)  # equal pictures have nothing to explain
-    return torch.stack([1 - (new.mean() + least) / (old.mean() + least), against, alike])
+    source_error = _difference_by_part(edit, source, known)
+    changed_error = _difference_by_part(edit, changed, known)
+    change = _difference_by_part(changed, source, known)
+    # added to both errors: equal pictures have nothing to explain, and 0 / 0 would be NaN
+    negligible = NEGLIGIBLE_DIFFERENCE * edit.square().mean() * len(edit)
+    remaining = (changed_error.mean() + negligible) / (source_error.mean() + negligible)
+    worsened = (change * (changed_error > source_error)).sum() / change.sum().clamp_min(EPSILON)
+    return torch.stack([1 - remaining, worsened, _correlation(edit, changed, known)])
 
 
-def _smooth(z: Tensor) -> Tensor:
-    """z [C, h, w] without the means of its channels and what is finer than `SMOOTH` cells."""
-    reach = int(3 * SMOOTH)
-    taps = torch.arange(-reach, reach + 1, device=z.device)
-    taps = torch.exp(-(taps**2) / (2 * SMOOTH**2))
-    taps = (taps / taps.sum()).expand(len(z), 1, 1, -1)
-    z = F.pad(z[None], (reach,) * 4, mode="replicate")
-    z = F.conv2d(F.conv2d(z, taps, groups=len(taps)), taps.mT, groups=len(taps))[0]
-    return z - z.mean((1, 2), keepdim=True)
+def _difference_by_part(a: Tensor, b: Tensor, known: Tensor) -> Tensor:
+    """Return the mean squared difference of [C, h, w] in each part: [1, parts, parts]."""
+    squared = (a - b).square().sum(0) * known  # [h, w]
+    return F.adaptive_avg_pool2d(squared[None], PARTS_PER_SIDE)
+
+
+def _correlation(a: Tensor, b: Tensor, known: Tensor) -> Tensor:
+    """Return the correlation of [C, h, w] where `known` is 1, over all channels, fp32 scalar."""
+    a, b = _centre(a, known), _centre(b, known)
+    product_of_squares = a.square().sum() * b.square().sum()
+    return (a * b).sum() / product_of_squares.sqrt().clamp_min(EPSILON)
+
+
+def _centre(z: Tensor, known: Tensor) -> Tensor:
+    """Subtract each channel's mean over the known cells, and set the other cells to 0."""
+    return (z - (z * known).sum((1, 2), keepdim=True) / known.sum()) * known
+
+
+def _blur(z: Tensor) -> Tensor:
+    """Blur latents [C, h, w] with a Gaussian, and subtract the mean of each channel."""
+    radius = int(3 * BLUR_SIGMA)
+    offsets = torch.arange(-radius, radius + 1, device=z.device)
+    kernel = torch.exp(-(offsets**2) / (2 * BLUR_SIGMA**2))
+    kernel = (kernel / kernel.sum()).expand(len(z), 1, 1, -1)  # [C, 1, 1, taps]
+    padded = F.pad(z[None], (radius,) * 4, mode="replicate")
+    blurred = F.conv2d(padded, kernel, groups=len(z))
+    blurred = F.conv2d(blurred, kernel.mT, groups=len(z))[0]
+    return blurred - blurred.mean((1, 2), keepdim=True)
 
 
 def _register(edit: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
-    """The zoom and shift that explain most: down and right in cells, scale [3]; its `_fit` [3]."""
-    none = torch.zeros(len(ZOOMS), device=edit.device)
-    scale = torch.tensor(ZOOMS, device=edit.device)
-    zoomed, _ = _warp(source, scale, none, none)
-    down, right = _shift(edit, zoomed)
-    changed, known = _warp(source, scale, down, right)
-    fits = [_fit(edit, source, z, ok) for z, ok in zip(changed, known, strict=True)]
-    fit = torch.stack(fits)
-    best = fit[:, 0].argmax(keepdim=True)
-    return torch.stack([down, right, scale])[:, best].flatten(), fit[best].flatten()
+    """Find the zoom and shift of the source [C, h, w] that explain most of the edit.
+
+    Returns:
+        (down, right, scale), fp32 [3], the shift in cells; and the fields of `Fit`, fp32 [3].
+    """
+    scale = torch.tensor(ZOOMS, device=edit.device)  # [K], a candidate for each zoom
+    no_shift = torch.zeros_like(scale)
+    zoomed, _ = _zoom_and_shift(source, scale, no_shift, no_shift)
+    down, right = _find_shift(edit, zoomed)
+    moved, known = _zoom_and_shift(source, scale, down, right)
+    fits = torch.stack(
+        [_fit(edit, source, *candidate) for candidate in zip(moved, known, strict=True)]
+    )  # [K, 3]
+    best = fits[:, Fit._fields.index("explained")].argmax(keepdim=True)
+    transforms = torch.stack([down, right, scale])  # [3, K]
+    return transforms[:, best].flatten(), fits[best].flatten()
 
 
-def _warp(z: Tensor, scale: Tensor, down: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """z [C, h, w] enlarged about the centre, then moved: [K, C, h, w]; [K, h, w], 1 = known."""
+def _zoom_and_shift(z: Tensor, scale: Tensor, down: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Enlarge latents about the centre, then shift them.
+
+    Args:
+        z: latents, [C, h, w].
+        scale, down, right: a zoom and a shift in cells for each of K results, fp32 [K].
+
+    Returns:
+        The moved latents, [K, C, h, w], and fp32 [K, h, w], which is 1 where they show `z` and 0
+        where its border was repeated.
+    """
     height, width = z.shape[1:]
-    axes = []
-    for side, by in ((height, down), (width, right)):
-        centred = torch.arange(side, device=z.device) + 0.5 - side / 2
-        axes.append((centred - by[:, None]) / scale[:, None] / (side / 2))  # [K, side], -1..1
-    rows, cols = axes
-    places = torch.stack(
+    rows = _source_positions(height, scale, down)  # [K, h]
+    cols = _source_positions(width, scale, right)  # [K, w]
+    grid = torch.stack(
         [cols[:, None].expand(-1, height, -1), rows[:, :, None].expand(-1, -1, width)], dim=-1
+    )  # [K, h, w, 2], x before y
+    known = (rows.abs() <= 1)[:, :, None] & (cols.abs() <= 1)[:, None]
+    moved = F.grid_sample(
+        z.expand(len(scale), -1, -1, -1),
+        grid,
+        mode="bicubic",
+        padding_mode="border",
+        align_corners=False,
     )
-    inside = (rows.abs() <= 1)[:, :, None] & (cols.abs() <= 1)[:, None]
-    source = z.expand(len(scale), -1, -1, -1)
-    warped = F.grid_sample(
-        source, places, mode="bicubic", padding_mode="border", align_corners=False
-    )
-    return warped, inside.float()
+    return moved, known.float()
 
 
-def _shift(edit: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
-    """Phase correlation of [C, h, w] with each of [K, C, h, w]: down, right [K] in cells."""
+def _source_positions(side: int, scale: Tensor, shift: Tensor) -> Tensor:
+    """Return where each cell of an axis comes from: [K, side], -1 and 1 are the frame's edges."""
+    centred = torch.arange(side, device=scale.device) + 0.5 - side / 2
+    return (centred - shift[:, None]) / scale[:, None] / (side / 2)
+
+
+def _find_shift(edit: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """Find by phase correlation how far each candidate has to move to match the edit.
+
+    Args:
+        edit: latents, [C, h, w].
+        candidates: [K, C, h, w].
+
+    Returns:
+        down, right: in cells, to a fraction of a cell, fp32 [K] each.
+    """
     height, width = edit.shape[1:]
-    windows = [torch.hann_window(n, periodic=False, device=edit.device) for n in (height, width)]
-    window = windows[0][:, None] * windows[1]
-    cross = (torch.fft.rfft2(edit * window) * torch.fft.rfft2(sources * window).conj()).sum(1)
-    fine = [
-        torch.fft.fftfreq(height, device=edit.device)[:, None].square(),
-        torch.fft.rfftfreq(width, device=edit.device).square(),
-    ]
-    low = torch.exp(-(fine[0] + fine[1]) / (2 * 0.12**2))
-    surface = torch.fft.irfft2(cross / cross.abs().clamp_min(1e-9) * low, s=(height, width))
-    reach = [height // REACH, width // REACH]
-    near = surface.roll(reach, dims=(1, 2))[:, : 2 * reach[0] + 1, : 2 * reach[1] + 1]
-    at = near.flatten(1).argmax(dim=1)
-    peak = [at // near.shape[2], at % near.shape[2]]
-    each = torch.arange(len(near), device=edit.device)
-    found = []
-    for axis in range(2):
-        steps = []
-        for step in (-1, 0, 1):
-            place = list(peak)
-            place[axis] = (place[axis] + step).clamp(0, near.shape[axis + 1] - 1)
-            steps.append(near[each, place[0], place[1]])
-        below, top, above = steps
-        curve = (2 * top - below - above).clamp_min(1e-9)
-        found.append(peak[axis] - reach[axis] + ((above - below) / (2 * curve)).clamp(-0.5, 0.5))
-    return found[0], found[1]
+    max_down, max_right = height // MAX_SHIFT_DIVISOR, width // MAX_SHIFT_DIVISOR
+    surface = _correlation_surface(edit, candidates)  # [K, h, w], no shift at [0, 0]
+    # keep the allowed shifts: no shift is at [max_down, max_right] then
+    surface = surface.roll((max_down, max_right), dims=(1, 2))
+    surface = surface[:, : 2 * max_down + 1, : 2 * max_right + 1]
+    num_rows, num_cols = surface.shape[1:]
+    peak = surface.flatten(1).argmax(dim=1)
+    row, col = peak // num_cols, peak % num_cols  # [K]
+    candidate = torch.arange(len(surface), device=edit.device)
+
+    def value_at(row: Tensor, col: Tensor) -> Tensor:
+        return surface[candidate, row.clamp(0, num_rows - 1), col.clamp(0, num_cols - 1)]
+
+    top = value_at(row, col)
+    row_fraction = _parabola_peak(value_at(row - 1, col), top, value_at(row + 1, col))
+    col_fraction = _parabola_peak(value_at(row, col - 1), top, value_at(row, col + 1))
+    return row - max_down + row_fraction, col - max_right + col_fraction
+
+
+def _correlation_surface(edit: Tensor, candidates: Tensor) -> Tensor:
+    """Return the phase correlation of [C, h, w] with each of [K, C, h, w]: [K, h, w]."""
+    height, width = edit.shape[1:]
+    device = edit.device
+    window_rows = torch.hann_window(height, periodic=False, device=device)
+    window_cols = torch.hann_window(width, periodic=False, device=device)
+    window = window_rows[:, None] * window_cols
+    edit_spectrum = torch.fft.rfft2(edit * window)
+    candidate_spectra = torch.fft.rfft2(candidates * window)
+    cross_power = (edit_spectrum * candidate_spectra.conj()).sum(1)  # over the channels
+    phase = cross_power / cross_power.abs().clamp_min(EPSILON)
+    squared_frequency = (
+        torch.fft.fftfreq(height, device=device)[:, None].square()
+        + torch.fft.rfftfreq(width, device=device).square()
+    )
+    low_pass = torch.exp(-squared_frequency / (2 * LOW_PASS_SIGMA**2))
+    return torch.fft.irfft2(phase * low_pass, s=(height, width))
+
+
+def _parabola_peak(before: Tensor, top: Tensor, after: Tensor) -> Tensor:
+    """Return where a parabola through three neighbouring values peaks, -0.5..0.5 from `top`."""
+    curvature = (2 * top - before - after).clamp_min(EPSILON)
+    return ((after - before) / (2 * curvature)).clamp(-0.5, 0.5)

@@ -1,9 +1,10 @@
-"""SpotSelector: which noise tokens still have to be computed.
+"""SpotSelector: decide which noise tokens still have to be computed.
 
-The predicted clean image is compared with the source token by token; a token whose score is at most
+The predicted clean image is compared with the source token by token. A token whose score is at most
 the threshold already equals the source and is reused (SpotEdit, arXiv 2512.22323, section 3).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,18 +20,19 @@ from .judges import Judge, Prediction
 
 @dataclass(frozen=True)
 class Selection:
-    """The tokens of a spot step.
+    """The active and the reused tokens of a spot step.
 
-    Indices are int64 [X] for one image, and [B, X] padded with -1 for several.
+    An index is int64 [X] for one image. For several images it is [B, X], padded with -1 to the
+    longest one.
 
     Attributes:
-        active_mask: bool [B, N], the tokens to compute.
-        active_index: the same tokens as an index, padded with -1 to a multiple of `pad_to`.
-        reused_index: the other tokens.
-        dropped_index: the reused tokens that the last forward still computed.
-        num_active: number of active tokens, of all images.
-        num_reactivated: number of tokens that a fresh judgement found changed and the last one had
-            not.
+        active_mask: bool [B, N], True for the tokens to compute.
+        active_index: index of the active tokens, padded with -1 to a multiple of `pad_to`.
+        reused_index: index of the tokens that are not active.
+        dropped_index: index of the tokens that are reused now and were active before.
+        num_active: number of active tokens, over all images.
+        num_reactivated: number of tokens that a fresh judgement made active and that were reused
+            before.
         num_empty: number of images without an active token.
     """
 
@@ -43,38 +45,52 @@ class Selection:
     num_empty: int = 0
 
 
-def everything(previous: Selection, pad_to: int) -> Selection:
-    """All tokens of one image, instead of `previous`; their number is padded to `pad_to`."""
-    tokens = previous.active_mask.shape[1]
-    active = torch.arange(tokens, device=previous.active_mask.device)
-    none = active[:0]
-    active = F.pad(active, (0, -tokens % pad_to), value=-1)
-    rows = torch.ones_like(previous.active_mask)
-    return Selection(rows, active, none, none, num_active=tokens)
-
-
 class NotFiniteError(ValueError):
-    """The predicted clean image has NaN or infinite values."""
+    """Raised when the predicted clean image has NaN or infinite values."""
 
 
-def unchanged(selection: Selection) -> Selection:
-    """The selection of a step that follows without a judgement."""
-    return replace(selection, dropped_index=selection.dropped_index[..., :0], num_reactivated=0)
+def select_all(previous: Selection, pad_to: int) -> Selection:
+    """Return a selection in which every token is active.
+
+    Args:
+        previous: a selection for one image, whose number of tokens and device are taken.
+        pad_to: see `SpotSelector`.
+    """
+    num_tokens = previous.active_mask.shape[1]
+    every_index = torch.arange(num_tokens, device=previous.active_mask.device)
+    no_index = every_index[:0]
+    return Selection(
+        active_mask=torch.ones_like(previous.active_mask),
+        active_index=F.pad(every_index, (0, -num_tokens % pad_to), value=-1),
+        reused_index=no_index,
+        dropped_index=no_index,
+        num_active=num_tokens,
+    )
+
+
+def repeated(selection: Selection) -> Selection:
+    """Return the selection for a further step that is not preceded by a judgement."""
+    no_index = selection.dropped_index[..., :0]
+    return replace(selection, dropped_index=no_index, num_reactivated=0)
 
 
 class SpotSelector:
-    """Judges the predicted clean image after a step. Made once a call.
+    """Selects the tokens of the next step from the clean image that a step predicts.
+
+    One selector serves one call of the pipeline.
 
     Args:
-        judge: scores the tokens; None where the mask alone decides.
-        threshold: tokens with a score above it are active; None: each image's own cut, see
+        judge: scores the tokens. None if the mask alone decides.
+        threshold: tokens with a higher score are active. None finds a threshold for each image, see
             `spotedit_kernels.select_tokens`.
-        dilation: tokens by which the judged set grows on every side.
-        hysteresis: share of the threshold that the score of a token must reach to join so.
+        dilation: number of tokens by which the active region grows on every side.
+        hysteresis: a token joins the region by dilation only if its score is at least this fraction
+            of the threshold.
         grid: token grid (rows, cols).
-        allowed, mode: the user's mask on tokens, bool [B, N], or None, and how it applies.
+        allowed: the user's mask on tokens, bool [B, N], or None.
+        mode: how the mask and the judgement are combined.
         impl: which kernels run.
-        pad_to: the list of active tokens is padded to a multiple of it.
+        pad_to: the index of the active tokens is padded to a multiple of this length.
 
     Attributes:
         scores: fp32 [B, N] of the last judgement, or None.
@@ -98,28 +114,64 @@ class SpotSelector:
         self.impl, self.pad_to = impl, pad_to
         self.scores: Tensor | None = None
 
-    def __call__(self, prediction: Prediction, last: Selection | None, fresh: bool) -> Selection:
+    def __call__(
+        self, prediction: Prediction, previous: Selection | None, fresh: bool
+    ) -> Selection:
         """Select the tokens of the next spot step, with one host synchronisation.
 
         Args:
-            last: the last selection, or None before any.
+            previous: the last selection, or None before the first.
             fresh: judge every token afresh, because a full step has cached all tokens' values.
-                Otherwise a token that `last` reuses stays reused.
+                Otherwise a token that `previous` reuses stays reused.
 
         Raises:
             NotFiniteError: the prediction has NaN or infinite values.
         """
-        like = prediction.sample if prediction.velocity is None else prediction.velocity
+        output = prediction.sample if prediction.velocity is None else prediction.velocity
         if self.judge is not None:
             self.scores = self.judge(prediction, fresh)
+        active_mask, active_index, num_active = self._select(output, previous, fresh)
+        reused_mask = ~active_mask
+        nothing = torch.zeros_like(active_mask)
+        was_active = nothing if previous is None else previous.active_mask
+        dropped_mask = nothing if fresh else was_active & reused_mask
+        reactivated_mask = active_mask & ~was_active if fresh and previous is not None else nothing
+        numbers = _read_together(
+            {
+                "is_finite": output.isfinite().all(),
+                "num_active": num_active.sum(),
+                "num_reactivated": reactivated_mask.sum(),
+                "num_empty": (num_active == 0).sum(),
+                "max_active": num_active.max(),
+                "max_reused": reused_mask.sum(dim=1).max(),
+                "max_dropped": dropped_mask.sum(dim=1).max(),
+            }
+        )
+        if not numbers["is_finite"]:
+            raise NotFiniteError
+        padding = -numbers["max_active"] % self.pad_to
+        return Selection(
+            active_mask=active_mask,
+            active_index=_cut(active_index, numbers["max_active"] + padding),
+            reused_index=_cut(self._index_of(reused_mask), numbers["max_reused"]),
+            dropped_index=_cut(self._index_of(dropped_mask), numbers["max_dropped"]),
+            num_active=numbers["num_active"],
+            num_reactivated=numbers["num_reactivated"],
+            num_empty=numbers["num_empty"],
+        )
+
+    def _select(
+        self, output: Tensor, previous: Selection | None, fresh: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the active tokens as a mask [B, N] and an index [B, P], and their number [B]."""
         scores = self.scores
-        if scores is None:
-            scores = like.new_zeros(like.shape[:2], dtype=torch.float32)
-        rows, active, count = select_tokens(
+        if scores is None:  # the mask alone decides, and the scores have no effect
+            scores = output.new_zeros(output.shape[:2], dtype=torch.float32)
+        return select_tokens(
             scores,
             self.grid,
             threshold=self.threshold,
-            previous=None if fresh or last is None else last.active_mask,
+            previous=None if fresh or previous is None else previous.active_mask,
             dilation=self.dilation,
             hysteresis=self.hysteresis,
             mask=self.allowed,
@@ -127,21 +179,20 @@ class SpotSelector:
             pad_to=self.pad_to,
             impl=self.impl,
         )
-        before = torch.zeros_like(rows) if last is None else last.active_mask
-        returned = (rows & ~before).sum() if fresh and last is not None else count.new_zeros(())
-        left = torch.zeros_like(rows) if fresh else before & ~rows
-        longest = [number.max() for number in (count, (~rows).sum(dim=1), left.sum(dim=1))]
-        flags = [like.isfinite().all(), count.sum(), returned, (count == 0).sum(), *longest]
-        finite, *numbers = torch.stack([flag.long() for flag in flags]).tolist()
-        if not finite:
-            raise NotFiniteError
-        num_active, num_reactivated, num_empty, *lengths = numbers
-        lengths[0] = -(-lengths[0] // self.pad_to) * self.pad_to
-        lists = active, self._list(~rows), self._list(left)
-        cut = (index[:, :length].long() for index, length in zip(lists, lengths, strict=True))
-        active, reused, dropped = (index if len(index) > 1 else index[0] for index in cut)
-        return Selection(rows, active, reused, dropped, num_active, num_reactivated, num_empty)
 
-    def _list(self, tokens: Tensor) -> Tensor:
-        """The True entries of `tokens` [B, N] as an index padded to N."""
-        return select_tokens(tokens.float(), self.grid, threshold=0.5, impl=self.impl)[1]
+    def _index_of(self, mask: Tensor) -> Tensor:
+        """Return the True entries of a mask [B, N] as an index [B, N], padded with -1."""
+        _, index, _ = select_tokens(mask.float(), self.grid, threshold=0.5, impl=self.impl)
+        return index
+
+
+def _read_together(numbers: Mapping[str, Tensor]) -> dict[str, int]:
+    """Read scalars from the device in one transfer."""
+    values = torch.stack([number.long() for number in numbers.values()]).tolist()
+    return dict(zip(numbers, values, strict=True))
+
+
+def _cut(index: Tensor, length: int) -> Tensor:
+    """Cut an index [B, P] to a length, and drop the batch dimension of a single image."""
+    index = index[:, :length].long()
+    return index[0] if len(index) == 1 else index

@@ -10,10 +10,10 @@ from spotedit.judge.judges import (
     Calibrated,
     Prediction,
     cosine,
+    divide_by_cut,
     l2,
     make_judge,
     perceptual,
-    relative,
 )
 from spotedit.judge.select import NotFiniteError, SpotSelector
 
@@ -172,9 +172,9 @@ def test_a_calibrated_cut_follows_the_picture_between_its_bounds():
     quiet, middle, loud = (torch.full((1, 15), value) for value in (0.0, low / 10, high))
     for distances, cut in ((quiet, low), (middle, CUT_MULTIPLE * low / 10), (loud, high)):
         distances[0, 4] = 1.0
-        assert relative(distances, LATENT_CUTS)[0, 4] == pytest.approx(1 / cut)
+        assert divide_by_cut(distances, LATENT_CUTS)[0, 4] == pytest.approx(1 / cut)
     both = torch.cat([quiet, middle])  # every image has a cut of its own
-    assert torch.equal(relative(both, LATENT_CUTS)[:1], relative(quiet, LATENT_CUTS))
+    assert torch.equal(divide_by_cut(both, LATENT_CUTS)[:1], divide_by_cut(quiet, LATENT_CUTS))
 
 
 def test_a_token_is_reused_only_if_both_distances_call_it_unchanged():
@@ -188,8 +188,8 @@ def test_a_token_is_reused_only_if_both_distances_call_it_unchanged():
     def directions(x):
         return features(x)[:1]
 
-    latent = relative(l2(y, GRID, directions, "reference")(changed), LATENT_CUTS)
-    seen = relative(perceptual(y, GRID, directions, "reference")(changed), PERCEPTUAL_CUTS)
+    latent = divide_by_cut(l2(y, GRID, directions, "reference")(changed), LATENT_CUTS)
+    seen = divide_by_cut(perceptual(y, GRID, directions, "reference")(changed), PERCEPTUAL_CUTS)
     both = Calibrated(y, GRID, directions, "reference")(changed)
     assert latent[0, 3] > 1 > seen[0, 3]
     assert seen[1, 5] > 1 > latent[1, 5]
