@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..options.choices import CustomJudge, Features, Grid, JudgeName
 
-# The calibrated judge divides a distance by its cut, the distance at which a token counts as changed.
+# The calibrated judge divides each distance by a cut: from there on, a token counts as changed.
 CUT_MULTIPLE = 20.0  # the cut is this times the lower quartile of the picture's distances
 LATENT_CUTS = (0.03, 0.1)  # lowest and highest cut of the latent distance
 PERCEPTUAL_CUTS = (0.06, 0.3)  # lowest and highest cut of the perceptual distance
@@ -107,7 +107,7 @@ class Calibrated:
     def __init__(self, y: Tensor, grid: Grid, features: Features, impl: Impl) -> None:
         self._latent_judge = l2(y, grid, features, impl)
         self._perceptual_judge = perceptual(y, grid, features, impl)
-        self._perceptual: Tensor | None = None  # of the last fresh judgement, in cuts
+        self._perceptual: Tensor | None = None  # scores of the last fresh judgement
 
     def __call__(self, prediction: Prediction, fresh: bool = True) -> Tensor:
         latent = divide_by_cut(self._latent_judge(prediction, fresh), LATENT_CUTS)

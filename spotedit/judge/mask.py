@@ -1,4 +1,4 @@
-"""The user's mask: where the picture may change."""
+"""The user's mask says where the picture may change."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,40 +17,48 @@ from ..options.choices import Grid
 MODES: tuple[Mode, ...] = ("intersect", "union", "replace")
 KEEPS_ALL = "the mask keeps every token, so the picture is the source"
 _WHITES = (1, 255, 65535)
-_MOST_CHANNELS = 4
+_MAX_CHANNELS = 4
 _LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # Pillow's weights of R, G, B
-_GREY_TOLERANCE = 1 / 16  # difference of R, G and B, as lossy formats leave it, / white
-_OPAQUE_TOLERANCE = 1 / 512  # / white
+# The following are fractions of white.
+_GREY_TOLERANCE = 1 / 16  # lossy formats make R, G and B of a grey pixel differ by up to this
+_OPAQUE_TOLERANCE = 1 / 512
+_MAX_FLOAT = 2.0  # resampled floats may exceed white
+_MAX_UNDERSHOOT = 0.5  # resampled floats may fall below 0
 _SHAPES = "[H, W], [B, H, W], [B, 1, H, W], [H, W, C] or [B, H, W, C] with up to 4 channels C"
 
 
 @dataclass(frozen=True)
 class UserMask:
-    """bool [1 or B, H, W] in pixels, and how it meets the judgement (`select_tokens`)."""
+    """A mask in pixels, and how it is combined with the judgement.
+
+    Attributes:
+        pixels: bool [1 or B, H, W], True where a pixel may change.
+        mode: see `spotedit_kernels.select_tokens`.
+    """
 
     pixels: Tensor
     mode: Mode
 
 
 def as_mask(mask: object) -> Tensor:
-    """Read a mask as bool [B, H, W] on the CPU; True may change.
+    """Read a mask as bool [B, H, W] on the CPU, True where a pixel may change.
 
     A mask may be a PIL image of any mode, or an array or tensor of any integer or float type and
     of shape [H, W], [B, H, W], [B, 1, H, W], [H, W, C] or [B, H, W, C]. A last dimension of up to 4
     is C: grey, grey and alpha, RGB, or RGBA.
 
-    Without transparency, what is brighter than half of white may change. White is 255 in a PIL
-    image of 8 bits a channel and 65535 in one of 16, whatever its pixels are, because the mode
-    says so. Elsewhere it is the first of 1, 255 and 65535 that no value exceeds; floats may
-    overshoot it, as they do after resampling.
+    Without transparency, a pixel may change if it is brighter than half of white. The mode of a PIL
+    image says what white is: 255 with 8 bits a channel, 65535 with 16. Elsewhere white is the first
+    of 1, 255 and 65535 that no value exceeds. Floats may overshoot it, as they do after resampling.
 
-    With transparency, the paint counts: what is more than half opaque may change, whatever its
-    colour. Where the opaque pixels are a drawing in black and white, its white may change.
+    With transparency, alpha decides: a pixel of any colour may change if it is more than half
+    opaque. There is one exception: if the opaque pixels are a drawing in black and white, only the
+    white ones may change.
 
     Raises:
-        TypeError: neither a PIL image, nor an array or tensor of numbers.
-        ValueError: another shape, or empty; values that are negative, too large or not finite; or
-            a PIL image whose brightest value is 1.
+        TypeError: the mask is neither a PIL image, nor an array or tensor of numbers.
+        ValueError: the mask has another shape or no pixel; its values are negative, too large or
+            not finite; or it is a PIL image whose brightest value is 1.
     """
     white = None
     if isinstance(mask, PIL.Image.Image):
@@ -75,20 +83,29 @@ def as_mask(mask: object) -> Tensor:
 
 
 def _picture(image: PIL.Image.Image) -> tuple[np.ndarray, int | None]:
-    """Return the image as [1, H, W, C], and its white, or None where the mode does not say it."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        grey, white = np.asarray(image), None if image.mode in ("I", "F") else 65535
-        transparent = image.info.get("transparency")
-        if white is not None and transparent is not None:
-            grey = np.stack([grey, np.where(grey == transparent, 0, white)], axis=-1)
-        return np.atleast_3d(grey)[None], white
+    """Return the pixels [1, H, W, C], and the value of white, or None if the mode has none."""
+    if image.mode in ("I", "F"):
+        return np.atleast_3d(np.asarray(image))[None], None
+    if image.mode.startswith("I;16"):
+        return _grey_16_bit(image), 65535
     if image.mode == "La":
         image = image.convert("LA")
     pixels = np.asarray(image.convert("RGBA" if image.has_transparency_data else "L"))
     return np.atleast_3d(pixels)[None], 255
 
 
+def _grey_16_bit(image: PIL.Image.Image) -> np.ndarray:
+    """Return the pixels [1, H, W, 1], or [1, H, W, 2] with alpha if one value is transparent."""
+    grey = np.asarray(image)
+    transparent = image.info.get("transparency")
+    if transparent is None:
+        return grey[None, ..., None]
+    alpha = np.where(grey == transparent, 0, 65535)
+    return np.stack([grey, alpha], axis=-1)[None]
+
+
 def _numbers(mask: np.ndarray | Tensor) -> np.ndarray:
+    """Return the mask as an array of integers or floats."""
     if isinstance(mask, Tensor):
         mask = mask.detach().cpu()
         # NumPy lacks some of PyTorch's float types
@@ -99,27 +116,30 @@ def _numbers(mask: np.ndarray | Tensor) -> np.ndarray:
 
 
 def _channels_last(values: np.ndarray) -> np.ndarray:
-    """Return [B, H, W, C]."""
+    """Return the values as [B, H, W, C]."""
     shape = values.shape
     if len(shape) == 2:
         return values[None, ..., None]
     if len(shape) == 3:
-        return values[None] if shape[0] > 1 and shape[2] <= _MOST_CHANNELS else values[..., None]
+        # [H, W, C] if the last dimension is small enough, else [B, H, W]; [1, H, W] is a batch
+        has_channels = shape[0] > 1 and shape[2] <= _MAX_CHANNELS
+        return values[None] if has_channels else values[..., None]
     if len(shape) == 4 and shape[1] == 1:
         return values[:, 0, :, :, None]
-    if len(shape) == 4 and shape[3] <= _MOST_CHANNELS:
+    if len(shape) == 4 and shape[3] <= _MAX_CHANNELS:
         return values
     raise ValueError(f"mask has shape {list(shape)}; expected {_SHAPES}")
 
 
 def _white(values: np.ndarray) -> int:
     """Return the value that stands for white: 1, 255 or 65535."""
-    floating = values.dtype.kind == "f"
-    if floating and not np.isfinite(values).all():
+    is_float = values.dtype.kind == "f"
+    if is_float and not np.isfinite(values).all():
         raise ValueError("mask has values that are not finite; expected 0 (keep) to 1 (may change)")
     low, high = values.min().item(), values.max().item()
-    white = next((white for white in _WHITES if high <= (2 * white if floating else white)), None)
-    if white is None or low < (-0.5 * min(white, max(high, 1)) if floating else 0):
+    max_share = _MAX_FLOAT if is_float else 1
+    white = next((white for white in _WHITES if high <= max_share * white), None)
+    if white is None or low < _lowest_value(white, high, is_float):
         raise ValueError(
             f"mask has values from {low:g} to {high:g}; expected 0 (keep) to 1, 255 or 65535 "
             "(may change): scale it"
@@ -127,33 +147,53 @@ def _white(values: np.ndarray) -> int:
     return white
 
 
+def _lowest_value(white: int, high: float, is_float: bool) -> float:
+    """Return the lowest value that a mask may have whose highest value is `high`."""
+    return -_MAX_UNDERSHOOT * min(white, max(high, 1)) if is_float else 0
+
+
 def _may_change(values: np.ndarray, white: int) -> np.ndarray:
-    """Decide by luminance or alpha: [B, H, W, C] to bool [B, H, W]."""
-    num_channels, half = values.shape[-1], white / 2
-    colour = values[..., :3] if num_channels > 2 else values[..., :1]
-    luminance = colour @ _LUMINANCE if num_channels > 2 else colour[..., 0]
-    light = luminance > half
-    if num_channels in (1, 3):
-        return light
+    """Decide which pixels may change: [B, H, W, C] to bool [B, H, W].
+
+    A pixel may change if it is light. With an alpha channel it has to be opaque, and light only in
+    images that are opaque everywhere or that are drawn in black and white.
+    """
+    num_channels = values.shape[-1]
+    has_colour, has_alpha = num_channels > 2, num_channels in (2, 4)
+    colour = values[..., :3] if has_colour else values[..., :1]
+    luminance = colour @ _LUMINANCE if has_colour else colour[..., 0]
+    is_light = luminance > white / 2
+    if not has_alpha:
+        return is_light
+
+    def any_pixel(pixels: np.ndarray) -> np.ndarray:  # -> bool [B, 1, 1]
+        return pixels.any(axis=(1, 2), keepdims=True)
+
     alpha = values[..., -1]
-    opaque = alpha > (1 - _OPAQUE_TOLERANCE) * white
-    coloured = np.ptp(colour, axis=-1) > _GREY_TOLERANCE * white
-    black_and_white = (  # bool [B, 1, 1]
-        (opaque & (luminance < white / 3)).any(axis=(1, 2), keepdims=True)
-        & (opaque & (luminance > 2 * white / 3)).any(axis=(1, 2), keepdims=True)
-        & ~(opaque & coloured).any(axis=(1, 2), keepdims=True)
+    is_opaque = alpha > (1 - _OPAQUE_TOLERANCE) * white
+    is_coloured = np.ptp(colour, axis=-1) > _GREY_TOLERANCE * white
+    is_drawn_in_black_and_white = (
+        any_pixel(is_opaque & (luminance < white / 3))
+        & any_pixel(is_opaque & (luminance > 2 * white / 3))
+        & ~any_pixel(is_opaque & is_coloured)
     )
-    by_luminance = black_and_white | opaque.all(axis=(1, 2), keepdims=True)
-    return (alpha > half) & (light | ~by_luminance)
+    is_all_opaque = is_opaque.all(axis=(1, 2), keepdims=True)
+    luminance_counts = is_all_opaque | is_drawn_in_black_and_white
+    return (alpha > white / 2) & (is_light | ~luminance_counts)
 
 
 def same_aspect(size: Grid, other: Grid) -> bool:
-    """Tell whether one (height, width) is the other one scaled and rounded to whole pixels."""
-    return any(
-        abs(a[side] - b[side] * a[1 - side] / b[1 - side]) < 1
-        for a, b in ((size, other), (other, size))
-        for side in (0, 1)
-    )
+    """Return whether one (height, width) is the other one, scaled and rounded to whole pixels."""
+    return _is_scaled(size, other) or _is_scaled(other, size)
+
+
+def _is_scaled(size: Grid, original: Grid) -> bool:
+    """Return whether `size` is `original` scaled by the width or the height, to within a pixel."""
+    height, width = size
+    original_height, original_width = original
+    scaled_height = original_height * width / original_width
+    scaled_width = original_width * height / original_height
+    return abs(height - scaled_height) < 1 or abs(width - scaled_width) < 1
 
 
 def resized(mask: Tensor, size: Grid) -> Tensor:
@@ -162,44 +202,46 @@ def resized(mask: Tensor, size: Grid) -> Tensor:
 
 
 def token_mask(
-    mask: Tensor, grid: Grid, batch: int, sizes: Sequence[Grid], scaled: bool = True
+    mask: Tensor, grid: Grid, batch: int, sizes: Sequence[Grid], allow_scaled: bool = True
 ) -> Tensor:
-    """A pixel mask on the token grid: a token may change where any of its pixels may.
+    """Reduce a mask in pixels to tokens. A token may change if any of its pixels may.
 
     Args:
         mask: bool [1 or batch, H, W].
         grid: token grid (rows, cols).
-        batch: images in the call.
-        sizes: sizes (height, width) that the mask may have: the source's and the output's.
-        scaled: also accept another size of the same aspect.
+        batch: number of images in the call.
+        sizes: sizes (height, width) that the mask may have, those of the source and of the output.
+        allow_scaled: also accept another size with the same aspect ratio.
 
     Returns:
         bool [batch, rows * cols].
 
     Raises:
-        ValueError: another size or batch.
+        ValueError: the mask has another size or another number of images.
     """
     size = (mask.shape[1], mask.shape[2])
-    allowed = list(dict.fromkeys([*sizes, grid]))
-    if size not in allowed and not (scaled and any(same_aspect(size, other) for other in sizes)):
+    expected = list(dict.fromkeys([*sizes, grid]))
+    is_scaled = allow_scaled and any(same_aspect(size, other) for other in sizes)
+    if size not in expected and not is_scaled:
         raise ValueError(
             f"mask is {size[0]} x {size[1]} (height x width); expected the size of the source "
             f"image, of the output or of the token grid: "
-            f"{', '.join(f'{h} x {w}' for h, w in allowed)}"
-            f"{', or another size of the same aspect' if scaled else ''}"
+            f"{', '.join(f'{h} x {w}' for h, w in expected)}"
+            f"{', or another size of the same aspect' if allow_scaled else ''}"
         )
     if mask.shape[0] not in (1, batch):
         raise ValueError(
-            f"mask has {mask.shape[0]} rows; expected 1 or one for each of the {batch} images"
+            f"mask is a batch of {mask.shape[0]}; expected 1 mask, or one for each of the {batch} "
+            "images"
         )
     return resized(mask, grid).flatten(1).expand(batch, -1)
 
 
 def mask_note(allowed: Tensor, mode: Mode) -> str | None:
-    """Say what a mask does that keeps or frees all tokens; None for any other.
+    """Describe the effect of a mask that keeps or frees every token. None for any other mask.
 
     Args:
-        allowed: bool [B, rows * cols], True may change.
+        allowed: bool [B, rows * cols], True where a token may change.
     """
     if not allowed.any():
         if mode == "union":
@@ -219,29 +261,37 @@ def allowed_tokens(
     mask: UserMask | None,
     grid: Grid,
     batch: int,
-    number: int,
+    source_index: int,
 ) -> tuple[UserMask | None, Tensor | None, str | None]:
-    """The mask of a call, the pipeline's own where the user set none, and the same on tokens.
+    """Return the mask of a call, the same mask on tokens, and a note about it.
+
+    If the user has set no mask, the mask that the pipeline itself was given counts.
 
     Args:
-        arguments: of the pipeline's call.
-        number: of the condition image that is the source.
+        arguments: the arguments of the pipeline's call.
+        mask: the user's mask, or None.
+        grid: token grid (rows, cols) of the output.
+        batch: number of images in the call.
+        source_index: index of the condition image that is the source.
 
     Returns:
-        The mask, bool [batch, rows * cols] and its `mask_note`, or None three times.
+        The mask; bool [batch, rows * cols], True where a token may change; and the `mask_note`.
+        All three are None without a mask.
 
     Raises:
         ValueError: see `token_mask`.
     """
-    side = spec.token_pixels(pipe)
-    size = grid[0] * side, grid[1] * side
+    token_side = spec.token_pixels(pipe)
+    output_size = grid[0] * token_side, grid[1] * token_side
     if mask is None:
-        own = spec.own_mask(pipe, arguments, size)
-        if own is None:
+        pipeline_mask = spec.own_mask(pipe, arguments, output_size)
+        if pipeline_mask is None:
             return None, None, None
-        mask = UserMask(own.repeat(batch // len(own), 1, 1), "intersect")
-    source = spec.source_size(arguments, number)
-    sizes = [size] if source is None else [source, size]
-    # where the model sees only a part of the source, a mask of the source would be misplaced
-    allowed = token_mask(mask.pixels, grid, batch, sizes, scaled=source is not None)
+        repeats = batch // len(pipeline_mask)
+        mask = UserMask(pipeline_mask.repeat(repeats, 1, 1), "intersect")
+    source_size = spec.source_size(arguments, source_index)
+    sizes = [output_size] if source_size is None else [source_size, output_size]
+    # if the model sees only a part of the source, a mask of the source would be misplaced
+    allow_scaled = source_size is not None
+    allowed = token_mask(mask.pixels, grid, batch, sizes, allow_scaled)
     return mask, allowed, mask_note(allowed, mask.mode)

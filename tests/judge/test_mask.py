@@ -273,8 +273,8 @@ def test_masks_of_the_wrong_size_or_batch():
     with pytest.raises(ValueError, match=r"7 x 10.*expected.*6 x 10, 3 x 5.*same aspect"):
         on_tokens(np.zeros((7, 10)))
     with pytest.raises(ValueError, match=r"12 x 20.*expected.*6 x 10, 3 x 5$"):
-        token_mask(as_mask(np.zeros((12, 20))), GRID, 1, [(HEIGHT, WIDTH)], scaled=False)
-    with pytest.raises(ValueError, match="3 rows; expected 1 or one for each of the 2"):
+        token_mask(as_mask(np.zeros((12, 20))), GRID, 1, [(HEIGHT, WIDTH)], allow_scaled=False)
+    with pytest.raises(ValueError, match="batch of 3; expected 1 mask, or one for each of the 2"):
         on_tokens(np.zeros((3, 6, 10)), batch=2)
 
 
