@@ -1,4 +1,4 @@
-"""One specification per model family; see `spec.Spec` and `spec.register`."""
+"""The model families. Importing a family's module registers its `spec.Spec`."""
 
 from . import flux as flux
 from . import flux2 as flux2

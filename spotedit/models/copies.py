@@ -1,4 +1,4 @@
-"""Copies of a pipeline's modules that are nobody else's: no hooks, weights present."""
+"""Copies of a pipeline's modules, without hooks and with their weights present."""
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -10,93 +10,110 @@ from accelerate.utils import align_module_device
 from safetensors import safe_open
 from torch import Tensor, nn
 
-# what accelerate and diffusers set on a module that they offload or cast
-_FOREIGN = {"forward", "_hf_hook", "_old_forward", "_diffusers_hook"}
+# attributes that accelerate and diffusers set on a module that they offload or cast
+_HOOK_ATTRIBUTES = {"forward", "_hf_hook", "_old_forward", "_diffusers_hook"}
 
 
-def _group(module: nn.Module) -> Any:
-    """The group of diffusers' group offloading whose forward hook is on this module, or None."""
+def _offload_group(module: nn.Module) -> Any:
+    """Return the group of diffusers' group offloading whose hook is on this module, or None."""
     hooks: Any = getattr(module, "_diffusers_hook", None)
     hook = None if hooks is None else hooks.get_hook("group_offloading")
     return None if hook is None else hook.group
 
 
-def _read(path: str, key: str) -> Tensor:
+def _read_tensor(path: str, key: str) -> Tensor:
     with safe_open(path, framework="pt") as file:
         return file.get_tensor(key)
 
 
-def _elsewhere(component: nn.Module) -> dict[Tensor, Callable[[], Tensor]]:
-    """Offloaded parameter or buffer -> a function that copies its values from where they are kept.
+def _loaders(component: nn.Module) -> dict[Tensor, Callable[[], Tensor]]:
+    """Return, for every offloaded parameter and buffer, a function that loads a copy of its values.
 
-    No hook runs, so that nothing is moved to the device for it.
+    No hook runs, so nothing is moved to the device.
     """
-    found: dict[Tensor, Callable[[], Tensor]] = {}
-    for group in filter(None, map(_group, component.modules())):
-        found |= {tensor: kept.clone for tensor, kept in group.cpu_param_dict.items()}
+    loaders: dict[Tensor, Callable[[], Tensor]] = {}
+    for module in component.modules():
+        group = _offload_group(module)
+        if group is None:
+            continue
+        for tensor, cpu_values in group.cpu_param_dict.items():
+            loaders[tensor] = cpu_values.clone
         if group.offload_to_disk_path is not None:
-            path, keys = group.safetensors_file_path, group.tensor_to_key
-            found |= {tensor: partial(_read, path, key) for tensor, key in keys.items()}
-    return found
+            for tensor, key in group.tensor_to_key.items():
+                loaders[tensor] = partial(_read_tensor, group.safetensors_file_path, key)
+    return loaders
 
 
 def copy_without_hooks(module: nn.Module, component: nn.Module | None = None) -> nn.Module:
-    """A copy with weights of its own, without the hooks that offloading and casting left.
+    """Return a copy with its own weights, without the hooks that offloading and casting left.
 
     Args:
-        module: of any device; its weights may be on the meta device (accelerate) or in a file.
-        component: the pipeline's component that `module` is a part of; None: itself.
+        module: a module on any device. Its weights may be on the meta device (accelerate) or in a
+            file.
+        component: the component of the pipeline to which the module belongs; by default itself.
     """
-    return _copy(module, _elsewhere(module if component is None else component))
+    return _copy(module, _loaders(module if component is None else component))
 
 
-def _copy(module: nn.Module, elsewhere: Mapping[Tensor, Callable[[], Tensor]]) -> nn.Module:
+def _copy(module: nn.Module, loaders: Mapping[Tensor, Callable[[], Tensor]]) -> nn.Module:
     copy = type(module).__new__(type(module))
     nn.Module.__init__(copy)
-    skipped = (_FOREIGN | vars(copy).keys()) - {"training"}
-    vars(copy).update((k, v) for k, v in vars(module).items() if k not in skipped)
+    skipped = (_HOOK_ATTRIBUTES | vars(copy).keys()) - {"training"}
+    vars(copy).update((name, value) for name, value in vars(module).items() if name not in skipped)
 
-    def own(tensor: Tensor) -> Tensor:
-        return elsewhere.get(tensor, tensor.detach().clone)()
+    def copied(tensor: Tensor) -> Tensor:
+        load = loaders.get(tensor, tensor.detach().clone)
+        return load()
 
-    hooked = getattr(module, "_hf_hook", None) is not None
-    with align_module_device(module, torch.device("cpu")) if hooked else nullcontext():
+    is_hooked = getattr(module, "_hf_hook", None) is not None
+    with align_module_device(module, torch.device("cpu")) if is_hooked else nullcontext():
         for name, parameter in module._parameters.items():
-            value = None if parameter is None else nn.Parameter(own(parameter), False)
+            value = None if parameter is None else nn.Parameter(copied(parameter), False)
             copy.register_parameter(name, value)
         for name, buffer in module._buffers.items():
-            copy.register_buffer(name, None if buffer is None else own(buffer))
+            copy.register_buffer(name, None if buffer is None else copied(buffer))
     for name, child in module._modules.items():
-        copy.add_module(name, None if child is None else _copy(child, elsewhere))
+        copy.add_module(name, None if child is None else _copy(child, loaders))
     return copy
 
 
 def weight_of(norm: Any, device: torch.device) -> Tensor | None:
-    """The weight of a layer that is never called, so that no hook brings it to `device`."""
-    if norm.weight is None or (norm.weight.device == device and _group(norm) is None):
+    """Return the weight of a layer on `device`.
+
+    The layer is never called, so no hook would bring the weight there.
+    """
+    if norm.weight is None or (norm.weight.device == device and _offload_group(norm) is None):
         return norm.weight
     copy: Any = copy_without_hooks(norm)
     return copy.weight.to(device)
 
 
-def _arrives(module: nn.Module) -> bool:
-    """Whether a hook on the module or inside it brings its weights."""
+def _has_offload_hook(module: nn.Module) -> bool:
+    """Return whether a hook on the module, or inside it, loads its weights when it is called."""
     return any(
-        getattr(part, "_hf_hook", None) is not None or _group(part) is not None
+        getattr(part, "_hf_hook", None) is not None or _offload_group(part) is not None
         for part in module.modules()
     )
 
 
 def with_loaded_weights(module: nn.Module, component: nn.Module, device: torch.device) -> Any:
-    """`module`, a part of `component`, or a copy where its weights only come to `device` for a
-    forward of the component's."""
-    here = all(weight.device == device for weight in module.parameters())
-    if _group(component) is None and (here or _arrives(module)):
+    """Return a module that can be called on `device`: the given one, or a copy on that device.
+
+    A copy is made if the weights of the module are loaded by nothing but a forward of `component`,
+    to which it belongs.
+    """
+    is_loaded = all(weight.device == device for weight in module.parameters())
+    if _offload_group(component) is None and (is_loaded or _has_offload_hook(module)):
         return module
     return copy_without_hooks(module, component).to(device)
 
 
 def compute_dtype(module: nn.Module, otherwise: torch.dtype) -> torch.dtype:
-    """Dtype of the first parameter that arithmetic is done in; 8-bit ones are only stored."""
-    found = (p.dtype for p in module.parameters() if p.is_floating_point() and p.itemsize > 1)
-    return next(found, otherwise)
+    """Return the dtype of the first floating-point parameter, or `otherwise`.
+
+    8-bit floats are passed over, because they only store weights.
+    """
+    for parameter in module.parameters():
+        if parameter.is_floating_point() and parameter.itemsize > 1:
+            return parameter.dtype
+    return otherwise

@@ -1,4 +1,4 @@
-"""FLUX.1-Kontext."""
+"""The spec of FLUX.1-Kontext, and functions that other families share."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,21 +15,31 @@ from .spec import Arguments, Projection, Spec, register
 
 
 def grids(arguments: Arguments) -> list[Grid]:
-    """The first axis of `img_ids` numbers the pictures; the noise comes first."""
-    ids = arguments["img_ids"]
-    ids = (ids[0] if ids.ndim == 3 else ids).cpu().long()  # [N + C, 3]
-    _, counts = ids[:, 0].unique_consecutive(return_counts=True)
-    sizes = [part.amax(dim=0) - part.amin(dim=0) + 1 for part in ids[:, 1:3].split(counts.tolist())]
-    return [(int(rows), int(cols)) for rows, cols in sizes]
+    """Read the grids from `img_ids`, which hold (picture, row, column) of every image token."""
+    ids = _without_batch(arguments["img_ids"]).cpu().long()  # [S - P, 3 or 4]
+    picture_index, positions = ids[:, 0], ids[:, 1:3]
+    _, num_tokens = picture_index.unique_consecutive(return_counts=True)
+    token_grids = []
+    for picture in positions.split(num_tokens.tolist()):  # [rows * cols, 2]
+        rows, cols = (picture.amax(dim=0) - picture.amin(dim=0) + 1).tolist()
+        token_grids.append((rows, cols))
+    return token_grids
+
+
+def _without_batch(ids: Tensor) -> Tensor:
+    """Return ids [X, axes], which some pipelines repeat for every image of the batch."""
+    return ids[0] if ids.ndim == 3 else ids
 
 
 def rotary(transformer: Any, arguments: Arguments) -> tuple[Tensor, Tensor]:
-    ids = (arguments["txt_ids"], arguments["img_ids"])
-    cos, sin = transformer.pos_embed(torch.cat([i[0] if i.ndim == 3 else i for i in ids]))
+    prompt_ids = _without_batch(arguments["txt_ids"])
+    image_ids = _without_batch(arguments["img_ids"])
+    cos, sin = transformer.pos_embed(torch.cat([prompt_ids, image_ids]))
     return cos, sin
 
 
 def narrow(arguments: Arguments, index: Tensor) -> dict[str, Any]:
+    """Cut `img_ids` to the length of the index. Their values do not matter, see `Spec.narrow`."""
     ids = arguments["img_ids"]
     return {"img_ids": ids.new_zeros(*ids.shape[:-2], index.shape[-1], ids.shape[-1])}
 
@@ -37,66 +47,76 @@ def narrow(arguments: Arguments, index: Tensor) -> dict[str, Any]:
 def modulated(block: Any, arguments: Arguments) -> Tensor:
     hidden = arguments["hidden_states"]
     norm = with_loaded_weights(block.norm1, block, hidden.device)
-    return norm(hidden, emb=arguments["temb"])[0]
+    modulated_input, *_ = norm(hidden, emb=arguments["temb"])
+    return modulated_input
 
 
 def rms_norms(attn: Any, device: torch.device) -> dict[str, Any]:
-    """`Projection.norms` of a block with one stream."""
-    norms = {"q_weight": attn.norm_q, "k_weight": attn.norm_k}
-    weights: dict[str, Any] = {name: weight_of(norm, device) for name, norm in norms.items()}
-    return weights | {"text_q_weight": None, "text_k_weight": None, "eps": attn.norm_q.eps}
+    """Return `Projection.norms` with the weights for image rows, and none for prompt rows."""
+    return {
+        "q_weight": weight_of(attn.norm_q, device),
+        "k_weight": weight_of(attn.norm_k, device),
+        "text_q_weight": None,
+        "text_k_weight": None,
+        "eps": attn.norm_q.eps,
+    }
 
 
 def project(attn: Any, hidden: Tensor, prompt: Tensor | None) -> Projection:
-    """Joint rows of a dual-stream block, or those of a single-stream one (`prompt` is None)."""
+    """Project the rows of a dual-stream block, or of a single-stream block if `prompt` is None."""
 
-    def heads(fused: str, separate: tuple[str, str, str], states: Tensor) -> list[Tensor]:
+    def project_to_heads(
+        fused: str, separate: tuple[str, str, str], states: Tensor
+    ) -> list[Tensor]:
         if attn.fused_projections:
-            parts = getattr(attn, fused)(states).chunk(3, dim=-1)
+            projected = getattr(attn, fused)(states).chunk(3, dim=-1)
         else:
-            parts = [getattr(attn, name)(states) for name in separate]
-        return [part.unflatten(-1, (-1, attn.inner_dim // attn.heads)) for part in parts]
+            projected = [getattr(attn, name)(states) for name in separate]
+        head_dim = attn.inner_dim // attn.heads
+        return [x.unflatten(-1, (-1, head_dim)) for x in projected]  # [B, rows, H, D] each
 
     norms = rms_norms(attn, hidden.device)
-    rows = heads("to_qkv", ("to_q", "to_k", "to_v"), hidden)
+    qkv = project_to_heads("to_qkv", ("to_q", "to_k", "to_v"), hidden)
     if prompt is not None:
-        text = heads("to_added_qkv", ("add_q_proj", "add_k_proj", "add_v_proj"), prompt)
-        rows = [torch.cat(pair, dim=1) for pair in zip(text, rows, strict=True)]
+        added = ("add_q_proj", "add_k_proj", "add_v_proj")
+        prompt_qkv = project_to_heads("to_added_qkv", added, prompt)
+        qkv = [torch.cat(pair, dim=1) for pair in zip(prompt_qkv, qkv, strict=True)]
         norms["text_q_weight"] = weight_of(attn.norm_added_q, hidden.device)
         norms["text_k_weight"] = weight_of(attn.norm_added_k, hidden.device)
-    q, k, v = rows
+    q, k, v = qkv
     return Projection(q, k, v, norms)
 
 
 def output(
-    attn: Any, heads: Tensor, prompt: Tensor | None, projection: Projection
+    attn: Any, attended: Tensor, prompt: Tensor | None, projection: Projection
 ) -> Tensor | tuple[Tensor, Tensor]:
-    hidden = heads.flatten(2, 3)
+    hidden = attended.flatten(2, 3)  # [B, rows, H * D]
     if prompt is None:
         return hidden
-    text, image = hidden[:, : prompt.shape[1]], hidden[:, prompt.shape[1] :]
-    image = attn.to_out[1](attn.to_out[0](image.contiguous()))
-    return image, attn.to_add_out(text.contiguous())
+    num_prompt_tokens = prompt.shape[1]
+    prompt_rows, image_rows = hidden[:, :num_prompt_tokens], hidden[:, num_prompt_tokens:]
+    image_rows = attn.to_out[1](attn.to_out[0](image_rows.contiguous()))
+    return image_rows, attn.to_add_out(prompt_rows.contiguous())
 
 
 class DecoderPrefix(nn.Module):
     """Copies of the first layers of an `AutoencoderKL` decoder, on the device of `like`.
 
     Raises:
-        ValueError: there is no VAE, or its decoder has other layers.
+        ValueError: there is no VAE, or its decoder does not have these layers.
     """
 
     def __init__(self, vae: Any, like: Tensor) -> None:
         super().__init__()
         if vae is None:
             raise ValueError(
-                "the pipeline has no VAE, through which the perceptual judge looks; expected one, "
-                'or judge="cosine" or "l2"'
+                "the pipeline has no VAE, which the perceptual judge needs; expected one, or "
+                'judge="cosine" or "l2"'
             )
         decoder: Any = getattr(vae, "decoder", None)
         if not all(hasattr(decoder, name) for name in ("conv_in", "mid_block", "up_blocks")):
             raise ValueError(
-                "the perceptual judge looks through the first layers of the VAE's decoder, which "
+                "the perceptual judge needs the first layers of the VAE's decoder, which "
                 f"{type(vae).__name__} does not have; expected an AutoencoderKL, or "
                 'judge="cosine" or "l2"'
             )
@@ -108,21 +128,23 @@ class DecoderPrefix(nn.Module):
         self.to(like.device, self.dtype)
 
     def forward(self, latents: Tensor) -> list[Tensor]:
-        """Latents [B, C, h, w] -> feature maps [B, C_l, h_l, w_l], shallow to deep."""
-        latents, maps = latents.to(self.dtype), []
+        """Turn latents [B, C, h, w] into feature maps [B, C_l, h_l, w_l], from shallow to deep."""
+        hidden = latents.to(self.dtype)
+        maps = []
         for layer in self.layers:
-            latents = layer(latents)
-            maps.append(latents)
+            hidden = layer(hidden)
+            maps.append(hidden)
         return maps
 
 
 def tokens_to_latents(tokens: Tensor, grid: Grid) -> Tensor:
-    """Packed tokens [B, N, C*4] (channel c*4 + dy*2 + dx) -> latents [B, C, 2 rows, 2 cols]."""
+    """Turn tokens [B, N, C*4] (channel c*4 + dy*2 + dx) into latents [B, C, 2 rows, 2 cols]."""
     patches = tokens.unflatten(2, (-1, 2, 2)).unflatten(1, grid)  # [B, rows, cols, C, dy, dx]
     return patches.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
 def tokens_to_vae_input(pipe: Any, tokens: Tensor, grid: Grid) -> Tensor:
+    """Turn tokens into latents in the scale that the VAE decodes."""
     latents = tokens_to_latents(tokens, grid)
     return latents / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor
 
@@ -133,9 +155,9 @@ def features(pipe: Any, y: Tensor, grid: Grid) -> Callable[[Tensor], list[Tensor
 
 
 def matched_size(pipe: Any, arguments: Arguments, reference: int | str) -> dict[str, Any]:
-    """The size that the pipeline will give the condition image, as output size.
+    """Return the size that the pipeline will give the condition image.
 
-    `max_area` goes with it: the pipeline rescales height and width to that area.
+    `max_area` is part of it, because the pipeline rescales height and width to that area.
     """
     image = arguments.get("image")
     if image is None:
@@ -147,19 +169,26 @@ def matched_size(pipe: Any, arguments: Arguments, reference: int | str) -> dict[
     else:
         first = image[0] if isinstance(image, list) else image
         height, width = pipe.image_processor.get_default_height_width(first)
-        if arguments.get("_auto_resize", True):
-            # imported here so that `import spotedit` stays fast
-            from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
-
-            aspect = width / height
-            _, width, height = min(
-                (abs(aspect - w / h), w, h) for w, h in PREFERRED_KONTEXT_RESOLUTIONS
-            )
+        if arguments.get("_auto_resize", True):  # an argument of the stock pipeline
+            width, height = _nearest_preferred_size(width / height)
     height, width = height // multiple * multiple, width // multiple * multiple
     return {"height": height, "width": width, "max_area": height * width}
 
 
-def source_size(arguments: Arguments, number: int) -> Grid | None:
+def _nearest_preferred_size(aspect: float) -> tuple[int, int]:
+    """Return the (width, height) of Kontext's list with the nearest aspect ratio.
+
+    The stock pipeline chooses it in the same way, ties included.
+    """
+    # imported here so that `import spotedit` stays fast
+    from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
+
+    _, width, height = min((abs(aspect - w / h), w, h) for w, h in PREFERRED_KONTEXT_RESOLUTIONS)
+    return width, height
+
+
+def source_size(arguments: Arguments, source_index: int) -> Grid | None:
+    """Return the size of the condition image. A list holds one for each image of the batch."""
     image = arguments.get("image")
     if isinstance(image, list | tuple):
         image = image[0]
@@ -172,10 +201,12 @@ def source_size(arguments: Arguments, number: int) -> Grid | None:
     return None
 
 
-def listed_size(arguments: Arguments, number: int) -> Grid | None:
-    """The same for pipelines that take a list as the condition images of one output."""
+def listed_size(arguments: Arguments, source_index: int) -> Grid | None:
+    """Return the size of a condition image. A list holds all condition images of one output."""
     image = arguments["image"]
-    return source_size({"image": image[number] if isinstance(image, list) else image}, number)
+    if isinstance(image, list):
+        image = image[source_index]
+    return source_size({"image": image}, source_index)
 
 
 KONTEXT = Spec(
@@ -192,7 +223,7 @@ KONTEXT = Spec(
     latents=tokens_to_latents,
     modulated=modulated,
     processors=("FluxAttnProcessor",),
-    # of FLUX.1-Kontext-dev, from ComfyUI-TeaCache (github.com/welltop-cn/ComfyUI-TeaCache)
+    # coefficients for FLUX.1-Kontext-dev from github.com/welltop-cn/ComfyUI-TeaCache
     tea=TeaCache(0.25, (-1046.55119, 312.563399, -16.9500694, 0.410995971, 0.0374537863)),
 )
 register(KONTEXT)

@@ -1,4 +1,4 @@
-"""FLUX.2 and FLUX.2 klein."""
+"""The spec of FLUX.2 and FLUX.2 klein."""
 
 import math
 from collections.abc import Callable
@@ -14,32 +14,34 @@ from .spec import Arguments, Projection, Spec, register, register_refusal
 
 
 def project(attn: Any, hidden: Tensor, prompt: Tensor | None) -> Projection:
-    """Single-stream blocks project queries, keys, values and the MLP's rows at once."""
+    """Project the rows of a block. A single-stream block projects the MLP's input with them."""
     if prompt is not None:
         return flux.project(attn, hidden, prompt)
-    rows = attn.to_qkv_mlp_proj(hidden)
-    qkv, mlp = 3 * attn.inner_dim, attn.mlp_hidden_dim * attn.mlp_mult_factor
-    split = rows.shape[-1] * qkv // (qkv + mlp)  # a shard of a tensor-parallel model has fewer
-    parts = rows[..., :split].chunk(3, dim=-1)
-    q, k, v = (part.unflatten(-1, (-1, attn.head_dim)) for part in parts)
-    return Projection(q, k, v, flux.rms_norms(attn, hidden.device), rest=rows[..., split:])
+    projected = attn.to_qkv_mlp_proj(hidden)  # [B, rows, channels of q, k, v and the MLP]
+    qkv_channels = 3 * attn.inner_dim
+    mlp_channels = attn.mlp_hidden_dim * attn.mlp_mult_factor
+    # a shard of a tensor-parallel model has a part of these channels
+    split = projected.shape[-1] * qkv_channels // (qkv_channels + mlp_channels)
+    qkv, mlp_input = projected[..., :split], projected[..., split:]
+    q, k, v = (x.unflatten(-1, (-1, attn.head_dim)) for x in qkv.chunk(3, dim=-1))
+    return Projection(q, k, v, flux.rms_norms(attn, hidden.device), rest=mlp_input)
 
 
 def modulated(block: Any, arguments: Arguments) -> Tensor:
     modulation = arguments["temb_mod_img"]
-    if modulation.ndim == 2:  # [B, 6 D], one for all rows of an image
+    if modulation.ndim == 2:  # [B, 6 * width], the same for all rows of an image
         modulation = modulation[:, None]
     shift, scale, *_ = modulation.chunk(6, dim=-1)
     return block.norm1(arguments["hidden_states"]) * (1 + scale) + shift
 
 
 def output(
-    attn: Any, heads: Tensor, prompt: Tensor | None, projection: Projection
+    attn: Any, attended: Tensor, prompt: Tensor | None, projection: Projection
 ) -> Tensor | tuple[Tensor, Tensor]:
     if prompt is not None:
-        return flux.output(attn, heads, prompt, projection)
+        return flux.output(attn, attended, prompt, projection)
     mlp = attn.mlp_act_fn(projection.rest)
-    return attn.to_out(torch.cat([heads.flatten(2, 3), mlp], dim=-1))
+    return attn.to_out(torch.cat([attended.flatten(2, 3), mlp], dim=-1))
 
 
 def features(pipe: Any, y: Tensor, grid: Grid) -> Callable[[Tensor], list[Tensor]]:
@@ -50,7 +52,10 @@ def features(pipe: Any, y: Tensor, grid: Grid) -> Callable[[Tensor], list[Tensor
 
 
 def matched_size(pipe: Any, arguments: Arguments, reference: int | str) -> dict[str, Any]:
-    """The size that the pipeline gives condition image `reference`; its own choice is the first."""
+    """Return the size that the pipeline gives condition image `reference`.
+
+    Without it, the pipeline takes the size of the first one, which is right for `"auto"`.
+    """
     images = arguments["image"]
     if reference == "auto" or not isinstance(images, list) or int(reference) >= len(images):
         return {}
@@ -74,7 +79,7 @@ FLUX2 = Spec(
     token_pixels=lambda pipe: pipe.vae_scale_factor * 2,
     latents=flux.tokens_to_latents,
     modulated=modulated,
-    # those of klein KV are the others where no cache of keys and values is passed to them
+    # The KV processors of klein compute the same as the others if they get no cache.
     processors=(
         "Flux2AttnProcessor",
         "Flux2ParallelSelfAttnProcessor",

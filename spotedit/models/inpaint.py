@@ -1,9 +1,9 @@
-"""The inpainting pipelines of FLUX.1-Kontext, FLUX.2 klein and Qwen-Image-Edit.
+"""The specs of the inpainting pipelines of FLUX.1-Kontext, FLUX.2 klein and Qwen-Image-Edit.
 
 The output always has the size of `image`. After every scheduler step such a pipeline puts the
-noised source back in everything that is black in `mask_image`, so no token that is black
-throughout can differ from the source: where the user has set no mask, that one is taken as theirs
-("intersect"). Those tokens end as in the stock pipeline, whatever the judge would have said.
+noised source back wherever `mask_image` is black, so a token that is wholly black cannot differ
+from the source. If the user has set no mask, `mask_image` is therefore used as one, in the mode
+"intersect". The black tokens end as in the stock pipeline, whatever the judge would have said.
 """
 
 from dataclasses import replace
@@ -19,51 +19,57 @@ from .spec import Arguments, register
 
 
 def own_mask(pipe: Any, arguments: Arguments, size: Grid) -> Tensor | None:
-    """`mask_image` as the pipeline itself will see it."""
-    (height, width), pad = size, arguments.get("padding_mask_crop")
-    picture, processor = arguments.get("mask_image"), pipe.mask_processor
-    if picture is None:
+    """Return `mask_image` as the pipeline itself will see it."""
+    height, width = size
+    mask_image = arguments.get("mask_image")
+    padding = arguments.get("padding_mask_crop")
+    if mask_image is None:
         return None
-    how: dict[str, Any] = {}
-    if pad is not None:
-        crop = processor.get_crop_region(picture, width, height, pad=pad)
-        how = {"resize_mode": "fill", "crops_coords": crop}
-    return processor.preprocess(picture, height=height, width=width, **how)[:, 0] > 0.5
+    crop: dict[str, Any] = {}
+    if padding is not None:
+        region = pipe.mask_processor.get_crop_region(mask_image, width, height, pad=padding)
+        crop = {"resize_mode": "fill", "crops_coords": region}
+    mask = pipe.mask_processor.preprocess(mask_image, height=height, width=width, **crop)
+    return mask[:, 0] > 0.5  # bool [b, H, W]
 
 
-def shown_size(arguments: Arguments, number: int) -> Grid | None:
-    """The source's size, where all of it is what the model sees."""
-    cropped = arguments.get("padding_mask_crop") is not None
-    return None if cropped or number else source_size(arguments, 0)
+def uncropped_size(arguments: Arguments, source_index: int) -> Grid | None:
+    """Return the size of the source, or None if the model does not see the whole of it."""
+    is_cropped = arguments.get("padding_mask_crop") is not None
+    if is_cropped or source_index > 0:
+        return None
+    return source_size(arguments, 0)
 
 
 def kontext_mask(pipe: Any, arguments: Arguments, size: Grid) -> Tensor | None:
-    return None if _replaced(arguments) else own_mask(pipe, arguments, size)
+    return None if _has_other_condition(arguments) else own_mask(pipe, arguments, size)
 
 
-def kontext_size(arguments: Arguments, number: int) -> Grid | None:
-    if _replaced(arguments):
+def kontext_size(arguments: Arguments, source_index: int) -> Grid | None:
+    if _has_other_condition(arguments):
         raise ValueError(
             "set_mask keeps the condition image, which image_reference replaces; expected no mask "
-            "beside mask_image: call handle.set_mask(None)"
+            "in addition to mask_image: call handle.set_mask(None)"
         )
-    return shown_size(arguments, number)
+    return uncropped_size(arguments, source_index)
 
 
-def _replaced(arguments: Arguments) -> bool:
-    """Kontext's condition is then another picture than the one that is edited: where they differ
-    no token matches, and only the condition is cached."""
+def _has_other_condition(arguments: Arguments) -> bool:
+    """Return whether Kontext's condition is another picture than the one that is edited.
+
+    Then no token matches where the two differ, and only the condition is cached.
+    """
     return arguments.get("image_reference") is not None
 
 
 INPAINTING: dict[str, Any] = {
     "matched_size": lambda pipe, arguments, reference: {},
-    "source_size": shown_size,
+    "source_size": uncropped_size,
     "own_mask": own_mask,
 }
+KONTEXT_INPAINTING = INPAINTING | {"source_size": kontext_size, "own_mask": kontext_mask}
 register(replace(FLUX2, pipelines=("Flux2KleinInpaintPipeline",), **INPAINTING))
 register(replace(EDIT, pipelines=("QwenImageEditInpaintPipeline",), **INPAINTING))
-# edits and inpaints; its `mask_image` does not count as the user's
-register(replace(EDIT, pipelines=("QwenImageEditModularPipeline",), source_size=shown_size))
-own_source = {"source_size": kontext_size, "own_mask": kontext_mask}
-register(replace(KONTEXT, pipelines=("FluxKontextInpaintPipeline",), **INPAINTING | own_source))
+register(replace(KONTEXT, pipelines=("FluxKontextInpaintPipeline",), **KONTEXT_INPAINTING))
+# This pipeline edits and inpaints; its `mask_image` is not used as a mask here.
+register(replace(EDIT, pipelines=("QwenImageEditModularPipeline",), source_size=uncropped_size))

@@ -1,4 +1,4 @@
-"""LongCat-Image-Edit: its attention, packing, positions and VAE are FLUX.1's."""
+"""The spec of LongCat-Image-Edit, whose attention, packing, positions and VAE are FLUX.1's."""
 
 from dataclasses import replace
 
@@ -11,9 +11,9 @@ register(
         KONTEXT,
         pipelines=("LongCatImageEditPipeline",),
         processors=("LongCatImageAttnProcessor",),
-        # the output always follows the image, at an area of 1024 * 1024
+        # The pipeline takes no size: the output has the image's aspect and 1024 * 1024 pixels.
         matched_size=lambda pipe, arguments, reference: {},
-        # of LongCat-Image, from vLLM-Omni (github.com/vllm-project/vllm-omni)
+        # coefficients for LongCat-Image from github.com/vllm-project/vllm-omni
         tea=TeaCache(0.25, (652.598, -424.1615, 84.5526, -4.5923, 0.1694)),
     )
 )

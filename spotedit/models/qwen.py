@@ -1,4 +1,4 @@
-"""Qwen-Image-Edit, its multi-image successors 2509 and 2511, and inpainting."""
+"""The specs of Qwen-Image-Edit and of its multi-image successors 2509 and 2511."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +17,10 @@ from .spec import Arguments, Spec, register
 
 
 def grids(arguments: Arguments) -> list[Grid]:
-    """`img_shapes` lists (frames, rows, cols) of every picture, noise first, for every image."""
+    """Read the grids from `img_shapes`.
+
+    For every image of the batch, it lists (frames, rows, cols) of the noise and of the pictures.
+    """
     return [(rows, cols) for _, rows, cols in arguments["img_shapes"][0]]
 
 
@@ -26,8 +29,8 @@ def rotary(transformer: Any, arguments: Arguments) -> tuple[Tensor, Tensor]:
     image, text = transformer.pos_embed(
         arguments["img_shapes"], max_txt_seq_len=prompt.shape[1], device=prompt.device
     )
-    turns = torch.cat([text, image]).repeat_interleave(2, dim=-1)  # complex [S, D]
-    return turns.real.contiguous(), turns.imag.contiguous()
+    rotations = torch.cat([text, image]).repeat_interleave(2, dim=-1)  # complex [S, D]
+    return rotations.real.contiguous(), rotations.imag.contiguous()
 
 
 def prompt_mask(arguments: Arguments) -> Tensor | None:
@@ -36,16 +39,22 @@ def prompt_mask(arguments: Arguments) -> Tensor | None:
 
 
 def narrow_block(arguments: Arguments, index: Tensor) -> dict[str, Any]:
-    """`modulate_index` [1 or B, S - P] of 2511: 1 where a token's time is zero."""
-    which = arguments["modulate_index"]
-    return {} if which is None else {"modulate_index": gather_rows(which, index)}
+    """Cut the `modulate_index` [1 or B, S - P] of 2511, which is 1 for tokens at time zero."""
+    modulate_index = arguments["modulate_index"]
+    if modulate_index is None:
+        return {}
+    return {"modulate_index": gather_rows(modulate_index, index)}
 
 
 def modulated(block: Any, arguments: Arguments) -> Tensor:
-    """Of 2511, whose conditions have a time of their own, with the noise's throughout."""
+    """Modulate all tokens with the noise's time, also the conditions of 2511, which have another.
+
+    `temb` of 2511 holds the B images at the noise's time, then at the conditions'.
+    """
     hidden = arguments["hidden_states"]
+    batch = len(hidden)
     modulation = with_loaded_weights(block.img_mod, block, hidden.device)(arguments["temb"])
-    shift, scale, *_ = modulation[: len(hidden), None].chunk(6, dim=-1)
+    shift, scale, *_ = modulation[:batch, None].chunk(6, dim=-1)
     return block.img_norm1(hidden) * (1 + scale) + shift
 
 
@@ -55,13 +64,16 @@ def without_prompt(arguments: Arguments) -> dict[str, Any]:
 
 
 class FrameConv(nn.Module):
-    """What is left of a causal 3-D convolution on one frame: its last tap in time, as 2-D."""
+    """A 2-D convolution that equals a causal 3-D one on a single frame.
+
+    On one frame only the last tap in time meets the frame; the others meet padding.
+    """
 
     def __init__(self, conv: Any) -> None:
         super().__init__()
         self.weight = nn.Parameter(conv.weight[:, :, -1].clone(), requires_grad=False)
         self.bias = conv.bias
-        self.padding = conv._padding[2], conv._padding[0]  # of height and width
+        self.padding = conv._padding[2], conv._padding[0]  # (height, width)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, 1, h, w]
         return F.conv2d(x[:, :, 0], self.weight, self.bias, padding=self.padding)[:, :, None]
@@ -70,7 +82,7 @@ class FrameConv(nn.Module):
 class FramePrefix(flux.DecoderPrefix):
     """Copies of the first layers of an `AutoencoderKLQwenImage` decoder, for one frame.
 
-    At 1024 x 1024 px they take 0.96 TFLOP; in three dimensions the same maps take 1.83.
+    At 1024 x 1024 px they take 0.96 TFLOP. The 3-D layers take 1.83 for the same maps.
     """
 
     def __init__(self, vae: Any, like: Tensor) -> None:
@@ -95,7 +107,10 @@ def features(pipe: Any, y: Tensor, grid: Grid) -> Callable[[Tensor], list[Tensor
 
 
 def plus_size(pipe: Any, arguments: Arguments, reference: int | str) -> dict[str, Any]:
-    """The size that the pipeline gives condition image `reference`; its own choice is the last."""
+    """Return the size that the pipeline gives condition image `reference`.
+
+    Without it, the pipeline takes the size of the last one, which is right for `"auto"`.
+    """
     images = arguments.get("image")
     if reference == "auto" or not isinstance(images, list) or int(reference) >= len(images):
         return {}
@@ -124,7 +139,7 @@ EDIT = Spec(
     modulated=modulated,
     processors=("QwenDoubleStreamAttnProcessor2_0",),
     without_prompt=without_prompt,
-    # of Qwen-Image, from vLLM-Omni (github.com/vllm-project/vllm-omni)
+    # coefficients for Qwen-Image from github.com/vllm-project/vllm-omni
     tea=TeaCache(0.2, (-450.0, 280.0, -45.0, 3.2, -0.02)),
 )
 register(EDIT)

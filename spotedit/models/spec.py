@@ -1,4 +1,4 @@
-"""What the wrapper has to know about a model family, and the registry of the families known."""
+"""A `Spec` tells the wrapper about one model family. The registry lists the known families."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,15 +9,18 @@ from torch import Tensor, nn
 from ..options.choices import Grid
 from ..options.temporal import TeaCache
 
-Arguments = Mapping[str, Any]  # keyword arguments, of the transformer or of the pipeline
+Arguments = Mapping[str, Any]  # keyword arguments of the transformer or of the pipeline
 
 
 class Projection(NamedTuple):
-    """Queries, keys and values [B, M, H, D] before normalisation, prompt rows first.
+    """Queries, keys and values before normalisation, with the prompt's rows first.
 
-    `norms` are the arguments of `qk_norm_rope` for the RMS norms: `q_weight`, `k_weight`,
-    `text_q_weight`, `text_k_weight` ([D] or None) and `eps`; `copies.weight_of` finds offloaded
-    ones. `rest` is handed to `Spec.output`.
+    Attributes:
+        q, k, v: [B, M, H, D].
+        norms: weights of the RMS norms, as arguments of `qk_norm_rope`: `q_weight`, `k_weight`,
+            `text_q_weight` and `text_k_weight` ([D] or None), and `eps`. `copies.weight_of` gets
+            the weight of a norm that is offloaded.
+        rest: anything else that `Spec.output` needs. It is passed on unchanged.
     """
 
     q: Tensor
@@ -27,64 +30,84 @@ class Projection(NamedTuple):
     rest: Any = None
 
 
-def without_prompt(arguments: Arguments) -> dict[str, Any]:
-    """A prompt of no tokens."""
+def _cut_prompt(arguments: Arguments) -> dict[str, Any]:
+    """Return the transformer's arguments for the prompt, cut to zero tokens."""
     return {"encoder_hidden_states": arguments["encoder_hidden_states"][:, :0]}
 
 
-def heads(transformer: Any) -> tuple[int, int]:
-    """Number of attention heads and head dim, from the model's configuration."""
+def _configured_heads(transformer: Any) -> tuple[int, int]:
+    """Return the number of attention heads and the head dimension of the model's configuration."""
     return transformer.config.num_attention_heads, transformer.config.attention_head_dim
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A model family: data and a few functions.
+    """Describes a model family by data and a few functions.
 
-    The image tokens are [noise, condition 1, condition 2, ...] and the joint sequence is
-    [prompt, image tokens]. B is the batch, M the rows that a step computes, P, N, S the numbers of
-    prompt, noise and all rows.
+    The image tokens are [noise, condition 1, condition 2, ...], and the joint sequence is [prompt,
+    image tokens]. Shapes use these letters:
+
+        B   number of images in the batch
+        P   number of prompt tokens
+        N   number of noise tokens, also of the source's tokens
+        S   length of the joint sequence
+        M   number of rows that a step computes
+        H   number of attention heads, D the head dimension
+
+    An "image-token index" is int64 [M] or [B, M], counts from the first noise token and is padded
+    with -1. "Transformer arguments" and "call arguments" are the keyword arguments of the
+    transformer's forward and of the pipeline's call, the latter with their defaults.
 
     Attributes:
-        pipelines: class names of the pipelines it serves; subclasses are served too.
-        grids: transformer's keyword arguments -> token grids (rows, cols) of the noise and of
-            every condition image, in the tokens' order.
-        rotary: (transformer, its keyword arguments) -> cos, sin fp32 [S, D] of the joint sequence.
-        narrow: (transformer's keyword arguments, image-token index [M] or [B, M], padded with -1)
-            -> those that have a row for every image token, with M of them; not `hidden_states`.
-            Positions do not matter: the attention takes those of `rotary`.
-        project: (attention module, hidden states, prompt's hidden states or None) -> `Projection`.
-        output: (attention module, heads' output [B, M, H, D], prompt's hidden states or None,
-            projection) -> what the stock attention processor returns.
-        features: (pipeline, condition tokens y [B, N, C], grid) -> a function of tokens [B, N, C]
-            that returns the feature maps [B, C_l, h_l, w_l] of the VAE decoder's first layers. It
-            has layers of its own on y's device: the pipeline's VAE may be offloaded.
-        matched_size: (pipeline, call's arguments with defaults, `SpotEditConfig.reference`) ->
-            arguments that give the output the condition image's grid; empty where there is no
-            image, no choice, or the pipeline's own choice is right.
-        source_size: (call's arguments, number of the condition image that is the source) ->
-            (height, width) that a user's mask may have for being the source picture's, or None.
-        token_pixels: pipeline -> side of a token in output pixels.
-        prompt_mask: transformer's keyword arguments -> bool [B, P], True = attend, or None.
-        narrow_block: (keyword arguments of a block of `transformer_blocks`, image-token index) ->
-            narrowed ones, where the model makes some from the whole sequence; None: it does not.
-        modulated: (first block of `transformer_blocks`, its keyword arguments) -> its modulated
-            image input [B, S - P, D], which TeaCache watches; `copies.with_loaded_weights` finds the weights of
-            offloaded parts. None: there is no TeaCache.
-        without_prompt: transformer's keyword arguments -> those that make a forward without the
-            prompt's rows.
-        tea: default threshold and coefficients of TeaCache. Coefficients belong to a checkpoint;
-            None where none are published.
-        processors: class names of the attention processors that `project` and `output` stand in
-            for, from the model's own module; others are refused. Empty: all of that module.
-        own_mask: (pipeline, call's arguments, output's (height, width)) -> bool [b, H, W] in output
-            pixels, True where the pipeline lets the source change, b a divisor of B; or None. It
-            counts as the user's where they have set none.
-        latents: (tokens [B, N, C], grid) -> latents [B, c, h, w], whose motion as a whole is looked
-            for where much changes; None: it is not.
-        heads: transformer -> (heads, head dim).
-        followed: which condition image gives the output its size, 0 or -1 (the last).
-        interleaved: rotary pairs are (2i, 2i+1), not (i, i + D/2).
+        pipelines: class names of the pipelines that this spec serves. Subclasses are served too.
+        grids: takes the transformer arguments. Returns the token grids (rows, cols) of the noise
+            and of every condition image, in the order of their tokens.
+        rotary: takes the transformer and its arguments. Returns cos and sin of the joint sequence,
+            fp32 [S, D] each.
+        narrow: takes the transformer arguments and an image-token index. Returns those arguments
+            that have a row for every image token, cut to M rows. `hidden_states` is not among them.
+            The positions in them do not matter, because attention uses those of `rotary`.
+        project: takes an attention module, the hidden states, and the prompt's hidden states or
+            None. Returns a `Projection`.
+        output: takes an attention module, the attention result [B, M, H, D], the prompt's hidden
+            states or None, and the `Projection`. Returns what the stock attention processor does.
+        features: takes the pipeline, the source's tokens y [B, N, C] and their grid. Returns a
+            function from tokens [B, N, C] to the feature maps [B, C_l, h_l, w_l] of the VAE
+            decoder's first layers. That function needs its own copy of the layers on y's device,
+            because the pipeline's VAE may be offloaded.
+        matched_size: takes the pipeline, the call arguments and `SpotEditConfig.reference`. Returns
+            the call arguments that give the output the grid of the condition image. They are empty
+            if there is no image, if the pipeline takes no size, or if its own choice is right.
+        source_size: takes the call arguments and the index of the condition image that is the
+            source. Returns the (height, width) of the source picture, which a user's mask may also
+            have, or None if no mask of that size would fit.
+        token_pixels: takes the pipeline. Returns the side of a token in output pixels.
+        prompt_mask: takes the transformer arguments. Returns bool [B, P], True for the prompt
+            tokens to attend to, or None to attend to all.
+        narrow_block: takes the arguments of a block of `transformer_blocks` and an image-token
+            index. Returns those arguments that have a row for every image token, cut to M rows. It
+            is needed if the model makes such arguments from the whole sequence, and None otherwise.
+        modulated: takes the first block of `transformer_blocks` and its arguments. Returns the
+            block's modulated image input [B, S - P, width], which TeaCache watches.
+            `copies.with_loaded_weights` gets a part of the block whose weights are offloaded. None
+            if the family has no TeaCache.
+        without_prompt: takes the transformer arguments. Returns the arguments that make a forward
+            run without the prompt's rows.
+        tea: the default threshold and coefficients of TeaCache. Coefficients belong to a
+            checkpoint. They are None if none are published.
+        processors: class names of the attention processors that `project` and `output` can replace.
+            They come from the model's own module, and a pipeline with another processor is refused.
+            Empty if every processor of that module can be replaced.
+        own_mask: takes the pipeline, the call arguments and the output's (height, width). Returns
+            the mask that the call gives the pipeline itself, or None: bool [b, H, W] in output
+            pixels, True where the picture may change, with b a divisor of B. It is used if the user
+            has set no mask.
+        latents: takes tokens [B, N, C] and their grid. Returns the latents [B, c, h, w], in which a
+            shift of the whole picture can be found. None turns that check off.
+        heads: takes the transformer. Returns H and D.
+        followed: position in the list of condition images of the one whose size the pipeline gives
+            the output: 0 for the first, -1 for the last.
+        interleaved: whether a rotary pair is (2i, 2i + 1). Otherwise it is (i, i + D / 2).
     """
 
     pipelines: tuple[str, ...]
@@ -100,12 +123,12 @@ class Spec:
     prompt_mask: Callable[[Arguments], Tensor | None] = lambda arguments: None
     narrow_block: Callable[[Arguments, Tensor], dict[str, Any]] | None = None
     modulated: Callable[[nn.Module, Arguments], Tensor] | None = None
-    without_prompt: Callable[[Arguments], dict[str, Any]] = without_prompt
+    without_prompt: Callable[[Arguments], dict[str, Any]] = _cut_prompt
     tea: TeaCache = field(default_factory=lambda: TeaCache(threshold=0.25))
     processors: tuple[str, ...] = ()
     own_mask: Callable[[Any, Arguments, Grid], Tensor | None] = lambda pipe, arguments, size: None
     latents: Callable[[Tensor, Grid], Tensor] | None = None
-    heads: Callable[[Any], tuple[int, int]] = heads
+    heads: Callable[[Any], tuple[int, int]] = _configured_heads
     followed: int = 0
     interleaved: bool = True
 
@@ -113,35 +136,40 @@ class Spec:
 def reference_index(
     grids: Sequence[Grid], choice: int | str, followed: int
 ) -> tuple[int | None, str | None]:
-    """The number of the condition image that is the source, or None and the reason.
+    """Find the condition image that is the source.
 
     Args:
-        grids: of the noise and of every condition image.
-        choice: which condition image is the source, or `"auto"`: of those whose grid is the
-            noise's, the first or last.
-        followed: 0 or -1: the first or last.
+        grids: the token grids of the noise and of every condition image.
+        choice: the index of the source. `"auto"` chooses among the condition images with the
+            output's grid, or among all if none has it.
+        followed: which of these `"auto"` takes: 0 for the first, -1 for the last.
+
+    Returns:
+        (index, None), or (None, the reason why no condition image can be the source).
 
     Raises:
-        ValueError: there is no condition image of that number.
+        ValueError: there is no condition image with that index.
     """
-    noise, *conditions = grids
-    if not conditions:
+    noise_grid, *condition_grids = grids
+    if not condition_grids:
         return None, "the call has no condition image"
-    equal = [i for i, grid in enumerate(conditions) if grid == noise]
     if choice == "auto":
-        index = (equal or range(len(conditions)))[followed]
+        every_index = list(range(len(condition_grids)))
+        on_the_grid = [index for index in every_index if condition_grids[index] == noise_grid]
+        candidates = on_the_grid or every_index
+        index = candidates[followed]
     else:
         index = int(choice)
-        if index >= len(conditions):
+        if index >= len(condition_grids):
             raise ValueError(
-                f"SpotEditConfig.reference is {choice}; expected less than the {len(conditions)} "
-                "condition images of the call, or 'auto'"
+                f"SpotEditConfig.reference is {choice}; expected less than the "
+                f"{len(condition_grids)} condition images of the call, or 'auto'"
             )
-    if conditions[index] != noise:
-        rows, cols = conditions[index]
+    if condition_grids[index] != noise_grid:
+        rows, cols = condition_grids[index]
         return None, (
-            f"the output's token grid, {noise[0]} x {noise[1]}, differs from the condition "
-            f"image's, {rows} x {cols}; leave height, width and max_area to match_size"
+            f"the output's token grid, {noise_grid[0]} x {noise_grid[1]}, differs from the "
+            f"condition image's, {rows} x {cols}; leave height, width and max_area to match_size"
         )
     return index, None
 
@@ -153,26 +181,34 @@ _REFUSALS: dict[str, str] = {}
 def register(spec: Spec) -> None:
     """Make the pipelines of `spec` known to `spotedit.enable`; see `docs/new_pipeline.md`.
 
-    A later spec of the same class name replaces the earlier one, for pipelines enabled after it.
+    A later spec for the same class name replaces the earlier one, for pipelines enabled after it.
     """
     _REGISTRY.update(dict.fromkeys(spec.pipelines, spec))
 
 
 def register_refusal(pipeline: str, reason: str) -> None:
-    """Let `spotedit.enable` say why it does not take a pipeline, and what to do instead."""
+    """Register why a pipeline class is not supported, and what to do instead, as an error message.
+
+    Args:
+        pipeline: name of the class.
+    """
     _REFUSALS[pipeline] = reason
 
 
 def supported_pipelines() -> list[str]:
-    """Class names of the pipelines that `spotedit.enable` takes; their subclasses work too."""
+    """Return the class names of the pipelines that `spotedit.enable` takes.
+
+    Their subclasses work too.
+    """
     return sorted(_REGISTRY)
 
 
 def spec_for(pipe: object) -> Spec:
-    """The spec of `pipe`'s class or its nearest registered base class.
+    """Return the spec of the pipeline's class, or of its nearest registered base class.
 
     Raises:
-        ValueError: none is registered; lists those that are, or gives the reason of a refusal.
+        ValueError: no spec is registered. The message lists the supported pipelines, or says why
+            this one is refused.
     """
     for cls in type(pipe).__mro__:
         if cls.__name__ in _REGISTRY:
