@@ -166,8 +166,8 @@ def _may_change(values: np.ndarray, white: int) -> np.ndarray:
     if not has_alpha:
         return is_light
 
-    def any_pixel(pixels: np.ndarray) -> np.ndarray:  # -> bool [B, 1, 1]
-        return pixels.any(axis=(1, 2), keepdims=True)
+    def any_pixel(pixels: np.ndarray) -> np.ndarray:  # [B, H, W] -> [B, 1, 1]
+        return np.any(pixels, axis=(1, 2), keepdims=True)
 
     alpha = values[..., -1]
     is_opaque = alpha > (1 - _OPAQUE_TOLERANCE) * white
@@ -177,7 +177,7 @@ def _may_change(values: np.ndarray, white: int) -> np.ndarray:
         & any_pixel(is_opaque & (luminance > 2 * white / 3))
         & ~any_pixel(is_opaque & is_coloured)
     )
-    is_all_opaque = is_opaque.all(axis=(1, 2), keepdims=True)
+    is_all_opaque = np.all(is_opaque, axis=(1, 2), keepdims=True)
     luminance_counts = is_all_opaque | is_drawn_in_black_and_white
     return (alpha > white / 2) & (is_light | ~luminance_counts)
 

@@ -1,1 +1,1 @@
-"""Pictures and other files: reading, checking, drawing, and writing them whole or not at all."""
+"""Read, check and draw pictures, and write files atomically."""

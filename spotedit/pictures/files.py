@@ -1,4 +1,4 @@
-"""Files out: a file is written whole or not at all, and what took long to make is not lost."""
+"""Write files atomically, and elsewhere if the chosen place fails after a long computation."""
 
 import secrets
 import tempfile
@@ -10,25 +10,29 @@ _PROBE_BYTES = 4096
 
 
 class OutputError(ValueError):
-    """A file cannot be written where it was asked for."""
+    """Raised when a file cannot be written to the given path."""
 
 
 def try_writing(path: Path) -> None:
-    """Write a few bytes beside `path` and remove them; raises `OSError` where that fails."""
-    probe = _beside(path)
+    """Write a few bytes to a file next to `path` and remove it.
+
+    Raises:
+        OSError: no file can be written there.
+    """
+    probe = _temporary_name(path)
     try:
         probe.touch(exist_ok=False)
-        probe.write_bytes(bytes(_PROBE_BYTES))  # an empty file can be made on a full disk
+        probe.write_bytes(bytes(_PROBE_BYTES))  # even a full disk takes an empty file
     finally:
         with suppress(OSError):
             probe.unlink()
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it; one that is there already is fine.
+    """Make a folder and its parents. An existing folder is left as it is.
 
     Raises:
-        OutputError: it cannot be made.
+        OutputError: the folder cannot be made.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -40,14 +44,15 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary name in `path`'s folder that becomes `path` if the block ends without exception.
+    """Give the block a temporary path, and rename that file to `path` if the block succeeds.
 
-    The temporary file is gone afterwards, also after Ctrl-C. It has the suffix of `path`.
+    The temporary file lies in the same folder and has the same suffix. If the block fails, even by
+    Ctrl-C, the temporary file is removed and `path` stays as it was.
 
     Raises:
         OutputError: the block or the renaming raised an `OSError`.
     """
-    temporary = _beside(path)
+    temporary = _temporary_name(path)
     try:
         yield temporary
         temporary.replace(path)
@@ -61,7 +66,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all.
+    """Write a text file in UTF-8, atomically.
 
     Raises:
         OutputError: see `atomic_write`.
@@ -71,38 +76,40 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_somewhere(path: Path, write: Callable[[Path], object]) -> str | None:
-    """Write what took long to make; where `path` cannot be written, write it elsewhere.
+    """Write a file that took long to compute. If `path` cannot be written, try other folders.
 
-    The current folder, the home folder and the system's folder for temporary files are tried in
-    turn, with a name that no file has yet.
+    These are the current folder, the home folder and the system's folder for temporary files, in
+    this order. The file gets a new name there.
 
     Args:
-        write: writes the file that it is given. What it raises becomes part of the result.
+        write: writes the file at the path that it is given. It may raise anything.
 
     Returns:
-        None if the file is at `path`; else a line with what is wrong and where the file is.
+        None if the file is at `path`. Otherwise a line that says what went wrong and where the file
+        is.
     """
     try:
         write(path)
-    except Exception as error:  # encoders raise what they like
+    except Exception as error:  # every encoder has its own exceptions
         problem = str(error) if isinstance(error, OutputError) else f"{path}: {error}"
     else:
         return None
-    name = f"{path.stem}-{secrets.token_hex(4)}{path.suffix}"
-    for folder in (Path.cwd, Path.home, tempfile.gettempdir):
+    new_name = f"{path.stem}-{secrets.token_hex(4)}{path.suffix}"
+    for find_folder in (Path.cwd, Path.home, tempfile.gettempdir):
         try:
-            other = Path(folder()) / name
+            other = Path(find_folder()) / new_name
             write(other)
-        except Exception:  # also where there is no such folder
+        except Exception:  # the folder may not exist either
             continue
         return f"{problem}. It was written to {other} instead"
     return f"{problem}. It could not be written anywhere else either, and is lost"
 
 
-def _beside(path: Path) -> Path:
+def _temporary_name(path: Path) -> Path:
+    """Return the path of a hidden file that does not exist yet, next to `path`."""
     return path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
 
 
 def reason(error: OSError) -> str:
-    """Why the system refused; some libraries raise an `OSError` without its number."""
+    """Return why the system refused, or the whole message of libraries that do not set that."""
     return error.strerror or str(error)

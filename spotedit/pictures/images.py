@@ -1,4 +1,4 @@
-"""Users' pictures in and out: what a model needs, or an error that says what is wrong."""
+"""Load users' pictures in the form that a model needs, and save the results."""
 
 import os
 import warnings
@@ -35,61 +35,64 @@ _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 class ImageError(ValueError):
-    """A picture cannot be read."""
+    """Raised when a picture cannot be read."""
 
 
 def load_image(path: str | os.PathLike[str]) -> Image.Image:
-    """A picture as RGB, 8 bits a channel, turned as its EXIF orientation says.
+    """Load a picture as RGB with 8 bits a channel, rotated according to its EXIF orientation.
 
-    Transparent parts become white. Sixteen-bit greys are scaled to 8 bits; CMYK and colours with
-    an ICC profile are converted to sRGB. Of an animation, the first frame is taken.
+    Transparent parts become white. 16-bit greys are scaled to 8 bits. CMYK and colours with an ICC
+    profile are converted to sRGB. An animation gives its first frame.
 
     Raises:
-        ImageError: no such file, not a picture, damaged, more than `MAX_PIXELS` pixels (found
-            before anything is decoded), or a pixel format without a defined range.
+        ImageError: the file does not exist, is no picture or is damaged; it has more than
+            `MAX_PIXELS` pixels, which is checked before anything is decoded; or the range of its
+            pixel values is not defined.
     """
     return _load(Path(path), _to_rgb)
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
-    """As `load_image`, from the bytes of a picture file that errors are to call `name`."""
+    """Decode the bytes of a picture file as `load_image` does. Error messages call it `name`."""
     return _decode(BytesIO(data), name, len(data), _to_rgb)
 
 
 def load_mask(path: str | os.PathLike[str]) -> Image.Image:
-    """A mask, for `spotedit.judge.mask.as_mask` to interpret: its pixels and mode stay as they are.
+    """Load a mask with its pixels and mode unchanged; `judge.mask.as_mask` interprets them.
 
-    It is turned as its EXIF orientation says. Of an animation, the first frame is taken.
+    The mask is rotated according to its EXIF orientation. An animation gives its first frame.
 
     Raises:
-        ImageError: no such file, not a picture, damaged, or more than `MAX_PIXELS` pixels.
+        ImageError: the file does not exist, is no picture or is damaged, or it has more than
+            `MAX_PIXELS` pixels.
     """
     return _load(Path(path), lambda image: image)
 
 
 def _load(path: Path, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
     if not path.is_file():
-        kind = "a folder" if path.is_dir() else "no such file"
-        raise ImageError(f"{path}: {kind}; expected a picture file")
-    return _decode(path, path, path.stat().st_size, convert)
+        problem = "a folder" if path.is_dir() else "no such file"
+        raise ImageError(f"{path}: {problem}; expected a picture file")
+    return _decode(path, str(path), path.stat().st_size, convert)
 
 
 def _decode(
-    source: Path | BytesIO,
-    name: Path | str,
-    size: int,
+    file: Path | BytesIO,
+    name: str,
+    num_bytes: int,
     convert: Callable[[Image.Image], Image.Image],
 ) -> Image.Image:
-    """`source`, of `size` bytes, decoded; errors call it `name`."""
+    """Open, decode and convert a picture. `name` and `num_bytes` are for error messages."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(source)
+            opened = Image.open(file)
     except Image.DecompressionBombError:
         raise _too_large(name, "too many pixels") from None
-    except Exception as error:  # decoders raise what they like
+    except Exception as error:  # every decoder has its own exceptions
         raise ImageError(
-            f"{name}: not a picture that Pillow can read ({size} bytes); convert it to PNG or JPEG"
+            f"{name}: not a picture that Pillow can read ({num_bytes} bytes); convert it to PNG or "
+            "JPEG"
         ) from error
     with opened:
         if opened.width * opened.height > MAX_PIXELS:
@@ -105,11 +108,12 @@ def _decode(
             ) from error
 
 
-def _too_large(name: Path | str, size: str) -> ImageError:
+def _too_large(name: str, size: str) -> ImageError:
     return ImageError(f"{name}: {size}; expected at most {MAX_PIXELS}: scale it down first")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any picture to sRGB with 8 bits a channel, on white if it is transparent."""
     flat = _flatten(_to_8_bit(image))
     profile = image.info.get("icc_profile")
     if profile and flat.mode in ("RGB", "CMYK"):
@@ -117,26 +121,28 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             source = ImageCms.ImageCmsProfile(BytesIO(profile))
             if "sRGB" not in ImageCms.getProfileDescription(source):
                 target = ImageCms.createProfile("sRGB")
+                # the result is None only if the conversion is in place, which this one is not
                 flat = ImageCms.profileToProfile(flat, source, target, outputMode="RGB") or flat
         except (ImageCms.PyCMSError, OSError):
-            pass  # an unreadable profile: the numbers are taken as they are
+            pass  # the profile is unreadable, so the numbers are taken as they are
     return flat.convert("RGB")
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
-    """`image`, with a 16-bit grey scaled from 0..65535 to 0..255."""
+    """Scale 16-bit grey from 0..65535 to 0..255. Pictures with 8 bits a channel stay unchanged."""
+    if image.mode == "F":
+        raise ImageError("32-bit float pixels; expected 8 or 16 bits a channel: convert it")
     if image.mode != "I" and not image.mode.startswith("I;16"):
-        if image.mode == "F":
-            raise ImageError("32-bit float pixels; expected 8 or 16 bits a channel: convert it")
         return image
     grey = np.asarray(image).astype(np.int64)
     low, high = int(grey.min()), int(grey.max())
     if low < 0 or high > 65535:
         raise ImageError(f"grey values from {low} to {high}; expected 0..65535: convert it")
-    return Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+    return Image.fromarray(((grey + 128) // 257).astype(np.uint8))  # 65535 / 257 = 255, rounded
 
 
 def _flatten(image: Image.Image) -> Image.Image:
+    """Put a transparent picture on white."""
     if not image.has_transparency_data:
         return image
     layer = image.convert("RGBA")
@@ -148,11 +154,17 @@ def check_output(
     force: bool = False,
     suffixes: Sequence[str] = IMAGE_SUFFIXES,
 ) -> Path:
-    """`path`, if a file with one of `suffixes` can be written there. To be called before the work.
+    """Check that a file can be written at `path`, and return the path.
+
+    Call it before a long computation whose result is to be written there.
+
+    Args:
+        force: allow `path` to be an existing file, which will be overwritten.
+        suffixes: the suffixes that the file may have.
 
     Raises:
-        OutputError: another suffix, no such folder, a folder that cannot be written to, a folder
-            in the file's place, or an existing file without `force`.
+        OutputError: the suffix is another one, the folder does not exist or cannot be written to,
+            `path` is a folder, or it is an existing file and `force` is False.
     """
     path = Path(path)
     if path.suffix.lower() not in suffixes:
@@ -177,14 +189,17 @@ def check_output(
 
 
 def save_image(image: Image.Image, path: str | os.PathLike[str], force: bool = False) -> None:
-    """Write a picture in the format of its suffix (one of `IMAGE_SUFFIXES`), whole or not at all.
+    """Write a picture atomically, in the format of its suffix (one of `IMAGE_SUFFIXES`).
 
     Raises:
         OutputError: see `check_output` and `atomic_write`.
     """
     path = check_output(path, force)
-    suffix, encoded = path.suffix.lower(), BytesIO()
+    suffix = path.suffix.lower()
+    image_format = Image.registered_extensions()[suffix]
+    encoded = BytesIO()
     with atomic_write(path) as temporary:
-        # Pillow, given a path, takes a write that the disk cut short for a whole one
-        image.save(encoded, Image.registered_extensions()[suffix], **_SAVE_OPTIONS.get(suffix, {}))
+        # Given a path, Pillow does not notice that a full disk truncated the file. So the picture
+        # is encoded in memory first.
+        image.save(encoded, image_format, **_SAVE_OPTIONS.get(suffix, {}))
         temporary.write_bytes(encoded.getbuffer())
