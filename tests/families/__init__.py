@@ -1,4 +1,4 @@
-"""Random pipelines of every family: pipeline's class name and variant -> `Family`."""
+"""A random pipeline of every family, by the class name of the pipeline and the variant."""
 
 import pytest
 
@@ -19,6 +19,6 @@ FAMILIES: dict[str, Family] = {
     **MODULAR,
 }
 
-DEFAULT = ["FluxKontextPipeline", "QwenImageEditPipeline"]  # others share most of their code
+DEFAULT = ["FluxKontextPipeline", "QwenImageEditPipeline"]  # the others share most of their code
 MARKS = {name: [] if name in DEFAULT else [pytest.mark.full] for name in FAMILIES}
 each_family = pytest.mark.parametrize("name", [pytest.param(n, marks=MARKS[n]) for n in FAMILIES])

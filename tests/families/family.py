@@ -1,4 +1,4 @@
-"""What the tests of every pipeline family need of one."""
+"""What the tests need to know about a pipeline family."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,20 +7,22 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Family:
-    """A random pipeline of real classes, small enough for any machine, and its calls.
+    """Makes a small random pipeline from the real classes, and the arguments of its calls.
 
     Attributes:
-        make: seed -> pipeline in fp32 on the CPU, silent, in eval mode; norms and biases random.
-        arguments: keyword arguments of a deterministic call of 8 steps on a grid of 6 x 8 tokens
-            (`grid` where the pipeline does not allow that) with `output_type="latent"`; takes
-            `seed`, `batch` and further arguments of the call, which win.
-        stock: further arguments with which the stock pipeline runs at the size that an enabled one
-            takes by itself.
-        guided: further arguments that turn classifier-free guidance on; empty: there is none.
+        make: takes a seed. Returns a pipeline in fp32 on the CPU, in eval mode, without progress
+            bars, and with random norms and biases.
+        arguments: takes `seed`, `batch` and further arguments of the call, which override its own.
+            Returns the arguments of a deterministic call of 8 steps on `grid`, with
+            `output_type="latent"`.
+        stock: further arguments that make the stock pipeline run at the size that an enabled one
+            chooses.
+        guided: further arguments that turn classifier-free guidance on. They are empty if the
+            pipeline has none.
         grid: token grid of the output and of the condition image.
         batches: whether a call takes several images.
-        prompt: pipeline -> further arguments that `num_images_per_prompt=2` needs, such as a
-            prompt as text in place of embeddings.
+        prompt: takes the pipeline. Returns further arguments that `num_images_per_prompt=2` needs,
+            such as a prompt as text in place of embeddings.
     """
 
     make: Callable[[int], Any]

@@ -1,4 +1,4 @@
-"""FLUX.2, klein and its inpainting: random pipelines without text encoders, 16 px a token."""
+"""Random pipelines of FLUX.2, klein and its inpainting. A token has 16 x 16 pixels."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,11 +17,12 @@ from PIL import Image
 
 from .family import Family
 
-CHANNELS, PROMPT = 4, 5
+CHANNELS = 4  # of the latents
+PROMPT = 5  # number of prompt tokens
 
 
 def random_pipeline(cls: type, seed: int = 0, **extra: Any) -> Any:
-    """A pipeline of class `cls`; `extra` are further arguments of its constructor."""
+    """Make a pipeline of class `cls` without a text encoder; `extra` goes to its constructor."""
     torch.manual_seed(seed)
     transformer = Flux2Transformer2DModel(
         in_channels=CHANNELS * 4,
@@ -43,7 +44,7 @@ def random_pipeline(cls: type, seed: int = 0, **extra: Any) -> Any:
         norm_num_groups=2,
     )
     for parameter in (*transformer.parameters(), *vae.parameters()):
-        if parameter.ndim == 1:  # the default norms and biases would hide a wrong one
+        if parameter.ndim == 1:  # the defaults of norms and biases would hide mistakes
             parameter.data.add_(0.2 * torch.randn_like(parameter))
     vae.bn.running_mean.normal_(0.0, 0.3)
     vae.bn.running_var.uniform_(0.5, 2.0)
@@ -60,13 +61,13 @@ def random_pipeline(cls: type, seed: int = 0, **extra: Any) -> Any:
 
 
 def picture(size: tuple[int, int] = (96, 128), seed: int = 0) -> Image.Image:
-    """A random picture of (height, width)."""
+    """Return a random picture of (height, width)."""
     pixels = torch.randint(0, 256, (*size, 3), generator=torch.Generator().manual_seed(seed))
     return Image.fromarray(pixels.byte().numpy())
 
 
 def arguments(seed: int = 0, batch: int = 1, grid: tuple[int, int] = (6, 8), **extra: Any) -> dict:
-    """Keyword arguments of a call; `grid` is the output's."""
+    """Return the arguments of a call. `grid` is the output's token grid."""
     generator = torch.Generator().manual_seed(seed)
     return {
         "image": picture(seed=seed),
@@ -79,7 +80,10 @@ def arguments(seed: int = 0, batch: int = 1, grid: tuple[int, int] = (6, 8), **e
 
 
 def inpaint_arguments(seed: int = 0, batch: int = 1, **extra: Any) -> dict:
-    """Eight of ten steps; the mask lets the left half change; every row has its own source."""
+    """Return the arguments of a call that runs eight of ten steps.
+
+    The mask lets the left half change. Every image of a batch has its own source.
+    """
     generator = torch.Generator().manual_seed(seed + 1)
     mask = Image.new("L", (128, 96))
     mask.paste(255, (0, 0, 64, 96))
@@ -101,7 +105,7 @@ GUIDED = {"guidance_scale": 2.5, "negative_prompt_embeds": torch.ones(1, 4, 12)}
 
 
 def two_images(pipe: Any) -> dict[str, Any]:
-    """Latents for two; the embeddings are those of one prompt."""
+    """Return latents for two images. The embeddings are those of one prompt."""
     return {"latents": torch.randn(2, CHANNELS * 4, 6, 8, generator=torch.Generator())}
 
 

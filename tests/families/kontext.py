@@ -1,4 +1,4 @@
-"""FLUX.1-Kontext; the pipeline and its calls are those of small_kontext."""
+"""FLUX.1-Kontext. The pipeline and its calls are those of `small_kontext`."""
 
 import torch
 from small_kontext import call_arguments, random_kontext
@@ -7,7 +7,7 @@ from .family import Family
 
 
 def prompt(pipe):
-    """Stand-ins for the text encoders."""
+    """Replace the text encoders by random ones, and return a prompt as text."""
 
     def embed(*shape):
         def encode(prompt, num_images_per_prompt, **_):

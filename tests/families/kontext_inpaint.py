@@ -1,4 +1,4 @@
-"""FLUX.1-Kontext's inpainting, with a mask that lets everything change."""
+"""Inpainting with FLUX.1-Kontext. The mask lets everything change."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""LongCat-Image-Edit. Its output has about 1024 * 1024 pixels, so a token gets 128 px here."""
+"""LongCat-Image-Edit. Its output has about 1024 * 1024 pixels, so a token has 128 x 128 here."""
 
 import numpy as np
 import torch
@@ -18,18 +18,18 @@ class TextProcessor:
 
 
 class LongCat(LongCatImageEditPipeline):
-    """Without its text encoder; the pipeline takes no embeddings."""
+    """The pipeline without its text encoder, which it needs because it takes no embeddings."""
 
     def _encode_prompt(self, prompt, image):
-        """A negative prompt has fewer tokens than a prompt."""
-        tokens = 5 if prompt[0] else 3
-        return torch.randn(1, tokens, 12, generator=torch.Generator().manual_seed(tokens))
+        """Return random embeddings. A negative prompt has fewer tokens than a prompt."""
+        num_tokens = 5 if prompt[0] else 3
+        return torch.randn(1, num_tokens, 12, generator=torch.Generator().manual_seed(num_tokens))
 
 
 def make(seed=0):
     torch.manual_seed(seed)
     transformer = LongCatImageTransformer2DModel(
-        in_channels=64,  # the pipeline's number of latent channels, 16, is fixed
+        in_channels=64,  # the pipeline always has 16 latent channels
         num_layers=2,
         num_single_layers=2,
         attention_head_dim=16,

@@ -1,6 +1,7 @@
 """Modular pipelines of Kontext and Qwen-Image-Edit without their text encoders.
 
-Guidance is a setting of the guider, a component, and not of the call; here it is on for Qwen.
+Guidance is not an argument of the call, but a setting of a component, the guider. It is on for
+Qwen here.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ encoders.calculate_dimensions = qwen.small_dimensions
 
 
 def or_latents(decode: type) -> type:
-    """A decoding block that also knows `output_type="latent"`: Qwen's has no such."""
+    """Make a decoding block that knows `output_type="latent"`, which Qwen's does not."""
 
     def __call__(self: Any, pipe: Any, state: Any) -> tuple[Any, Any]:
         if state.get("output_type") != "latent":
@@ -35,7 +36,7 @@ def or_latents(decode: type) -> type:
 
 
 def make(cls: type, stock: Callable[[int], Any], seed: int = 0) -> Any:
-    """A pipeline of class `cls` with the components of a stock one."""
+    """Make a pipeline of class `cls` with the components of a stock one."""
     pipe = stock(seed)
     blocks = cls().blocks
     blocks.sub_blocks.pop("text_encoder")
@@ -47,7 +48,7 @@ def make(cls: type, stock: Callable[[int], Any], seed: int = 0) -> Any:
 
 
 def kontext_call(seed: int = 0, **extra: Any) -> dict[str, Any]:
-    """Tensors are no pictures to this one."""
+    """Return the arguments of a call, with a PIL image: this pipeline takes no tensors."""
     picture = qwen.picture(torch.Generator().manual_seed(seed))
     return kontext.call_arguments(seed, **{"image": picture, **extra})
 

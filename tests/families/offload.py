@@ -1,4 +1,4 @@
-"""Ways to offload a pipeline, here from the CPU to the CPU or to files."""
+"""Ways to offload a pipeline. Here the weights go from the CPU to the CPU or to files."""
 
 import tempfile
 from collections.abc import Callable
@@ -13,10 +13,11 @@ def model(pipe: Any, family: Any = None) -> dict:
 
 
 def group(level: str, to_disk: bool = False) -> Callable[..., dict]:
-    """diffusers' group offloading of the transformer and of the VAE."""
+    """Make a function that offloads the transformer and the VAE by groups, as diffusers does."""
 
     def offload(pipe: Any, family: Any = None) -> dict:
-        # one for each component: diffusers names files by layers and keeps those that exist
+        # Each component gets its own folder, because diffusers names files by layers and keeps
+        # existing ones.
         pipe._folders = []
         for component in (pipe.transformer, pipe.vae):
             options: dict[str, Any] = {"offload_type": level}
@@ -34,10 +35,10 @@ def group(level: str, to_disk: bool = False) -> Callable[..., dict]:
 
 
 def decodes_from_disk(vae: Any, level: str) -> bool:
-    """Whether the stock pipeline reads right weights of a VAE in files.
+    """Return whether the stock pipeline works with a VAE that is offloaded to files.
 
-    FLUX.2's reads the statistics of `vae.bn` without calling it; a VAE that does not name its
-    blocks is loaded by its `forward`, which no pipeline calls.
+    FLUX.2 reads the statistics of `vae.bn` without calling it, so they are not loaded. A VAE that
+    does not name its blocks is loaded by its `forward`, which no pipeline calls.
     """
     return not hasattr(vae, "bn") and (
         level == "leaf_level" or bool(getattr(vae, "_group_offload_block_modules", None))

@@ -1,4 +1,4 @@
-"""Qwen-Image-Edit: the first version, 2509, 2511 and inpainting, at 8 px a token."""
+"""Qwen-Image-Edit: the first version, 2509, 2511 and inpainting. A token has 8 x 8 pixels."""
 
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +23,8 @@ from PIL import Image
 
 from .family import Family
 
-CHANNELS, AREA = 4, 48 * 64
+CHANNELS = 4  # of the latents
+AREA = 48 * 64  # of the pictures, in pixels
 
 
 def small_dimensions(area: int, ratio: float) -> tuple[int, int, None]:
@@ -31,14 +32,14 @@ def small_dimensions(area: int, ratio: float) -> tuple[int, int, None]:
     return round(width / 8) * 8, round(width / ratio / 8) * 8, None
 
 
-# the pipelines scale every picture to about a million pixels; here to three thousand
+# The pipelines scale every picture to about a million pixels. Here they scale it to `AREA`.
 pipeline_qwenimage_edit.calculate_dimensions = small_dimensions
 pipeline_qwenimage_edit_inpaint.calculate_dimensions = small_dimensions
 pipeline_qwenimage_edit_plus.calculate_dimensions = lambda *given: small_dimensions(*given)[:2]
 
 
 def random_qwen(seed: int = 0, cls: type = QwenImageEditPipeline, **config: Any) -> Any:
-    """A pipeline without a text encoder; `config` goes to the transformer."""
+    """Make a pipeline without a text encoder; `config` goes to the transformer."""
     torch.manual_seed(seed)
     transformer = QwenImageTransformer2DModel(
         in_channels=CHANNELS * 4,
@@ -60,7 +61,7 @@ def random_qwen(seed: int = 0, cls: type = QwenImageEditPipeline, **config: Any)
         latents_std=[0.7, 1.1, 0.9, 1.3],
     )
     for name, parameter in (*transformer.named_parameters(), *vae.named_parameters()):
-        if parameter.ndim == 1 or name.endswith("gamma"):  # the defaults would hide a wrong one
+        if parameter.ndim == 1 or name.endswith("gamma"):  # the defaults would hide mistakes
             parameter.data.add_(0.2 * torch.randn_like(parameter))
     pipe = cls(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
@@ -75,7 +76,7 @@ def random_qwen(seed: int = 0, cls: type = QwenImageEditPipeline, **config: Any)
 
 
 def picture(generator: torch.Generator, size: tuple[int, int] = (48, 64)) -> Image.Image:
-    """Random RGB of (height, width)."""
+    """Return a random picture of (height, width)."""
     return Image.fromarray(
         torch.randint(256, (*size, 3), generator=generator).numpy().astype(np.uint8)
     )
@@ -105,7 +106,7 @@ GUIDED = {
 
 
 def inpainting(seed: int = 0, **extra: Any) -> dict[str, Any]:
-    """All steps, and all of the picture may change."""
+    """Return the arguments of a call in which everything may change, from the first step on."""
     return call(seed, **{"mask_image": Image.new("L", (64, 48), 255), "strength": 1.0, **extra})
 
 

@@ -1,4 +1,4 @@
-"""The user's mask: every way to give one means the same, and what is no mask is refused."""
+"""The user's mask: all formats give the same mask, and anything that is no mask is refused."""
 
 from types import SimpleNamespace
 
@@ -30,7 +30,7 @@ def grey(white, black=0, dtype=np.uint8) -> Image.Image:
 
 
 def painted(paint, ground, alpha=255) -> Image.Image:
-    """`paint` of some opacity where the picture may change, on transparent `ground`."""
+    """Return a picture with `paint` where the picture may change, on transparent `ground`."""
     return Image.fromarray(
         np.where(EXPECTED[..., None], (*paint, alpha), (*ground, 0)).astype(np.uint8)
     )
@@ -43,7 +43,7 @@ def palette(inside, outside) -> Image.Image:
 
 
 def drawing() -> Image.Image:
-    """White and black strokes; what is transparent is white too."""
+    """Return a drawing in black and white. Its transparent pixels are white too."""
     pixels = np.full((HEIGHT, WIDTH, 4), 255, np.uint8)
     pixels[0, :, 3] = 0
     pixels[1:, :, :3] = 255 * EXPECTED[1:, :, None]
@@ -83,7 +83,7 @@ PICTURES = {
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_means_the_same_from_its_file_and_as_it_is(tmp_path, name):
+def test_a_picture_and_its_file_give_the_same_mask(tmp_path, name):
     image, suffix, options = PICTURES[name]
     path = tmp_path / f"mask.{suffix}"
     image.save(path, **options)
@@ -100,16 +100,16 @@ def test_a_premultiplied_picture():
     assert np.array_equal(as_mask(painted(WHITE, BLACK).convert("LA").convert("La"))[0], EXPECTED)
 
 
-def test_a_picture_file_keeps_its_mode_and_is_turned(tmp_path):
+def test_a_loaded_mask_keeps_its_mode_and_is_rotated(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees clockwise to show it
+    exif[0x0112] = 6  # to be shown, rotate by 90 degrees clockwise
     grey(65535, 0, np.uint16).save(tmp_path / "mask.png", exif=exif)
     loaded = load_mask(tmp_path / "mask.png")
     assert loaded.mode == "I;16"
     assert np.array_equal(as_mask(loaded)[0], np.rot90(EXPECTED, -1))
 
 
-def test_one_colour_among_greys_makes_it_paint():
+def test_with_one_coloured_pixel_a_drawing_counts_by_alpha():
     image = drawing()
     image.putpixel((0, 5), (*RED, 255))
     opaque = np.ones((HEIGHT, WIDTH), dtype=bool)
@@ -117,15 +117,15 @@ def test_one_colour_among_greys_makes_it_paint():
     assert np.array_equal(as_mask(image)[0], opaque)
 
 
-def test_a_soft_brush_in_one_grey_is_paint():
+def test_a_soft_brush_in_one_grey_counts_by_alpha():
     alpha = np.where(EXPECTED, 255, 100).astype(np.uint8)
     for level in (0, 120, 127, 128, 255):
         pixels = np.dstack([np.full((HEIGHT, WIDTH, 3), level, np.uint8), alpha])
-        pixels[2, 3, :3] = min(level + 3, 255)  # as a lossy format leaves it
+        pixels[2, 3, :3] = min(level + 3, 255)  # a lossy format leaves such differences
         assert np.array_equal(as_mask(Image.fromarray(pixels))[0], EXPECTED)
 
 
-def test_every_picture_of_a_batch_is_read_by_itself():
+def test_every_picture_of_a_batch_is_read_separately():
     opaque = np.dstack(
         [np.repeat(255 * ~EXPECTED[..., None], 3, axis=2), np.full_like(EXPECTED, 255, int)]
     )
@@ -181,12 +181,12 @@ def test_arrays_that_are_not_contiguous():
     large = np.kron(EXPECTED, np.ones((2, 2))).astype(np.uint8)
     assert np.array_equal(as_mask(large[::2, ::2])[0], EXPECTED)
     assert np.array_equal(as_mask(EXPECTED[::-1, ::-1])[0], EXPECTED[::-1, ::-1])
-    grown = torch.from_numpy(EXPECTED * 0.8).requires_grad_()
-    assert np.array_equal(as_mask(grown.T)[0], EXPECTED.T)
+    transposed = torch.from_numpy(EXPECTED * 0.8).requires_grad_().T
+    assert np.array_equal(as_mask(transposed)[0], EXPECTED.T)
 
 
 @pytest.mark.parametrize(("white", "black"), [(1.2, -0.2), (280.0, -30.0), (65535.0, -9000.0)])
-def test_floats_may_overshoot_as_resampling_leaves_them(white, black):
+def test_floats_may_overshoot_as_they_do_after_resampling(white, black):
     assert np.array_equal(as_mask(np.where(EXPECTED, white, black))[0], EXPECTED)
 
 
@@ -219,7 +219,7 @@ def test_more_than_half_of_white_may_change():
         (grey(1, 0, np.uint16), ValueError, "brightest value is 1 where white is 65535"),
     ],
 )  # fmt: skip
-def test_what_is_no_mask(mask, error, words):
+def test_anything_that_is_no_mask_is_refused(mask, error, words):
     with pytest.raises(error, match=words):
         as_mask(mask)
 
@@ -246,8 +246,8 @@ def test_one_white_pixel_frees_its_token():
     ("source", "mask", "accepted"),
     [
         ((2000, 3000), (1000, 1500), True),
-        ((667, 1000), (2000, 3000), True),  # the source is the one that was rounded
-        ((2000, 3000), (666, 1000), True),  # cut off
+        ((667, 1000), (2000, 3000), True),  # here the source was scaled and rounded
+        ((2000, 3000), (666, 1000), True),  # 666.67 was rounded down
         ((3000, 2000), (1000, 667), True),
         ((100, 10000), (33, 3333), True),
         ((2000, 3000), (665, 1000), False),
@@ -297,15 +297,15 @@ def test_resizing_loses_no_line():
         (0.5, "replace", None),
     ],
 )
-def test_what_a_mask_of_one_kind_of_tokens_says(share, mode, words):
+def test_the_note_about_a_mask_that_keeps_or_frees_all_tokens(share, mode, words):
     pixels = torch.zeros(1, HEIGHT, WIDTH, dtype=torch.bool)
     pixels[:, :, : int(share * WIDTH)] = True
-    spec = SimpleNamespace(token_pixels=lambda pipe: 2, source_size=lambda arguments, number: None)
+    spec = SimpleNamespace(token_pixels=lambda pipe: 2, source_size=lambda arguments, index: None)
     _, allowed, note = allowed_tokens(None, spec, {}, UserMask(pixels, mode), GRID, 2, 0)
     assert note == mask_note(allowed, mode)
     assert note is None if words is None else words in note
 
 
-def test_without_a_mask_nothing_is_said():
+def test_without_a_mask_there_is_no_note():
     spec = SimpleNamespace(token_pixels=lambda pipe: 2, own_mask=lambda pipe, arguments, size: None)
     assert allowed_tokens(None, spec, {}, None, GRID, 1, 0) == (None, None, None)

@@ -22,6 +22,7 @@ CHANNELS = 4
 
 
 def tokens(*positions: int) -> torch.Tensor:
+    """Return a mask [1, 15] that is True at these tokens."""
     active = torch.zeros(1, 15, dtype=torch.bool)
     active[0, list(positions)] = True
     return active
@@ -30,7 +31,10 @@ def tokens(*positions: int) -> torch.Tensor:
 def select(
     scores=None, previous=None, x0=None, mask=None, mode="intersect", threshold=0.5, **settings
 ):
-    """The selection of a selector whose judge finds `scores`."""
+    """Return the selection of a selector with a judge that returns `scores`.
+
+    Without `scores` there is no judge.
+    """
     judge = None if scores is None else lambda prediction, fresh: scores.float()
     settings = {"dilation": 0, "hysteresis": 0.0, "impl": "reference", **settings}
     selector = SpotSelector(judge, threshold, grid=GRID, allowed=mask, mode=mode, **settings)
@@ -39,7 +43,7 @@ def select(
     return selector(Prediction(x0), previous, fresh=previous is None)
 
 
-def test_the_lists_of_a_selection():
+def test_the_indices_of_a_selection():
     first = select(tokens(1, 2, 4, 9))
     assert torch.equal(first.active_mask, tokens(1, 2, 4, 9))
     assert first.active_index.tolist() == [1, 2, 4, 9]
@@ -52,13 +56,14 @@ def test_the_lists_of_a_selection():
         assert index.dtype == torch.int64
 
 
-def test_every_image_of_a_batch_has_lists_of_its_own():
+def test_every_image_of_a_batch_has_its_own_indices():
     first = select(torch.cat([tokens(1, 2), tokens(4, 9)]))
     second = select(torch.cat([tokens(1, 4), tokens(4)]), first)
     assert torch.equal(second.active_mask, torch.cat([tokens(1), tokens(4)]))
     assert second.active_index.tolist() == [[1], [4]]
     assert second.dropped_index.tolist() == [[2], [9]]
-    assert second.reused_index.tolist() == [[i for i in range(15) if i != own] for own in (1, 4)]
+    for reused, active in zip(second.reused_index.tolist(), (1, 4), strict=True):
+        assert reused == [i for i in range(15) if i != active]
     padded = select(torch.cat([tokens(1, 2, 9), tokens()]), pad_to=4)
     assert padded.active_index.tolist() == [[1, 2, 9, -1], [-1] * 4]
     assert padded.reused_index[0].tolist()[-4:] == [14, -1, -1, -1]
@@ -89,7 +94,7 @@ def test_dilation_and_mask():
     assert torch.equal(select(tokens(0), mask=mask, mode="union").active_mask, tokens(0, 6, 7))
 
 
-def test_a_mask_that_replaces_needs_no_judge():
+def test_a_mask_that_replaces_the_judgement_needs_no_judge():
     mask = torch.cat([tokens(6, 7), tokens(8)])
     selection = select(mask=mask, mode="replace", dilation=1)
     assert torch.equal(selection.active_mask, mask)
@@ -105,14 +110,14 @@ def test_a_neighbour_that_hardly_changed_does_not_join():
     assert torch.equal(select(scores, dilation=1, hysteresis=0.25).active_mask, tokens(6, 7))
 
 
-def test_a_fresh_judgement_counts_the_tokens_that_come_back():
+def test_a_fresh_judgement_counts_the_reactivated_tokens():
     selector = SpotSelector(
         lambda prediction, fresh: prediction.x0[..., 0], 0.5, 0, 0.0, GRID, None, "intersect",
         "reference",
     )  # fmt: skip
 
-    def judged(changed, last, fresh):
-        return selector(Prediction(changed[..., None].float()), last, fresh)
+    def judged(changed, previous, fresh):
+        return selector(Prediction(changed[..., None].float()), previous, fresh)
 
     first = judged(tokens(3, 4), None, True)
     between = judged(tokens(4, 9), first, False)
@@ -122,7 +127,7 @@ def test_a_fresh_judgement_counts_the_tokens_that_come_back():
     assert reset.dropped_index.tolist() == []
 
 
-def test_without_a_threshold_the_scores_are_cut_where_they_separate():
+def test_without_a_threshold_the_scores_are_split_into_two_groups():
     scores = 0.01 * torch.rand(1, 15) + 0.1 * tokens(3, 4, 8)
     assert select(scores, threshold=None).active_index.tolist() == [3, 4, 8]
     assert select(torch.linspace(0, 1, 15)[None], threshold=None).active_mask.all()
@@ -136,7 +141,7 @@ def test_values_that_are_not_finite():
             select(tokens(1), x0=x0)
 
 
-def test_the_kernels_are_the_ones_asked_for():
+def test_an_unknown_implementation_is_refused():
     with pytest.raises(ValueError, match="impl must be one of"):
         select(tokens(1), impl="cuda")
 
@@ -149,12 +154,12 @@ def source(batch=1):
 
 
 def features(x):
-    """Two maps of the tokens."""
+    """Return two feature maps of the tokens."""
     grid = x.unflatten(1, GRID).permute(0, 3, 1, 2)
     return [grid, grid.square()]
 
 
-def test_judges_look_at_the_clean_image_that_the_velocity_predicts():
+def test_judges_compare_the_clean_image_that_the_velocity_predicts():
     y, velocity = source(2), torch.randn(2, 15, CHANNELS)
     clean = y.clone()
     clean[0, 3] += 1
@@ -180,8 +185,10 @@ def test_a_calibrated_cut_follows_the_picture_between_its_bounds():
 def test_a_token_is_reused_only_if_both_distances_call_it_unchanged():
     y = source()
     brighter, faint = y.clone(), 0.05 * y
-    brighter[0, 3] *= 2  # the same direction, which is all that the perceptual distance sees
-    faint[0, 5] = faint[0, 5].roll(1)  # another direction, too small for the latent distance
+    # the perceptual distance compares directions alone, and this one stays the same
+    brighter[0, 3] *= 2
+    # this direction changes, but too little for the latent distance
+    faint[0, 5] = faint[0, 5].roll(1)
     y = torch.cat([y, 0.05 * y])
     changed = Prediction(torch.cat([brighter, faint]))
 
@@ -189,31 +196,34 @@ def test_a_token_is_reused_only_if_both_distances_call_it_unchanged():
         return features(x)[:1]
 
     latent = divide_by_cut(l2(y, GRID, directions, "reference")(changed), LATENT_CUTS)
-    seen = divide_by_cut(perceptual(y, GRID, directions, "reference")(changed), PERCEPTUAL_CUTS)
+    perceived = divide_by_cut(
+        perceptual(y, GRID, directions, "reference")(changed), PERCEPTUAL_CUTS
+    )
     both = Calibrated(y, GRID, directions, "reference")(changed)
-    assert latent[0, 3] > 1 > seen[0, 3]
-    assert seen[1, 5] > 1 > latent[1, 5]
+    assert latent[0, 3] > 1 > perceived[0, 3]
+    assert perceived[1, 5] > 1 > latent[1, 5]
     assert both[0, 3] == latent[0, 3]
-    assert both[1, 5] == seen[1, 5]
-    assert both.gt(1).sum() == 2  # not the neighbours, into which the features are resized
+    assert both[1, 5] == perceived[1, 5]
+    assert both.gt(1).sum() == 2  # resizing spreads features to the neighbours, which do not count
 
 
-def test_features_that_changed_from_afar_do_not_count():
-    """As where the decoder normalises over a picture with a flat ground."""
+def test_features_that_a_distant_edit_changed_do_not_count():
+    """The features change everywhere, as if the decoder normalised a picture with a flat ground."""
     y = source()
     changed = y.clone()
     changed[0, 3] = y[0, 3].roll(1)
 
-    def elsewhere(x):
+    def changed_everywhere(x):
         return [features(x - x.mean(dim=1, keepdim=True) + 9 * (x - y).abs().mean())[0]]
 
     prediction = Prediction(changed)
-    assert perceptual(y, GRID, elsewhere, "reference")(prediction).min() > PERCEPTUAL_CUTS[0]
-    scores = Calibrated(y, GRID, elsewhere, "reference")(prediction)
+    distances = perceptual(y, GRID, changed_everywhere, "reference")(prediction)
+    assert distances.min() > PERCEPTUAL_CUTS[0]
+    scores = Calibrated(y, GRID, changed_everywhere, "reference")(prediction)
     assert scores.gt(1).nonzero().tolist() == [[0, 3]]
 
 
-def test_decoder_features_are_only_computed_where_all_tokens_are_judged():
+def test_decoder_features_are_only_computed_at_fresh_judgements():
     calls = []
 
     def counted(x):
@@ -225,21 +235,21 @@ def test_decoder_features_are_only_computed_where_all_tokens_are_judged():
     changed = y.clone()
     changed[0, 3] = y[0, 3].roll(1)
     first = judge(Prediction(changed), True)
-    back = judge(Prediction(y + 0.1), False)
-    assert len(calls) == 2  # of the source and of the first prediction
+    second = judge(Prediction(y + 0.1), False)
+    assert len(calls) == 2  # for the source and for the first prediction
     assert first[0, 3] > 1
-    assert back[0, 3] > 1  # the perceptual distance still counts
-    assert judge(Prediction(y.clone()), False)[0, 3] == 0  # but not where nothing is left
+    assert second[0, 3] > 1  # the perceptual distance of the first judgement still counts
+    assert judge(Prediction(y.clone()), False)[0, 3] == 0  # it does not count for a still token
     assert judge(Prediction(y.clone()), True)[0, 3] == 0
     assert len(calls) == 3
 
 
-def test_a_judge_of_your_own_sees_clean_tokens_and_returns_a_score_each():
-    seen = []
+def test_a_custom_judge_gets_clean_tokens_and_returns_one_score_each():
+    received = []
 
     def largest(y, grid, features, impl):
         def score(x0):
-            seen.append((x0.dtype, grid, impl, len(features(x0))))
+            received.append((x0.dtype, grid, impl, len(features(x0))))
             return (x0 - y.float()).abs().amax(-1)
 
         return score
@@ -247,8 +257,8 @@ def test_a_judge_of_your_own_sees_clean_tokens_and_returns_a_score_each():
     y = source().bfloat16()
     score = make_judge(largest, y, GRID, features, "reference")
     assert torch.equal(score(Prediction(y)), torch.zeros(1, 15))
-    assert seen == [(torch.float32, GRID, "reference", 2)]
-    for wrong, found in ((torch.zeros(15), r"\[15\]"), (None, "NoneType")):
+    assert received == [(torch.float32, GRID, "reference", 2)]
+    for wrong, actual in ((torch.zeros(15), r"\[15\]"), (None, "NoneType")):
         score = make_judge(lambda *_, wrong=wrong: lambda x0: wrong, y, GRID, features, "auto")
-        with pytest.raises(ValueError, match=f"custom judge returned {found}; expected one score"):
+        with pytest.raises(ValueError, match=f"custom judge returned {actual}; expected one score"):
             score(Prediction(y))

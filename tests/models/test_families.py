@@ -1,4 +1,4 @@
-"""Identity and inverse on every supported pipeline."""
+"""Identity and inverse hold for every supported pipeline."""
 
 import functools
 
@@ -23,11 +23,13 @@ def relative(a, b):
     return ((a.float() - b.float()).norm() / b.float().norm()).item()
 
 
-def everything(family):
+def whole(family):
+    """Return a mask of all tokens."""
     return torch.ones(family.grid)
 
 
 def half(family):
+    """Return a mask of the left half of the tokens."""
     mask = torch.zeros(family.grid)
     mask[:, : family.grid[1] // 2] = 1
     return mask
@@ -38,7 +40,7 @@ def kinds(handle):
 
 
 def test_every_supported_pipeline_is_tested():
-    ours = {"TinyKontextPipeline", "TinyQwenPipeline"}  # have tests of their own
+    ours = {"TinyKontextPipeline", "TinyQwenPipeline"}  # other files test these
     assert set(spotedit.supported_pipelines()) - ours == {
         name.partition(" ")[0] for name in FAMILIES
     }
@@ -50,7 +52,7 @@ def test_all_tokens_active_equals_stock(name, guided):
     extra = family.guided if guided else {}
     dense = pipe(**family.arguments(**{**family.stock, **extra})).images
     handle = spotedit.enable(pipe, condition_cache=False)
-    handle.set_mask(everything(family), mode="replace")
+    handle.set_mask(whole(family), mode="replace")
     spot = pipe(**family.arguments(**extra)).images
     assert kinds(handle).count("spot") >= 4
     assert relative(spot, dense) <= 1e-4
@@ -58,10 +60,11 @@ def test_all_tokens_active_equals_stock(name, guided):
     assert torch.equal(pipe(**family.arguments(**{**family.stock, **extra})).images, dense)
 
 
-@pytest.mark.parametrize("name", [n for n in FAMILIES if "Modular" not in n])  # the same specs
+# modular pipelines have the specs of the others
+@pytest.mark.parametrize("name", [n for n in FAMILIES if "Modular" not in n])
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 def test_the_triton_kernels_equal_the_references(name):
-    """On a CPU the kernels run in Triton's interpreter."""
+    """On a CPU, the kernels run in Triton's interpreter."""
     family, pipe = FAMILIES[name], FAMILIES[name].make(0)
     pictures = []
     for impl in ("reference", "triton"):
@@ -74,7 +77,7 @@ def test_the_triton_kernels_equal_the_references(name):
 
 @every_family
 def test_one_forward_with_unchanged_tokens_equals_the_full_one(name):
-    """Same input twice: a spot forward with weight 1 repeats the full one on its rows."""
+    """With the same input and weight 1, a spot forward repeats the full one on its rows."""
     family, pipe = FAMILIES[name], FAMILIES[name].make(0)
     outputs, latents = [], []
     handle = spotedit.enable(pipe, fusion=lambda sigma: 1.0, initial_steps=1, reset_steps=())
@@ -83,7 +86,7 @@ def test_one_forward_with_unchanged_tokens_equals_the_full_one(name):
 
     @functools.wraps(inner)
     def forward(**kwargs):
-        if outputs:  # the same time as before, so that nothing but the rows differs
+        if outputs:  # take the time of the first forward, so that nothing but the rows differs
             kwargs["timestep"] = times[0]
         times.append(kwargs["timestep"])
         outputs.append(inner(**kwargs))
@@ -97,7 +100,8 @@ def test_one_forward_with_unchanged_tokens_equals_the_full_one(name):
     times = []
     pipe.transformer.forward, pipe.scheduler.step = forward, stay
     pipe(**family.arguments(num_inference_steps=2))
-    full, spot = outputs[0][0], outputs[len(outputs) // 2][0]  # of the same guidance branch
+    num_branches = len(outputs) // 2
+    full, spot = outputs[0][0], outputs[num_branches][0]  # the first branch of both steps
     active = torch.from_numpy(handle.report.region).flatten()
     assert spot.shape[1] == active.sum() < full.shape[1]
     full = full[:, : active.numel()][:, active]
@@ -106,7 +110,7 @@ def test_one_forward_with_unchanged_tokens_equals_the_full_one(name):
 
 @every_family
 def test_reused_tokens_end_at_the_source(name, monkeypatch):
-    """By their velocity within rounding, and after the last step bit for bit."""
+    """Their velocity leads there within rounding. The last step makes them equal bit for bit."""
     family, pipe = FAMILIES[name], FAMILIES[name].make(0)
     steps, results, sources = [], [], []
     pipe.scheduler.step = watched(pipe.scheduler.step, steps)
@@ -118,15 +122,15 @@ def test_reused_tokens_end_at_the_source(name, monkeypatch):
     )
     pipe(**family.arguments())
     reused = ~torch.from_numpy(handle.report.region).flatten()
-    tokens = reused.numel()
-    source = sources[0][:, tokens : 2 * tokens]
+    num_tokens = reused.numel()
+    source = sources[0][:, num_tokens : 2 * num_tokens]
     assert torch.isfinite(results[-1]).all()
     assert relative(steps[-1][:, reused], source[:, reused]) <= 1e-5
     assert torch.equal(results[-1][:, reused], source[:, reused])
 
 
 def watched(step, results):
-    """`step`, whose latents are appended to `results`."""
+    """Wrap a scheduler's `step` so that it appends its latents to `results`."""
 
     def wrapper(*args, **kwargs):
         result = step(*args, **kwargs)
@@ -159,13 +163,13 @@ def test_after_an_exception_the_next_call_is_right(name):
     assert torch.equal(pipe(**family.arguments(**family.stock)).images, dense)
 
 
-def per_image(value):
+def is_per_image(value):
     return isinstance(value, torch.Tensor | list) and len(value) == 2
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if FAMILIES[name].batches])
 def test_every_image_of_a_batch_is_edited_as_if_alone(name):
-    """With active sets of different sizes."""
+    """The images have active sets of different sizes."""
     family, pipe = FAMILIES[name], FAMILIES[name].make(0)
     both = family.arguments(batch=2)
     masks = torch.stack([half(family), torch.zeros(family.grid)])
@@ -176,7 +180,7 @@ def test_every_image_of_a_batch_is_edited_as_if_alone(name):
     together = pipe(**both | {"generator": seeds}).images
     for i in range(2):
         alone = {
-            key: value[i : i + 1] if per_image(value) else value for key, value in both.items()
+            key: value[i : i + 1] if is_per_image(value) else value for key, value in both.items()
         }
         handle.set_mask(masks[i : i + 1], mode="replace")
         single = pipe(**alone | {"generator": torch.Generator().manual_seed(i + 1)}).images

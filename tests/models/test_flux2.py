@@ -1,4 +1,4 @@
-"""What FLUX.2 has and FLUX.1 has not: several references, its VAE, distilled and KV klein."""
+"""What FLUX.2 has and FLUX.1 does not: several references, its VAE, distilled and KV klein."""
 
 import random
 
@@ -16,17 +16,18 @@ from PIL import Image
 import spotedit
 from spotedit.models.spec import spec_for
 
-SMALL = (64, 80)  # height and width of the second reference, 4 x 5 tokens
+SMALL = (64, 80)  # height and width of the second reference: 4 x 5 tokens of 16 pixels
 
 
 def two_references(name):
-    """A family's call with a second reference of another size, and what it is called."""
+    """Return the arguments that add a second reference of another size."""
     if name == "Flux2KleinInpaintPipeline":
         return {"image_reference": picture(SMALL, seed=5)}
     return {"image": [picture(seed=4), picture(SMALL, seed=5)]}
 
 
 def watch_inputs(pipe):
+    """Return a list to which the transformer's hidden states will be appended."""
     inputs = []
     pipe.transformer.register_forward_pre_hook(
         lambda module, args, kwargs: inputs.append(kwargs["hidden_states"]), with_kwargs=True
@@ -52,7 +53,7 @@ def test_two_references_of_different_sizes_equal_stock(name):
     [("auto", (6, 8), 48), (0, (6, 8), 48), (1, (4, 5), 20 + 48), ("auto", (4, 5), 20 + 48)],
 )
 def test_reused_tokens_end_at_the_chosen_reference(reference, grid, source):
-    """`source` is the image token at which it begins: after the noise and the first reference."""
+    """`source` is the image token at which the chosen reference begins."""
     pipe = random_pipeline(Flux2Pipeline)
     inputs = watch_inputs(pipe)
     handle = spotedit.enable(pipe, reference=reference)
@@ -65,7 +66,7 @@ def test_reused_tokens_end_at_the_chosen_reference(reference, grid, source):
     assert torch.equal(result[:, reused], y[:, reused])
 
 
-def test_a_reference_of_another_grid_gives_a_dense_run():
+def test_with_a_reference_on_another_grid_the_call_is_dense():
     pipe = random_pipeline(Flux2Pipeline)
     handle = spotedit.enable(pipe, reference=1, match_size=False)
     pipe(**arguments(num_inference_steps=2, **two_references("Flux2Pipeline")))
@@ -80,7 +81,7 @@ class Stop(Exception):
     ("name", "reference"), [*((n, "auto") for n in FLUX2), ("Flux2Pipeline", 1)]
 )
 def test_every_size_gives_equal_grids(name, reference, monkeypatch):
-    """The pipelines follow the first image, also where they shrink it to a megapixel."""
+    """The pipelines take the size of the first image, even if they shrink it to a megapixel."""
     pipe = FLUX2[name].make(0)
     handle = spotedit.enable(pipe, reference=reference)
     monkeypatch.setattr(
@@ -109,8 +110,8 @@ def test_every_size_gives_equal_grids(name, reference, monkeypatch):
 
 
 @pytest.mark.parametrize("offloaded", [False, True])
-def test_the_judge_sees_the_decoders_own_features(offloaded):
-    """Also of a VAE whose weights are elsewhere, and after it has changed."""
+def test_the_judge_gets_the_decoders_features(offloaded):
+    """It gets them even if the VAE is offloaded, and if it changes afterwards."""
     pipe, grid = random_pipeline(Flux2Pipeline), (3, 5)
     tokens = torch.randn(2, grid[0] * grid[1], 16)
     vae, decoder = pipe.vae, pipe.vae.decoder
@@ -162,18 +163,18 @@ def test_one_step_is_dense_and_says_why():
     assert "too few steps (1)" in handle.report.reason
 
 
-def test_inpainting_keeps_what_its_own_mask_keeps():
+def test_inpainting_keeps_what_the_pipelines_mask_keeps():
     family = FLUX2["Flux2KleinInpaintPipeline"]
     pipe = family.make(0)
     dense = pipe(**family.arguments()).images
     handle = spotedit.enable(pipe)
     handle.set_mask(torch.arange(8).expand(6, 8) < 2, mode="replace")
-    spot = pipe(**family.arguments()).images  # [1, 4, 12, 16]; the right half is masked
+    spot = pipe(**family.arguments()).images  # [1, 4, 12, 16], of which the right half is kept
     assert torch.equal(spot[..., 8:], dense[..., 8:])
     assert not torch.equal(spot[..., :4], dense[..., :4])
 
 
-def test_a_mask_of_the_chosen_references_size():
+def test_a_mask_may_have_the_size_of_the_chosen_reference():
     pipe = random_pipeline(Flux2Pipeline)
     handle = spotedit.enable(pipe, reference=1)
     mask = torch.zeros(75, 85)
@@ -184,7 +185,7 @@ def test_a_mask_of_the_chosen_references_size():
     assert handle.report.region[0].tolist() == [True] * 3 + [False] * 2
 
 
-def test_klein_kv_is_refused_and_its_components_are_not():
+def test_klein_kv_is_refused_but_its_components_work_in_klein():
     pipe = random_pipeline(Flux2KleinKVPipeline)
     with pytest.raises(ValueError, match=r"keys and values itself; expected Flux2KleinPipeline"):
         spotedit.enable(pipe)
@@ -198,7 +199,7 @@ def test_klein_kv_is_refused_and_its_components_are_not():
 
 
 @pytest.mark.parametrize("extra", [{}, {"image_reference": picture()}])
-def test_inpainting_computes_nothing_that_its_own_mask_keeps(extra):
+def test_inpainting_computes_nothing_that_the_pipelines_mask_keeps(extra):
     family = FLUX2["Flux2KleinInpaintPipeline"]
     pipe = family.make(0)
     handle = spotedit.enable(pipe, threshold=0.0)

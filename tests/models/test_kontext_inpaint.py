@@ -1,4 +1,4 @@
-"""What the inpainting pipeline does with its own mask, part of the schedule, and other pictures."""
+"""The inpainting pipeline of Kontext: its mask, a part of the schedule, and other conditions."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,8 @@ import spotedit
 
 FAMILY = FAMILIES["FluxKontextInpaintPipeline"]
 GRID = torch.zeros(6, 8)
-GRID[1:4, 2:5] = 1  # tokens that may change
-MASK = GRID.repeat_interleave(8, 0).repeat_interleave(8, 1)[None, None]  # 8 px a token
+GRID[1:4, 2:5] = 1  # these tokens may change
+MASK = GRID.repeat_interleave(8, 0).repeat_interleave(8, 1)[None, None]  # a token has 8 pixels
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def picture(height, width, seed=0):
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.6])
-def test_identity_with_a_mask_of_the_pipelines_own(pipe, strength):
+def test_identity_with_the_pipelines_mask(pipe, strength):
     dense = call(pipe, strength=strength, num_inference_steps=10)
     handle = spotedit.enable(pipe, condition_cache=False)
     handle.set_mask(torch.ones(6, 8), mode="replace")
@@ -64,7 +64,7 @@ def test_a_black_mask_gives_the_source_back(pipe):
     assert handle.report.mean_ratio == 0
 
 
-def test_a_users_mask_comes_before_mask_image(pipe):
+def test_a_users_mask_overrides_mask_image(pipe):
     handle = spotedit.enable(pipe, threshold=0.0)
     handle.set_mask(MASK[0, 0].flip(1))
     call(pipe)
@@ -74,7 +74,7 @@ def test_a_users_mask_comes_before_mask_image(pipe):
     assert np.array_equal(handle.report.region, GRID.bool().numpy())
 
 
-def test_a_mask_for_each_prompt_and_several_images_of_it(pipe):
+def test_a_mask_for_each_prompt_and_several_images_for_each(pipe):
     handle = spotedit.enable(pipe, threshold=0.0)
     masks = torch.cat([MASK, MASK.flip(3)])
     prompts = FAMILY.prompt(pipe) | {"prompt": ["one", "two"], "num_images_per_prompt": 2}
@@ -86,7 +86,7 @@ def test_a_mask_for_each_prompt_and_several_images_of_it(pipe):
 
 
 def test_padding_mask_crop(pipe):
-    """The model sees the crop around the mask; a mask of the picture's size would not fit it."""
+    """The model sees the crop around the mask, so a mask of the picture's size does not fit."""
     mask = Image.new("L", (64, 48))
     mask.paste(255, (24, 16, 40, 28))
     arguments = {"image": picture(48, 64), "mask_image": mask, "padding_mask_crop": 4}
@@ -95,16 +95,16 @@ def test_padding_mask_crop(pipe):
     spot = call(pipe, **arguments, output_type="pil")[0]
     assert spot.size == dense.size == (64, 48)
     region = handle.report.region
-    assert region[2:4, 2:6].all()  # the mask fills the crop's middle
+    assert region[2:4, 2:6].all()  # the mask fills the middle of the crop
     assert not region[[0, -1]].any()
     handle.set_mask(torch.ones(50, 66))
-    arguments["image"] = picture(50, 66)  # becomes 48 x 64
+    arguments["image"] = picture(50, 66)  # the pipeline makes it 48 x 64
     with pytest.raises(ValueError, match="mask is 50 x 66"):
         call(pipe, **arguments, output_type="pil")
     call(pipe, image=arguments["image"], mask_image=mask)
 
 
-def test_another_picture_as_reference_matches_nothing(pipe):
+def test_with_another_picture_as_reference_every_token_changes(pipe):
     arguments = {"image_reference": torch.rand(1, 3, 48, 64)}
     dense = call(pipe, **arguments)
     handle = spotedit.enable(pipe, condition_cache=False)
@@ -116,7 +116,7 @@ def test_another_picture_as_reference_matches_nothing(pipe):
         call(pipe, **arguments)
 
 
-def test_a_reference_of_another_size_is_dense_with_a_reason(pipe):
+def test_with_a_reference_of_another_size_the_call_is_dense_and_says_why(pipe):
     arguments = {"image_reference": torch.rand(1, 3, 32, 40)}
     dense = call(pipe, **arguments)
     handle = spotedit.enable(pipe)

@@ -11,7 +11,7 @@ from spotedit.cli.edit import _size
 FAMILY = FAMILIES["LongCatImageEditPipeline"]
 
 
-def test_a_tall_picture_and_masks_of_its_size_and_of_the_outputs():
+def test_a_mask_may_have_the_size_of_a_tall_picture_or_of_the_output():
     pipe = FAMILY.make()
     handle = spotedit.enable(pipe)
     picture = Image.new("RGB", (30, 60), "teal")
@@ -26,5 +26,5 @@ def test_a_tall_picture_and_masks_of_its_size_and_of_the_outputs():
         assert np.array_equal(handle.report.region, expected)
 
 
-def test_the_command_asks_it_for_no_size():
+def test_the_command_line_gives_it_no_size():
     assert _size(FAMILY.make(), Image.new("RGB", (64, 48))) == {}

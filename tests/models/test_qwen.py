@@ -1,4 +1,4 @@
-"""What is special about Qwen-Image-Edit: masks, several images, a causal 3-D decoder, rescaling."""
+"""What is special about Qwen-Image-Edit: prompt masks, several images, a 3-D decoder, rescaling."""
 
 import numpy as np
 import pytest
@@ -25,14 +25,14 @@ def relative(a, b):
     return ((a.float() - b.float()).norm() / b.float().norm()).item()
 
 
-def first_input(pipe, inputs):
-    """The transformer's inputs [noise, conditions...] of the calls that follow."""
+def watch_inputs(pipe, inputs):
+    """Append the transformer's hidden states to `inputs`. Returns the hook."""
     return pipe.transformer.register_forward_pre_hook(
         lambda module, args, kwargs: inputs.append(kwargs["hidden_states"]), with_kwargs=True
     )
 
 
-def test_features_are_the_decoders_own():
+def test_features_are_those_of_the_decoder():
     pipe = random_qwen()
     before = {name: p.data_ptr() for name, p in pipe.vae.named_parameters()}
     latents = torch.randn(2, 4, 1, 12, 16)
@@ -57,12 +57,12 @@ def test_one_frame_saves_half_of_the_judges_operations():
         vae = AutoencoderKLQwenImage()
         latents = torch.empty(1, 16, 128, 128)
     tflop = []
-    for prefix, given in (
+    for prefix, frame in (
         (flux.DecoderPrefix(vae, latents), latents[:, :, None]),
         (qwen.FramePrefix(vae, latents), latents),
     ):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            prefix(given)
+            prefix(frame)
         tflop.append(round(counter.get_total_flops() / 1e12, 2))
     assert tflop == [1.83, 0.96]
 
@@ -96,7 +96,8 @@ def test_fused_projections():
     dense = pipe(**call()).images
     for block in pipe.transformer.transformer_blocks:
         block.attn.fuse_projections()
-        del block.attn.to_q, block.attn.add_q_proj  # unused: every step is captured or spot
+        # every step is a kept full step or a spot step, and neither uses these layers
+        del block.attn.to_q, block.attn.add_q_proj
     handle = spotedit.enable(pipe, condition_cache=False, initial_steps=1, reset_steps=(4,))
     handle.set_mask(EVERYTHING, mode="replace")
     assert relative(pipe(**call()).images, dense) <= 1e-4
@@ -104,24 +105,25 @@ def test_fused_projections():
 
 @pytest.mark.parametrize("index", [[3, 9, -1], [[3, 9, -1], [10, 0, 1]]], ids=["[M]", "[B, M]"])
 @pytest.mark.parametrize("images", [1, 2])
-def test_times_of_the_rows_are_gathered(index, images):
+def test_modulate_index_is_cut_to_the_indexed_rows(index, images):
     """The pipeline gives one row of `modulate_index` for all images of a prompt."""
-    which = (torch.arange(12) >= 8).int().expand(images, -1)
-    rows = qwen.narrow_block({"modulate_index": which}, torch.tensor(index))["modulate_index"]
+    modulate_index = (torch.arange(12) >= 8).int().expand(images, -1)
+    arguments = {"modulate_index": modulate_index}
+    rows = qwen.narrow_block(arguments, torch.tensor(index))["modulate_index"]
     expected = [[0, 1, 0]] if index[0] == 3 else [[0, 1, 0], [1, 0, 0]]
     assert torch.equal(rows, torch.tensor(expected).int().expand(max(images, len(expected)), -1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_guidance_of_a_token_that_is_the_source_already(dtype):
-    """Its velocity is 0 in both branches, and their norms are divided by each other."""
+def test_guidance_of_a_token_that_already_equals_the_source(dtype):
+    """Its velocity is 0 in both branches, and guidance divides one norm by the other."""
     pipe = random_qwen().to(dtype)
     given = {
         k: v.to(dtype) if v.is_floating_point() else v for k, v in GUIDED.items() if k[0] == "n"
     }
     given = call(true_cfg_scale=2.5, **given)
     given["prompt_embeds"] = given["prompt_embeds"].to(dtype)
-    hook = first_input(pipe, inputs := [])
+    hook = watch_inputs(pipe, inputs := [])
 
     def to_the_source(pipe, step, timestep, tensors):
         return {"latents": inputs[0][:, 48:].clone()} if step < 6 else {}
@@ -154,7 +156,7 @@ def test_two_images(reference, source, grids, zero_cond_t):
 
     grid = grids[source]
     tokens = grid[0] * grid[1]
-    hook = first_input(pipe, inputs := [])
+    hook = watch_inputs(pipe, inputs := [])
     handle = spotedit.enable(pipe, reference=reference)
     handle.set_mask(torch.eye(*grid), mode="replace")
     branches = []
@@ -170,7 +172,7 @@ def test_two_images(reference, source, grids, zero_cond_t):
     reused = torch.eye(*grid).flatten() == 0
     assert torch.equal(result[:, reused], inputs[0][:, start : start + tokens][:, reused])
 
-    # the reused tokens' condition keys: those of the source, at the noise tokens' positions
+    # the condition keys for reused tokens are the source's, at the noise tokens' positions
     shapes = [[(1, *sides) for sides in (grid, *grids)]]
     turns, _ = pipe.transformer.pos_embed(shapes, max_txt_seq_len=1, device=torch.device("cpu"))
     assert len(branches) == 2
@@ -216,7 +218,7 @@ def test_inpainting_starts_late_with_less_strength():
 
 
 def test_inpainting_a_crop():
-    """The token grid is that of the part around the pipeline's mask."""
+    """The token grid covers the part of the picture around the pipeline's mask."""
     pipe = random_qwen(cls=QwenImageEditInpaintPipeline)
     image = picture(torch.Generator().manual_seed(2), (96, 128))
     given = {"image": image, "mask_image": left_mask(), "padding_mask_crop": 8}

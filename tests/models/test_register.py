@@ -1,4 +1,4 @@
-"""Pipelines that others describe, and docs/new_pipeline.md, whose code is run as it stands."""
+"""Pipelines that users describe. The code of docs/new_pipeline.md is run as it stands."""
 
 import re
 from pathlib import Path
@@ -24,7 +24,7 @@ def test_the_documents_example(capsys):
     for block in blocks[:-2]:
         exec(compile(block, str(DOCUMENT), "exec"), scope)
     assert "PatchEditPipeline" in spotedit.supported_pipelines()
-    for block in blocks[-2:]:  # identity, then a mask; both assert
+    for block in blocks[-2:]:  # the identity test and the mask test, which make assertions
         exec(compile(block, str(DOCUMENT), "exec"), scope)
     assert "r = 13.3% of the tokens" in capsys.readouterr().out
     judged = spotedit.enable(scope["pipe"], judge="l2", threshold=1.0, dilation=0)
@@ -32,7 +32,7 @@ def test_the_documents_example(capsys):
     assert 0 < judged.report.mean_ratio < 1
 
 
-def test_an_unknown_pipeline_is_told_what_is_known_and_how_to_add_it():
+def test_the_error_for_an_unknown_pipeline_lists_the_known_ones_and_how_to_add_one():
     with pytest.raises(ValueError, match=r"FluxKontextPipeline.*register.*docs/new_pipeline\.md"):
         spotedit.enable(torch.nn.Identity())
     assert DOCUMENT.is_file()

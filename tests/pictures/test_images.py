@@ -1,4 +1,4 @@
-"""Pictures in and out: every pixel format, every kind of broken file."""
+"""Loading and saving pictures, with every pixel format and every kind of broken file."""
 
 import os
 import struct
@@ -52,17 +52,17 @@ def test_modes_become_rgb(tmp_path, image, expected):
     assert pixel(loaded) == expected
 
 
-def test_half_transparent_is_mixed_with_white(tmp_path):
+def test_a_half_transparent_pixel_is_mixed_with_white(tmp_path):
     red, green, blue = pixel(load_image(saved(tmp_path, Image.new("RGBA", (1, 1), (0, 0, 0, 128)))))
     assert red == green == blue == 127
 
 
-def test_palette_transparency(tmp_path):
+def test_a_transparent_palette_entry_becomes_white(tmp_path):
     image = Image.new("P", (1, 1), 0)
     assert pixel(load_image(saved(tmp_path, image, "p.gif", transparency=0))) == (255, 255, 255)
 
 
-def test_cmyk(tmp_path):
+def test_cmyk_becomes_rgb(tmp_path):
     image = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
     red, green, blue = pixel(load_image(saved(tmp_path, image, "cmyk.jpg")))
     assert red > 240
@@ -92,7 +92,7 @@ def test_exif_orientation_is_applied(tmp_path):
     image = Image.new("RGB", (4, 2), "black")
     image.putpixel((0, 0), (255, 255, 255))
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees clockwise to show it
+    exif[0x0112] = 6  # to be shown, rotate by 90 degrees clockwise
     loaded = load_image(saved(tmp_path, image, exif=exif))
     assert loaded.size == (2, 4)
     assert pixel(loaded, 1, 0) == (255, 255, 255)
@@ -100,7 +100,7 @@ def test_exif_orientation_is_applied(tmp_path):
 
 def test_icc_profile_is_converted_to_srgb(tmp_path):
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    # a profile whose red primary is sRGB's blue one, and the reverse
+    # a profile in which the primaries of red and blue are swapped
     swapped = srgb.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")
     swapped = swapped.replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
     image = Image.new("RGB", (1, 1), (255, 0, 0))
@@ -115,14 +115,14 @@ def test_a_broken_icc_profile_is_ignored(tmp_path):
     assert pixel(load_image(path)) == (9, 8, 7)
 
 
-def test_first_frame_of_an_animation(tmp_path):
+def test_an_animation_gives_its_first_frame(tmp_path):
     frames = [Image.new("RGB", (2, 2), colour) for colour in ("red", "blue")]
     path = saved(tmp_path, frames[0], "a.gif", save_all=True, append_images=frames[1:])
     assert pixel(load_image(path)) == (255, 0, 0)
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that declares a size and holds no pixels."""
+    """Return a PNG that declares a size and holds no pixels."""
     body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
     return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + bytes(4)
@@ -141,7 +141,7 @@ def test_giant_pictures_are_refused_before_decoding(tmp_path, side):
     ("content", "message"),
     [(b"", "0 bytes"), (b"not a picture", "13 bytes"), (png_header(8, 8), "damaged or cut short")],
 )
-def test_files_that_are_no_pictures(tmp_path, content, message):
+def test_files_that_are_no_pictures_are_refused(tmp_path, content, message):
     path = tmp_path / "broken.png"
     path.write_bytes(content)
     with pytest.raises(ImageError, match=message):
@@ -149,7 +149,7 @@ def test_files_that_are_no_pictures(tmp_path, content, message):
 
 
 @pytest.mark.parametrize("name", ["t.png", "t.jpg", "t.webp"])
-def test_truncated_files(tmp_path, name):
+def test_truncated_files_are_refused(tmp_path, name):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     path = saved(tmp_path, Image.fromarray(noise), name)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -157,7 +157,7 @@ def test_truncated_files(tmp_path, name):
         load_image(path)
 
 
-def test_missing_file_and_folder(tmp_path):
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     with pytest.raises(ImageError, match="no such file"):
         load_image(tmp_path / "missing.png")
     with pytest.raises(ImageError, match="a folder"):
@@ -165,7 +165,7 @@ def test_missing_file_and_folder(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".bmp", ".PNG"])
-def test_save_and_load(tmp_path, suffix):
+def test_a_saved_picture_can_be_loaded(tmp_path, suffix):
     path = tmp_path / f"out{suffix}"
     save_image(Image.new("RGB", (16, 16), (40, 80, 120)), path)
     assert np.allclose(pixel(load_image(path)), (40, 80, 120), atol=3)
@@ -191,13 +191,13 @@ def test_existing_files_are_kept_without_force(tmp_path):
         ("folder.png", "is a folder"),
     ],
 )
-def test_outputs_that_cannot_be(tmp_path, name, message):
+def test_paths_that_cannot_be_written_are_refused(tmp_path, name, message):
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(OutputError, match=message):
         check_output(tmp_path / name)
 
 
-def test_unwritable_folder(tmp_path, monkeypatch):
+def test_an_unwritable_folder_is_refused(tmp_path, monkeypatch):
     def refuse(self, **kwargs):
         raise PermissionError(13, "Permission denied")
 
