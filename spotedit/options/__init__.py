@@ -1,1 +1,1 @@
-"""What a caller can choose. Every other part of the package may import from here."""
+"""The options that a caller can choose. Every other part of the package may import them."""
