@@ -51,8 +51,8 @@ class Preview:
 class PreviewSession(Session):
     """Ends the loop at the first judgement, with the predicted clean image as its latents."""
 
-    def __init__(self, request: Request, hooks: Hooks, forward: Arguments) -> None:
-        super().__init__(request, hooks, forward)
+    def __init__(self, request: Request, hooks: Hooks, first_arguments: Arguments) -> None:
+        super().__init__(request, hooks, first_arguments)
         if self.reason is not None:
             raise ValueError(f"there is no region to preview: {self.reason}")
         if self.loop.batch > 1:

@@ -88,14 +88,14 @@ class Loop:
         return len(self.sigmas)
 
 
-def read_loop(request: Request, forward: Arguments) -> Loop:
+def read_loop(request: Request, first_arguments: Arguments) -> Loop:
     """Read the loop from the scheduler, and from the arguments of the first forward."""
     scheduler = request.pipe.scheduler
     first_step = scheduler.begin_index or 0
     last = len(scheduler.timesteps)
     return Loop(
-        grids=tuple(request.spec.grids(forward)),
-        batch=forward["hidden_states"].shape[0],
+        grids=tuple(request.spec.grids(first_arguments)),
+        batch=first_arguments["hidden_states"].shape[0],
         sigmas=scheduler.sigmas[first_step:last].tolist(),
     )
 
@@ -122,12 +122,15 @@ class TokenReuse:
 
 
 def start_token_reuse(
-    request: Request, hooks: Hooks, loop: Loop, forward: Arguments
-) -> TokenReuse | str:
-    """Prepare a call to reuse tokens, or return the reason why it cannot.
+    request: Request, hooks: Hooks, loop: Loop, first_arguments: Arguments
+) -> tuple[TokenReuse | None, str | None]:
+    """Prepare a call to reuse tokens.
 
     Args:
-        forward: the keyword arguments of the first forward.
+        first_arguments: the keyword arguments of the first forward.
+
+    Returns:
+        What the call works with, and None; or None, and the reason why it reuses no tokens.
 
     Raises:
         ValueError: the mask's size is wrong, there is no condition image of the number asked for,
@@ -136,16 +139,15 @@ def start_token_reuse(
     config, spec = request.config, request.spec
     number, reason = reference_index(loop.grids, config.reference, spec.followed)
     if not config.spatial:
-        return "no token may be reused (spatial=False)"
+        return None, "no token may be reused (spatial=False)"
     if number is None:
-        assert reason is not None
-        return reason
+        return None, reason
     kinds = _plan_steps(config, loop)
     if "spot" not in kinds:
-        return f"too few steps ({loop.num_steps}): all are initial steps or resets"
+        return None, f"too few steps ({loop.num_steps}): all are initial steps or resets"
 
     # The source's tokens follow the noise and the condition images before it.
-    hidden = forward["hidden_states"]
+    hidden = first_arguments["hidden_states"]
     source_start = sum(rows * cols for rows, cols in loop.grids[: number + 1])
     source = hidden[:, source_start : source_start + loop.num_noise].clone()
 
@@ -176,7 +178,7 @@ def start_token_reuse(
         source_start,
         needs_blend=any(weight != 1.0 for weight in step_weights),
     )
-    return TokenReuse(kinds, step_weights, source, judging, forwards, mask_note)
+    return TokenReuse(kinds, step_weights, source, judging, forwards, mask_note), None
 
 
 def _plan_steps(config: SpotEditConfig, loop: Loop) -> list[str]:

@@ -1,4 +1,8 @@
-"""The full and spot forwards of a call: full ones keep keys and values, and spot ones use them."""
+"""The full and spot forwards of a call: full ones keep keys and values, and spot ones use them.
+
+Before a spot forward, the keys and values of the reused tokens are blended from their cached ones
+and the source's (see `cache.blend`).
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,10 +29,11 @@ class Branch:
         layout: where the tokens lie in the joint sequence.
         prompt_index: joint index of each prompt token, [P].
         rope: cos and sin of the joint sequence, fp32 [S, D] each.
-        rope_ref: cos and sin [R, D] that rotate the keys of the source, and of the conditions after
-            it, to the noise tokens' positions. None if nothing is ever blended.
+        rope_ref: cos and sin [R, D] for the keys of the source and of the condition images after
+            it. They rotate the source's keys to the noise tokens' positions, and the others to
+            their own. None if nothing is ever blended.
         caches: buffers of every attention layer, by its name.
-        weight: the weight that the cached rows had when the reused rows were last blended.
+        weight: weight of the cached keys and values in the last blend; 1 before any.
     """
 
     layout: SequenceLayout
@@ -100,7 +105,7 @@ class Forwards:
         branch = self.branches.get(branch_index)
         if branch is None or branch.layout != layout:
             branch = self.branches[branch_index] = self._new_branch(layout, kwargs)
-        branch.weight = 1.0  # the rows will hold computed values, which are the cached ones
+        branch.weight = 1.0  # this forward overwrites what was blended
         self._set_state(branch, kwargs)
         self.state.joint_index = None
         self.state.rope_ref = branch.rope_ref
@@ -146,10 +151,11 @@ class Forwards:
             [prompt_index.expand(*image_index.shape[:-1], -1), joint_index], dim=-1
         )
         if self.config.cache_dtype == "int8":
-            # The keys are rotated in a buffer of these rows alone, not in the whole cache.
+            # Keys are rotated before they are rounded, in a buffer that has these rows alone.
             rows = state.joint_index.clamp(min=0)
             cos, sin = branch.rope
             state.rope = cos[rows], sin[rows]
+        # the source's keys change only if the rows of the condition images run
         conditions_run = not self.config.condition_cache
         state.rope_ref = branch.rope_ref if conditions_run else None
         narrowed = kwargs | self.spec.narrow(kwargs, image_index)
@@ -196,13 +202,13 @@ class Forwards:
 
     def _blend(self, branch: Branch, selection: Selection, weight: float) -> None:
         """Bring the reused rows up to date."""
-        none = selection.dropped_index[..., :0]
-        if weight != branch.weight:  # every reused row was blended with another weight
+        no_index = selection.dropped_index[..., :0]
+        if weight != branch.weight:  # all reused rows must be blended with the new weight
             stale_index = selection.reused_index
-        elif weight != 1.0:  # only the rows that are reused from now on are not blended yet
+        elif weight != 1.0:  # the tokens that the previous step computed are not blended yet
             stale_index = selection.dropped_index
-        else:  # the cached rows count alone, and they are in their places
-            stale_index = none
+        else:  # the weight stays 1: the rows hold the cached keys and values already
+            stale_index = no_index
         branch.weight = weight
         for cache in branch.caches.values():
             blend(

@@ -44,10 +44,11 @@ class Session:
     A guidance branch is known by its index: the position of its forward among those of a step.
 
     Attributes:
-        request, hooks: what was asked for, and our ways into the pipeline.
+        request: what was asked for.
+        hooks: the objects and functions through which we reach into the pipeline.
         loop: the denoising loop: grids, batch, sigmas.
-        reuse: what the call works with to reuse tokens, or None in a dense call.
-        reason: why no token is reused, from the first step or a later one on; None if some are.
+        reuse: schedule, judging and cache of a call that reuses tokens; None if it reuses none.
+        reason: why the call reuses no tokens, or why it stopped reusing them; None otherwise.
         temporal_method: the method that chooses the steps without a forward, or None.
         temporal_state: what that method remembers, or None.
         index: index of the current step.
@@ -56,21 +57,21 @@ class Session:
         rows: number of query rows of the last forward, prompt included.
         sequence: number of rows of its joint sequence.
         num_unedited: number of images that ended as the source.
-        moved: bool [B, N], the computed tokens whose final latents differ from the source's; None
-            before the end.
+        moved: bool [B, N], the computed tokens whose final latents differ noticeably from the
+            source's; None before the end.
     """
 
-    def __init__(self, request: Request, hooks: Hooks, forward: Arguments) -> None:
-        """Begin a call; `forward` has the keyword arguments of its first forward."""
-        self._step_start = timestamp(forward["hidden_states"])
+    def __init__(self, request: Request, hooks: Hooks, first_arguments: Arguments) -> None:
+        """Begin a call; `first_arguments` are the keyword arguments of its first forward."""
+        self._step_start = timestamp(first_arguments["hidden_states"])
         self.request = request
         self.hooks = hooks
         self.config = request.config
-        self.loop = read_loop(request, forward)
+        self.loop = read_loop(request, first_arguments)
 
-        reuse = start_token_reuse(request, hooks, self.loop, forward)
-        self.reuse: TokenReuse | None = None if isinstance(reuse, str) else reuse
-        self.reason: str | None = reuse if isinstance(reuse, str) else None
+        self.reuse: TokenReuse | None
+        self.reason: str | None
+        self.reuse, self.reason = start_token_reuse(request, hooks, self.loop, first_arguments)
         self.temporal_method = resolve(
             self.config.settings.temporal, request.spec.tea, type(request.pipe).__name__
         )
@@ -139,7 +140,7 @@ class Session:
         return self.temporal_state.decide_to_skip(self.index, is_last, modulated_input)
 
     def _has_prediction(self, branch_index: int) -> bool:
-        """Tell whether this forward is skipped, which needs an earlier one of its branch."""
+        """Tell whether to skip this forward. That takes an earlier forward of the same branch."""
         if self.temporal_state is None or not self.is_skipping:
             return False
         return branch_index in self.temporal_state.histories
@@ -181,9 +182,9 @@ class Session:
         assert self.reuse is not None
         forwards, active_index = self.reuse.forwards, self.selection.active_index
         if forwards.has_kept(branch_index, kwargs["encoder_hidden_states"].shape[1]):
-            weight = self.reuse.weights[self.index]
+            cached_weight = self.reuse.weights[self.index]
             output, self.rows = forwards.run_spot(
-                branch_index, forward, kwargs, self.selection, weight
+                branch_index, forward, kwargs, self.selection, cached_weight
             )
             num_active = active_index.shape[-1]
             computed = output[0][:, :num_active]  # the active tokens come before condition rows
@@ -218,7 +219,7 @@ class Session:
         """Fill reused tokens with the velocity `(x_t - source) / sigma`.
 
         Args:
-            output: the transformer's result, for its type.
+            output: a result of the transformer, whose velocity is replaced.
             hidden: the image tokens x_t, noise tokens first.
             computed: the velocity of the active tokens, [B, M, C].
         """
@@ -278,7 +279,7 @@ class Session:
             self._go_dense()
 
     def _restore_source(self, result: Any) -> Any:
-        """Make the reused tokens the source's, exactly, and note which others differ from it."""
+        """Make the reused tokens the source's, exactly; note which active tokens differ from it."""
         assert self.reuse is not None
         source, active_mask = self.reuse.source, self.selection.active_mask
         final = result[0] if isinstance(result, tuple) else result.prev_sample
