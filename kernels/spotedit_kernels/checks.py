@@ -1,8 +1,8 @@
 """Argument checks that the operations share.
 
 The checks read shapes, dtypes and devices, never the values of a tensor, so they do not
-synchronise with the device. Every message names the operation, what was expected, what came and
-what to do about it.
+synchronise with the device. Every message names the operation, the expected value, the actual one
+and what to do about it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ INTEGERS = (torch.int32, torch.int64)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of an operation's arithmetic: fp64 for fp64 data, fp32 for all other."""
+    """Return the dtype of an operation's arithmetic: fp64 for fp64 data, else fp32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -43,7 +43,7 @@ def check_shape(
 ) -> None:
     """Raise ValueError unless `tensor` has the shape `expected`.
 
-    `axes` has a letter per dimension; `hint` ends the message and says what to do.
+    `axes` has a letter for each dimension. `hint` ends the message and says what to do.
     """
     if tuple(tensor.shape) != tuple(expected):
         raise ValueError(
@@ -99,7 +99,10 @@ def check_scalar(op: str, name: str, value: float | Tensor, like: Tensor) -> Non
 
 
 def check_index(op: str, name: str, index: Tensor, batch: int, length: int | None = None) -> None:
-    """Check a row index: int32 or int64, ``[M]`` or ``[B, M]``, and M = `length` if it is given."""
+    """Check that a row index is int32 or int64, of shape ``[M]`` or ``[B, M]``.
+
+    If `length` is given, M must equal it.
+    """
     check_tensors(op, **{name: index})
     check_dtype(op, name, index, INTEGERS, "convert it with .long()")
     if index.ndim not in (1, 2) or (index.ndim == 2 and index.shape[0] != batch):

@@ -14,7 +14,7 @@ HAS_TRITON = find_spec("triton") is not None
 
 
 def choose_impl(op: str, impl: str, like: Tensor) -> str:
-    """Resolve `impl` to "triton" or "reference" for tensors of `like`'s dtype and device.
+    """Return "triton" or "reference": what `impl` means for tensors with `like`'s dtype and device.
 
     "auto" takes the Triton kernel for tensors on a GPU, and the reference elsewhere.
 

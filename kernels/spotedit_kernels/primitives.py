@@ -32,7 +32,7 @@ INTERPRETED = not isinstance(checked_row, JITFunction)
 
 
 def _unwrapped(kernel: Any) -> Any:
-    """Return `kernel`: PyTorch 2.11's `wrap_triton` refuses a kernel that is interpreted."""
+    """Return `kernel` itself, because PyTorch 2.11's `wrap_triton` refuses an interpreted one."""
     return kernel
 
 
@@ -42,8 +42,8 @@ wrap_triton: Callable[[Any], Any] = _unwrapped if INTERPRETED else library.wrap_
 def launch_device(tensor: Tensor) -> AbstractContextManager[object]:
     """Make the GPU that holds `tensor` the current one inside the block.
 
-    Triton launches on the current device and its current stream, wherever the arguments are.
-    Nothing changes for a tensor on the CPU. Nothing changes either before CUDA is initialised, as
-    when fake tensors are traced on a machine without a GPU.
+    Triton launches on the current device and its current stream, wherever the arguments are. The
+    block changes nothing for a tensor on the CPU. It also changes nothing before CUDA is
+    initialised, for instance when fake tensors are traced on a machine without a GPU.
     """
     return torch.cuda.device_of(tensor) if torch.cuda.is_initialized() else nullcontext()

@@ -22,8 +22,8 @@ def scatter_rows(index: Tensor, *pairs: tuple[Tensor, Tensor]) -> None:
     """For each pair, write values ``[B, M, ...]`` to the indexed rows of a target ``[B, S, ...]``.
 
     M rows are always written, so that no shape depends on the index' values. A padding entry
-    repeats the write of a real entry: the same value to the same row, so the order of the writes
-    does not matter. If every entry is padding, row 0 is written and its old value put back.
+    repeats the write of a real entry: it writes the same value to the same row, so the order of the
+    writes does not matter. If every entry is padding, row 0 is written and then restored.
     """
     if index.shape[-1] == 0:
         return

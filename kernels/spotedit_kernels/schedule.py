@@ -12,7 +12,7 @@ class Schedule:
     """A kernel with one choice of its compile-time arguments.
 
     Attributes:
-        name: the operation, the dtype and what distinguishes this schedule from the others.
+        name: the operation, the dtype, and the options that tell this schedule from the others.
         kernel: the jitted function.
         types: Triton types of the run-time arguments, e.g. ``"*fp16"``. An argument that is not
             listed is ``"i32"``.

@@ -16,7 +16,7 @@ TARGETS = ("sm_80", "sm_89", "sm_90", "sm_100", "gfx942")
 
 
 def schedules(target: str) -> list[Schedule]:
-    """Return what `target`, one of `TARGETS`, runs at the shapes of the supported models."""
+    """Return the schedules that `target`, one of `TARGETS`, runs for the supported models."""
     return [
         *gathered_attention.schedules(target),
         *kv_blend.schedules(target),

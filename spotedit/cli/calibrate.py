@@ -11,17 +11,24 @@ from tqdm import tqdm
 
 from ..evaluation.calibrate import calibrate
 from ..evaluation.edits import loop_settings, machine
-from ..pictures.files import write_somewhere, write_text
+from ..pictures.files import write_or_fall_back, write_text
 from ..pictures.images import check_output
-from .errors import BadInput, fail_for
+from .errors import BadInput, raise_if_any
 from .options import CalibrateOptions
-from .pipelines import choose_device, explain_errors, fit_threads, load, load_pairs, prepared
+from .pipelines import (
+    choose_device,
+    explain_errors,
+    load,
+    load_pairs,
+    one_thread_for_tiny,
+    prepared,
+)
 
-_FIRST_SEED = 1000  # the scenes from seed 0 on are the ones that figures are reported on
+_FIRST_SEED = 1000  # results are reported for the scenes from seed 0 on, so fit to other ones
 
 
 def run(options: CalibrateOptions) -> None:
-    """Edit dense, fit the coefficients, print and write them.
+    """Edit with the stock pipeline, fit the coefficients, print them and write them.
 
     Raises:
         BadInput, ImageError, OutputError, Failure: see `spotedit.cli.main`.
@@ -32,7 +39,7 @@ def run(options: CalibrateOptions) -> None:
     edits = load_pairs(options.pairs)
     call = options.pipeline
     device = choose_device(call.device, call.offload)
-    with explain_errors(device), fit_threads(options.model, device):
+    with explain_errors(device), one_thread_for_tiny(options.model, device):
         pipe = load(options.model, call.dtype, device, call.offload)
         pipe.set_progress_bar_config(disable=True)
         settings = loop_settings(pipe, call.call_arguments())
@@ -53,10 +60,10 @@ def run(options: CalibrateOptions) -> None:
             "settings": {k: v for k, v in settings.items() if k != "negative_prompt"},
         }
     text = json.dumps(row, indent=1) + "\n"
-    problem = write_somewhere(options.out, partial(write_text, text=text))
+    problem = write_or_fall_back(options.out, partial(write_text, text=text))
     print(f"TeaCache(coefficients={list(fit.coefficients)})")
     print(f"R2 {fit.r2:.3f} over {len(fit.inputs)} pairs of steps")
-    fail_for([problem])
+    raise_if_any([problem])
     print(f"{options.out}: the coefficients and where they come from")
 
 

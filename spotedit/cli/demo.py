@@ -15,20 +15,20 @@ import spotedit
 
 from ..evaluation.quality import background, psnr
 from ..pictures.draw import plot_steps
-from ..pictures.files import make_folder, write_somewhere
+from ..pictures.files import make_folder, write_or_fall_back
 from ..pictures.images import check_output
 from ..report import EditReport
 from ..tiny.pipeline import NATIVE_SIZE
 from ..tiny.scenes import KINDS, Scene, make_scene
-from .errors import fail_for
+from .errors import raise_if_any
 from .figure import save_figure
 from .options import DemoOptions, spotedit_config
-from .pipelines import choose_device, explain_errors, fit_threads, load, timed
+from .pipelines import choose_device, explain_errors, load, one_thread_for_tiny, timed
 
 _ORDER = ("dense", "spot", "spot", "dense")  # a drift of the machine's speed hits both alike
 _WARM_UP_ORDER = ("dense", "spot")
-_WARM_UP_STEPS = 3
-_SHOWN = 4 * NATIVE_SIZE  # side in pixels of a picture in the figure
+_WARM_UP_STEPS = 3  # in a spot edit: one full step (all tokens), two spot steps (active tokens)
+_SHOWN_SIZE = 4 * NATIVE_SIZE  # side in pixels of a picture in the figure
 _HEADER = (
     "scene", "pixels", "dense s", "spot s", "speed-up", "r",
     "background dB, dense", "spot", "edit dB, dense", "spot",
@@ -37,7 +37,7 @@ _HEADER = (
 
 @dataclass(frozen=True)
 class Trial:
-    """One scene, edited dense and spot from the same noise. Seconds are means over the runs."""
+    """One scene, edited dense and spot from the same noise. The seconds are means over the runs."""
 
     scene: Scene
     dense: Image.Image
@@ -46,12 +46,12 @@ class Trial:
     spot_seconds: float
     report: EditReport
 
-    def figures(self) -> list[float]:
-        """Return the figures in the order of `_HEADER`.
+    def numbers(self) -> list[float]:
+        """Return the numbers in the order of `_HEADER`, without the scene and the pixels.
 
         They are the seconds dense and spot, the speed-up, and r; then the PSNR of the background
         against the source, dense and spot; then the PSNR of the edited pixels against the truth,
-        dense and spot. PSNR is in dB.
+        dense and spot. The PSNR is in dB.
         """
         pictures = [np.asarray(self.dense), np.asarray(self.spot)]
         height, width = self.scene.mask.shape
@@ -77,19 +77,19 @@ def run(options: DemoOptions) -> None:
     """
     figure, plot = _outputs(options.out, options.force)
     device = choose_device(None, "none")
-    with explain_errors(device), fit_threads("tiny", device):
+    with explain_errors(device), one_thread_for_tiny("tiny", device):
         config = spotedit_config(options.config)
         trials = _trials(options, load("tiny", "float32", device, "none"), config)
     rows = [_row(trial) for trial in trials]
-    figure_problem = write_somewhere(figure, partial(save_figure, rows=rows))
-    plot_problem = write_somewhere(plot, partial(plot_steps, trials[0].report.steps))
+    figure_problem = write_or_fall_back(figure, partial(save_figure, rows=rows))
+    plot_problem = write_or_fall_back(plot, partial(plot_steps, trials[0].report.steps))
     print(table(trials))
     print()
     if figure_problem is None:
         print(f"{figure}: the pictures")
     if plot_problem is None:
         print(f"{plot}: tokens and time by step, first scene")
-    fail_for([figure_problem, plot_problem])
+    raise_if_any([figure_problem, plot_problem])
 
 
 def _trials(options: DemoOptions, pipe: Any, config: spotedit.SpotEditConfig) -> list[Trial]:
@@ -125,7 +125,7 @@ def _trial(
     steps: int,
     order: Sequence[str],
 ) -> Trial:
-    """Edit `scene` dense and spot in `order`."""
+    """Edit `scene` in the given `order` of dense and spot edits."""
     height, width = scene.mask.shape
     arguments = {
         "image": scene.source_image,
@@ -159,7 +159,7 @@ def _trial(
 def _row(trial: Trial) -> tuple[str, list[Image.Image]]:
     """Return a row of the figure. The pictures are enlarged, so that the outline looks thin."""
     source, dense, spot = (
-        picture.resize((_SHOWN, _SHOWN), Image.Resampling.BICUBIC)
+        picture.resize((_SHOWN_SIZE, _SHOWN_SIZE), Image.Resampling.BICUBIC)
         for picture in (trial.scene.source_image, trial.dense, trial.spot)
     )
     region = spot if trial.report.region is None else trial.report.overlay(spot)
@@ -167,13 +167,13 @@ def _row(trial: Trial) -> tuple[str, list[Image.Image]]:
 
 
 def table(trials: Sequence[Trial]) -> str:
-    """Return the figures of every trial, and their means, as markdown."""
-    figures = [trial.figures() for trial in trials]
+    """Return a markdown table with the numbers of every trial, and their means."""
+    numbers = [trial.numbers() for trial in trials]
     lines: list[Sequence[str]] = [_HEADER, ["---"] * len(_HEADER)]
-    for trial, values in zip(trials, figures, strict=True):
+    for trial, values in zip(trials, numbers, strict=True):
         lines.append([trial.scene.instruction, str(trial.dense.width), *_cells(values)])
     if len(trials) > 1:
-        means = np.mean(figures, axis=0).tolist()
+        means = np.mean(numbers, axis=0).tolist()
         lines.append([f"mean of {len(trials)}", str(trials[0].dense.width), *_cells(means)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -12,17 +12,24 @@ from torch import Tensor
 
 import spotedit
 
-from ..evaluation.edits import loop_settings
 from ..judge.mask import as_mask, resized, same_aspect
-from ..pictures.files import write_somewhere, write_text
+from ..pictures.files import write_or_fall_back, write_text
 from ..pictures.images import check_output, load_image, load_mask, save_image
 from ..report import EditReport
-from .errors import BadInput, Unedited, fail_for
+from .errors import BadInput, Unedited, raise_if_any
 from .figure import save_figure
 from .options import MODELS, EditOptions, PictureOptions, spotedit_config
-from .pipelines import choose_device, explain_errors, fit_threads, load, prepared, timed
+from .pipelines import (
+    check_call_arguments,
+    choose_device,
+    explain_errors,
+    load,
+    one_thread_for_tiny,
+    prepared,
+    timed,
+)
 
-_WARM_UP_STEPS = 3  # one full step and two spot steps
+_WARM_UP_STEPS = 3  # one full step (all tokens), then two spot steps (active tokens only)
 
 
 @dataclass(frozen=True)
@@ -36,8 +43,8 @@ class _Outputs:
 
 
 @dataclass(frozen=True)
-class _Dense:
-    """The same edit without skipping."""
+class _DenseEdit:
+    """The stock pipeline's edit of the same picture."""
 
     picture: Image.Image
     seconds: float
@@ -45,16 +52,16 @@ class _Dense:
 
 @dataclass(frozen=True)
 class _Result:
-    """An edit, with the dense one beside it if `--compare` asks for it."""
+    """The edit with SpotEdit, and the stock pipeline's edit if `--compare` asks for it."""
 
     picture: Image.Image
     seconds: float
     report: EditReport
-    dense: _Dense | None
+    dense: _DenseEdit | None
 
 
 def run(options: EditOptions) -> None:
-    """Check everything that can be checked, load the model, edit and write.
+    """Check what can be checked before the work, load the model, edit, and write the files.
 
     Raises:
         BadInput, ImageError, OutputError, Failure, Unedited: see `spotedit.cli.main`.
@@ -65,15 +72,16 @@ def run(options: EditOptions) -> None:
     device = choose_device(call.device, call.offload)
     image = load_image(options.image)
     mask = None if options.mask is None else _load_mask(options.mask, image, options.image)
-    with explain_errors(device), fit_threads(model, device):
+    with explain_errors(device), one_thread_for_tiny(model, device):
         config = spotedit_config(options.config)
         pipe = load(model, call.dtype, device, call.offload)
-        loop_settings(pipe, call.call_arguments())  # raises if the pipeline lacks an option
+        check_call_arguments(pipe, call.call_arguments())
         image = prepared(pipe, model, image)
         if mask is not None and model == "tiny":
             mask = resized(mask, (image.height, image.width))
         result = _edit(options, pipe, config, image, mask)
-    fail_for(_write(options, outputs, image, result))
+    problems = _write(options, outputs, image, result)
+    raise_if_any(problems)
     if options.fail_if_unchanged and result.report.unedited:
         raise Unedited(f"nothing was edited: {outputs.spot} is the source")
 
@@ -108,13 +116,13 @@ def _load_mask(path: Path, image: Image.Image, image_path: Path) -> Tensor:
     """Load the mask at `path`.
 
     Raises:
-        BadInput: it has another aspect than `image`, or values that no mask has.
+        BadInput: its aspect ratio differs from that of `image`, or its values cannot be a mask's.
     """
     picture = load_mask(path)
     if not same_aspect((picture.height, picture.width), (image.height, image.width)):
         raise BadInput(
-            f"{path} is {picture.width} x {picture.height} pixels; expected the aspect of "
-            f"{image_path}, {image.width} x {image.height}"
+            f"{path} is {picture.width} x {picture.height} pixels; expected the aspect ratio "
+            f"of {image_path}, {image.width} x {image.height}"
         )
     try:
         return as_mask(picture)
@@ -141,14 +149,17 @@ def _edit(
 
     dense = None
     if options.compare:
-        warm_up, _, _ = spot_edit(num_inference_steps=_WARM_UP_STEPS)
-        arguments |= _size(pipe, warm_up)
-        dense = _Dense(*timed(pipe, seed, arguments))
+        # A short edit warms up for both timings. It also shows the output size of a spot edit, so
+        # that the dense edit can have the same size.
+        warm_up_picture, _, _ = spot_edit(num_inference_steps=_WARM_UP_STEPS)
+        arguments |= _size_arguments(pipe, warm_up_picture)
+        dense_picture, dense_seconds = timed(pipe, seed, arguments)
+        dense = _DenseEdit(dense_picture, dense_seconds)
     picture, seconds, report = spot_edit()
     return _Result(picture, seconds, report, dense)
 
 
-def _size(pipe: Any, picture: Image.Image) -> dict[str, int]:
+def _size_arguments(pipe: Any, picture: Image.Image) -> dict[str, int]:
     """Return the arguments that make the stock pipeline's output as large as `picture`."""
     size = {"height": picture.height, "width": picture.width}
     size["max_area"] = picture.height * picture.width
@@ -161,34 +172,36 @@ def _write(
 ) -> list[str | None]:
     """Write the files and print the report.
 
+    A file that cannot be written at its path goes to another folder, and its problem says where.
+
     Returns:
-        For each file, why it could not be written, or None.
+        For each file, why it is not at its path, or None if it is.
     """
     write_picture = partial(save_image, result.picture, force=options.force)
-    problem = write_somewhere(outputs.spot, write_picture)
+    problem = write_or_fall_back(outputs.spot, write_picture)
     problems = [problem]
     print(result.report.summary())
-    name = outputs.spot if problem is None else "spot"
+    label = outputs.spot if problem is None else "spot"  # no path if the file is not there
     size = f"{result.picture.width} x {result.picture.height} pixels"
-    print(f"{name}: {size}, {result.seconds:.2f} s in all")
+    print(f"{label}: {size}, {result.seconds:.2f} s in all")
     if result.dense and outputs.dense and outputs.figure:
         write_dense = partial(save_image, result.dense.picture, force=options.force)
-        problem = write_somewhere(outputs.dense, write_dense)
+        problem = write_or_fall_back(outputs.dense, write_dense)
         rows = [(options.instruction, _figure_row(image, result, result.dense))]
-        problems += [problem, write_somewhere(outputs.figure, partial(save_figure, rows=rows))]
-        name = outputs.dense if problem is None else "dense"
+        problems += [problem, write_or_fall_back(outputs.figure, partial(save_figure, rows=rows))]
+        label = outputs.dense if problem is None else "dense"
         print(
-            f"{name}: {result.dense.seconds:.2f} s without skipping, "
+            f"{label}: {result.dense.seconds:.2f} s without skipping, "
             f"{result.dense.seconds / result.seconds:.2f} times as long (one run each, after a "
             "warm-up)"
         )
     if outputs.report:
         text = json.dumps(_report(result), indent=1) + "\n"
-        problems.append(write_somewhere(outputs.report, partial(write_text, text=text)))
+        problems.append(write_or_fall_back(outputs.report, partial(write_text, text=text)))
     return problems
 
 
-def _figure_row(image: Image.Image, result: _Result, dense: _Dense) -> list[Image.Image]:
+def _figure_row(image: Image.Image, result: _Result, dense: _DenseEdit) -> list[Image.Image]:
     """Return a picture for each of `figure.COLUMNS`."""
     region = result.picture
     if result.report.region is not None:
@@ -197,6 +210,7 @@ def _figure_row(image: Image.Image, result: _Result, dense: _Dense) -> list[Imag
 
 
 def _report(result: _Result) -> dict[str, Any]:
+    """Return the report with the times of both edits, for the file of `--report`."""
     dense_seconds = result.dense.seconds if result.dense else None
     return result.report.to_dict() | {
         "spot_seconds": result.seconds,

@@ -15,8 +15,8 @@ class Unedited(Exception):
     """Raised with `--fail-if-unchanged` when nothing was edited: exit status 3."""
 
 
-def fail_for(problems: Iterable[str | None]) -> None:
-    """Raise `Failure` with a line for each problem. None stands for no problem."""
+def raise_if_any(problems: Iterable[str | None]) -> None:
+    """Raise `Failure` with a line for each problem, if there is one. None means no problem."""
     lines = [problem for problem in problems if problem is not None]
     if lines:
         raise Failure("\n".join(lines))

@@ -23,13 +23,13 @@ from ..pictures.images import check_output
 from .edit import require_model
 from .errors import BadInput, Failure
 from .options import EvalOptions, spotedit_config
-from .pipelines import choose_device, explain_errors, fit_threads, load, prepared
+from .pipelines import choose_device, explain_errors, load, one_thread_for_tiny, prepared
 
 _PATIENCE = timedelta(days=7)  # how long a process may wait for the slowest one
 
 
 def run(options: EvalOptions) -> None:
-    """Edit and measure this process's share; the first process then writes the table.
+    """Edit and measure this process's share of the pictures; the first process writes the table.
 
     Raises:
         BadInput, Failure: see `spotedit.cli.main`.
@@ -77,7 +77,7 @@ def _table_path(out: Path) -> Path:
 
 
 def _warn_of_absent(clip: str) -> None:
-    """Say which figures will be missing, before hours of edits.
+    """Print which metrics will be missing from the table, before hours of edits.
 
     The networks are freed again, so that the pipeline has all of the device's memory.
     """
@@ -88,10 +88,10 @@ def _warn_of_absent(clip: str) -> None:
 def _edit(
     options: EvalOptions, data: DataSet, share: Sequence[Item], device: torch.device, process: int
 ) -> None:
-    """Load the pipeline and edit; its memory is free again when this function returns."""
+    """Load the pipeline and edit. Its memory is free again when this function returns."""
     call, model = options.pipeline, require_model(options.model)
     config = spotedit_config(options.config)
-    with fit_threads(model, device):
+    with one_thread_for_tiny(model, device):
         pipe = load(model, call.dtype, device, call.offload)
         pipe.set_progress_bar_config(disable=True)
         arguments = call.call_arguments()
@@ -112,4 +112,5 @@ def _report(options: EvalOptions, data: DataSet, absent: Mapping[str, str]) -> N
     print(text)
     write_text(_table_path(out), text)
     if options.prompts:
-        print(f"{write_prompts(data.items, out, rows)}: for a judge; see scores.jsonl")
+        prompts = write_prompts(data.items, out, rows)
+        print(f"{prompts}: for a vision-language model, whose scores go to scores.jsonl beside it")

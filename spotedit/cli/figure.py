@@ -11,7 +11,7 @@ from ..pictures.files import atomic_write
 
 COLUMNS = ("source", "dense", "spot", "regenerated")
 _INCHES = 2.2  # side of a square picture in the figure
-_TEXT = 0.75  # width of the text column, where a picture has width 1
+_TEXT = 0.75  # width of the text column, in widths of a picture
 
 
 def save_figure(
@@ -19,7 +19,7 @@ def save_figure(
     rows: Sequence[tuple[str, Sequence[Image.Image]]],
     columns: Sequence[str] = COLUMNS,
 ) -> None:
-    """Write a PNG with a row for every (text, one picture for each of `columns`).
+    """Write a PNG file with a row for every pair (text, pictures), one picture for each column.
 
     A file at `path` is replaced.
 

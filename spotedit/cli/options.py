@@ -1,6 +1,6 @@
 """The options of every command. tyro makes the command line from these dataclasses.
 
-A field is an option: `mask_mode` becomes `--mask-mode`, and the text below the field its help.
+Each field is an option: `mask_mode` becomes `--mask-mode`. The string below a field is its help.
 """
 
 import ast
@@ -45,11 +45,11 @@ def at_least(low: int) -> PrimitiveConstructorSpec[Any]:
             raise ValueError(f"{value} is too small; expected at least {low}")
         return value
 
-    return _read_by(integer, "INT")
+    return _one_word_option(integer, "INT")
 
 
-def _read_by(read: Callable[[str], Any], metavar: str) -> PrimitiveConstructorSpec[Any]:
-    """Return the specification of an option whose value is what `read` makes of one word."""
+def _one_word_option(read: Callable[[str], Any], metavar: str) -> PrimitiveConstructorSpec[Any]:
+    """Return the specification of an option that takes one word and parses it with `read`."""
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar=metavar,
@@ -65,7 +65,11 @@ def temporal_method(text: str) -> Temporal:
     Raises:
         ValueError: `text` has another form, or an argument is out of range.
     """
-    expected = f"{text!r}; expected {' or '.join(_TEMPORAL_METHODS)}, with arguments in (...)"
+    methods = " or ".join(_TEMPORAL_METHODS)
+    expected = (
+        f"{text!r}; expected {methods}, optionally with keyword arguments, "
+        "as in TaylorSeer(interval=3)"
+    )
     try:
         call = ast.parse(text if "(" in text else f"{text}()", mode="eval").body
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
@@ -77,9 +81,12 @@ def temporal_method(text: str) -> Temporal:
 
 
 def _option_type(annotation: Any) -> Any:
-    """Return the type of the option for a field of `SpotEditConfig`: all of it but functions."""
+    """Return the type of the option for a field of `SpotEditConfig` with this annotation.
+
+    Callables are left out of a union, because a command line cannot give one.
+    """
     if annotation == Temporal | None:
-        return Annotated[annotation, _read_by(temporal_method, "METHOD")]
+        return Annotated[annotation, _one_word_option(temporal_method, "METHOD")]
     if get_origin(annotation) not in (Union, UnionType):
         return annotation
     members = [member for member in get_args(annotation) if get_origin(member) is not Callable]
@@ -88,7 +95,7 @@ def _option_type(annotation: Any) -> Any:
 
 if TYPE_CHECKING:
     ConfigOptions = SpotEditConfig
-else:  # the same fields without the checks, whose errors the command reports
+else:  # the same fields without the checks: `spotedit_config` runs them, where errors are reported
     ConfigOptions = make_dataclass(
         "ConfigOptions",
         [(f.name, _option_type(f.type), field(default=f.default)) for f in fields(SpotEditConfig)],
@@ -106,7 +113,7 @@ def spotedit_config(options: ConfigOptions) -> SpotEditConfig:
 
 
 def changed_fields(config: SpotEditConfig) -> dict[str, Any]:
-    """Return the fields of `config` that differ from their defaults, as JSON can hold them."""
+    """Return the fields of `config` that differ from their defaults, in a form fit for JSON."""
     defaults = asdict(SpotEditConfig())
     return {name: value for name, value in asdict(config).items() if value != defaults[name]}
 
@@ -130,7 +137,7 @@ class PipelineOptions:
     dtype: Literal["bfloat16", "float16", "float32"] | None = None
     """Data type of the weights. None takes float32 on a CPU and bfloat16 elsewhere."""
     offload: Literal["none", "model", "group", "sequential"] = "none"
-    """Keep the weights in host memory, which needs less GPU memory and more time."""
+    """How to keep the weights in host memory. Offloading saves GPU memory and takes more time."""
 
     def call_arguments(self) -> dict[str, Any]:
         """Return the arguments of the pipeline's call that the command line sets."""
@@ -153,10 +160,10 @@ class SpotOptions:
 
 @dataclass(kw_only=True)
 class DemoOptions:
-    """Compare dense and spot editing on small scenes.
+    """Compare the stock pipeline (dense) with SpotEdit (spot) on small scenes.
 
     Edit held-out scenes with the tiny editor, dense and spot in turn, and compare time and quality.
-    Needs no GPU and no network.
+    This needs no GPU and no network.
     """
 
     out: Annotated[Path | None, arg(metavar="PATH")] = None
@@ -193,51 +200,53 @@ class EditOptions(PictureOptions):
     """Edit a picture."""
 
     mask: Path | None = None
-    """Picture with the aspect of IMAGE that shows where IMAGE may change: white, or paint of any
-    colour on a transparent ground."""
+    """Picture with the aspect ratio of IMAGE that shows where IMAGE may change: in white, or in any
+    colour on a transparent background."""
     mask_mode: Literal["intersect", "union", "replace"] = "intersect"
     """How the mask is combined with the tokens that SpotEdit selects."""
     compare: bool = False
-    """Also edit without skipping; write OUT-dense and OUT-compare and print both times."""
+    """Also edit with the stock pipeline (dense). Write OUT-dense and OUT-compare.png, and print
+    both times."""
     report: Annotated[Path | None, arg(metavar="R.json")] = None
     """File for the report of what was skipped."""
     fail_if_unchanged: bool = False
-    """Exit with status 3 if nothing was edited. OUT is written all the same."""
+    """Exit with status 3 if nothing was edited. OUT is still written."""
 
 
 @dataclass(kw_only=True)
 class PreviewOptions(PictureOptions):
     """See what an edit would regenerate.
 
-    Run an edit up to its first judgement and write OUT: source, draft and scores. OUT-mask.png has
-    the size of IMAGE and is white where the same `spotedit edit` would begin to regenerate. Change
-    it as you like and give it to --mask.
+    Run an edit until SpotEdit first decides which tokens change. Write a figure to OUT: the source,
+    the draft and the scores. OUT-mask.png has the size of IMAGE and is white where `spotedit edit`
+    with the same options would regenerate at first. You can change that mask and give it to --mask.
     """
 
 
 @dataclass(kw_only=True)
 class VerifyOptions(SpotOptions):
-    """Compare dense and spot editing on your own pictures.
+    """Compare the stock pipeline (dense) with SpotEdit (spot) on your own pictures.
 
-    Edit each picture dense and spot in the same loop and compare time, background and seam. Write
-    the figures to a JSON file that you can share; it has no pictures, names or instructions.
+    Edit each picture in both ways, in the same loop. Compare the time, the background and the seam,
+    which is the ring of tokens around the regenerated region. Write the numbers to a JSON file that
+    you can share; it has no pictures, names or instructions.
     """
 
     model: Annotated[Positional[str], arg(metavar="MODEL", help=f"{MODELS}.")]
     pairs: Annotated[Positional[tuple[str, ...]], arg(metavar="PICTURE INSTRUCTION ...")]
     """Pictures, each followed by its instruction."""
     row: Annotated[Path, arg(metavar="FILE.json")] = Path("spotedit-verify.json")
-    """File for the figures."""
+    """File for the numbers: a row for bench/results/community, if you share it."""
     force: bool = False
     """Overwrite FILE.json."""
 
 
 @dataclass(kw_only=True)
 class EvalOptions(SpotOptions):
-    """Compare dense and spot editing on a published benchmark.
+    """Compare the stock pipeline (dense) with SpotEdit (spot) on a published benchmark.
 
-    Edit every picture dense and spot, measure, and print a table. Run the same command again to
-    continue a run that was stopped. `torchrun --nproc-per-node N -m spotedit.cli eval ...` divides
+    Edit every picture in both ways, measure, and print a table. To continue a run that was stopped,
+    run the same command again. `torchrun --nproc-per-node N -m spotedit.cli eval ...` divides
     the pictures among N processes.
     """
 
@@ -247,13 +256,13 @@ class EvalOptions(SpotOptions):
     """Folder for rows, pictures and table.md."""
     model: Annotated[str | None, arg(metavar="MODEL", help=f"{MODELS}.")] = None
     pictures: Annotated[Path | None, arg(metavar="FOLDER")] = None
-    """Folder that the paths in the benchmark's list start from. None takes the benchmark's own."""
+    """Folder that the benchmark's picture paths are relative to. None takes the usual one."""
     limit: Annotated[int | None, at_least(1)] = None
-    """Take the first pictures only, at most this many."""
+    """Use only the first pictures, at most this many."""
     clip: Annotated[str | None, arg(metavar="MODEL")] = None
-    """Folder or id of the CLIP model that measures. None takes openai/clip-vit-large-patch14."""
+    """Folder or id of the model for the CLIP score. None takes openai/clip-vit-large-patch14."""
     prompts: bool = False
-    """Write prompts.jsonl and source/ for a judge."""
+    """Write prompts.jsonl and source/, from which a vision-language model can score the edits."""
     score_only: bool = False
     """Edit nothing; measure the edits that exist."""
 
@@ -262,8 +271,9 @@ class EvalOptions(SpotOptions):
 class CalibrateOptions:
     """Fit TeaCache to a model.
 
-    Edit pictures dense and fit the coefficients that TeaCache(coefficients=...) takes, for a model
-    without published ones. Take pictures and steps like those that you will edit.
+    Edit pictures with the stock pipeline and fit the coefficients that TeaCache(coefficients=...)
+    takes, for a model without published ones. Choose pictures and numbers of steps that are typical
+    of your edits.
     """
 
     model: Annotated[Positional[str], arg(metavar="MODEL", help=f"{MODELS}.")]
@@ -272,15 +282,16 @@ class CalibrateOptions:
     scenes: Annotated[int, at_least(1)] = 16
     """Number of scenes to edit if the model is tiny and no pictures are given."""
     also: Annotated[tuple[Annotated[int, at_least(2)], ...], arg(metavar="INT ...")] = ()
-    """Further numbers of steps beside --steps: the coefficients hold for all of them."""
+    """Other numbers of steps to edit with, in addition to --steps. One fit covers all of them."""
     out: Annotated[Path, arg(metavar="FILE.json")] = Path("spotedit-teacache.json")
-    """File for the coefficients and where they come from."""
+    """File for the coefficients and for what they were fitted to."""
     force: bool = False
     """Overwrite FILE.json."""
+    # The next two are accepted so that one list of options suits every command.
     preset: str = "default"
-    """Has no effect: these edits are dense."""
+    """Has no effect, because only the stock pipeline edits here."""
     threshold: str | None = None
-    """Has no effect: these edits are dense."""
+    """Has no effect, because only the stock pipeline edits here."""
     pipeline: OmitArgPrefixes[PipelineOptions]
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 import spotedit
 
+from ..evaluation.edits import loop_settings
 from ..pictures.files import OutputError
 from ..pictures.images import load_image
 from .errors import BadInput, Failure
@@ -20,10 +21,10 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 
 def choose_device(name: str | None, offload: str) -> torch.device:
-    """Return the named device, or the best one of this machine.
+    """Return the device called `name`, or the best one of this machine if `name` is None.
 
     Raises:
-        BadInput: this machine has no such device, or nothing can be offloaded from it.
+        BadInput: this machine has no such device, or the device is a CPU and `offload` is set.
     """
     if name is None:
         name = _best_device()
@@ -31,10 +32,12 @@ def choose_device(name: str | None, offload: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        first = str(error).splitlines()[0]
-        raise BadInput(f"--device {name}: {first}; expected one of this machine") from None
+        first_line = str(error).splitlines()[0]
+        raise BadInput(
+            f"--device {name}: {first_line}; expected a device of this machine"
+        ) from None
     if offload != "none" and device.type == "cpu":
-        raise BadInput(f"--offload {offload} needs a GPU; on {device} leave it out")
+        raise BadInput(f"--offload {offload} needs a GPU; leave it out on {device}")
     return device
 
 
@@ -45,9 +48,10 @@ def _best_device() -> str:
 
 
 def load(model: str, dtype: str | None, device: torch.device, offload: str) -> Any:
-    """Load the pipeline `model` onto `device`, or offload it from there.
+    """Load the pipeline `model` onto `device`.
 
-    Only safetensors weights are read, and no code is fetched with them.
+    If `offload` is set, the weights stay in host memory and are moved to `device` while they are
+    used. Only safetensors weights are read, and no code is downloaded with them.
 
     Raises:
         BadInput: `spotedit.enable` does not support the pipeline's class.
@@ -79,11 +83,12 @@ def _from_pretrained(model: str, dtype: torch.dtype) -> Any:
 
     if not Path(model).is_dir() and (Path(model).is_absolute() or model.count("/") != 1):
         raise BadInput(
-            f"--model {model}: no such folder, and not the id of a hub; expected {MODELS}"
+            f"--model {model}: no such folder, and it is not a model id of the Hugging Face Hub; "
+            f"expected {MODELS}"
         )
     try:
         name = DiffusionPipeline.load_config(model)["_class_name"]
-    except Exception as error:  # what libraries raise for a missing file or network varies
+    except Exception as error:  # a missing file or network raises various exceptions
         raise _unreadable(model, error) from error
     if name not in spotedit.supported_pipelines():
         supported = ", ".join(spotedit.supported_pipelines())
@@ -95,19 +100,22 @@ def _from_pretrained(model: str, dtype: torch.dtype) -> Any:
 
 
 def _unreadable(model: str, error: Exception) -> Failure:
-    first = (str(error).splitlines() or [type(error).__name__])[0]
+    lines = str(error).splitlines()
+    first_line = lines[0] if lines else type(error).__name__
     return Failure(
-        f"--model {model} cannot be loaded: {first}\nExpected {MODELS}. A hub needs the network, "
-        "and for some models an accepted licence and `hf auth login`."
+        f"--model {model} cannot be loaded: {first_line}\nExpected {MODELS}. Loading from the "
+        "Hugging Face Hub needs network access; some models also need an accepted licence and "
+        "`hf auth login`."
     )
 
 
 @contextmanager
-def fit_threads(model: str, device: torch.device) -> Iterator[None]:
-    """Run the tiny editor on a CPU with one PyTorch thread; other models keep all threads.
+def one_thread_for_tiny(model: str, device: torch.device) -> Iterator[None]:
+    """Use one PyTorch thread inside the block if the tiny editor runs on a CPU.
 
-    The tiny editor's operations are so short that several threads would mostly wait for each
-    other. If another process keeps a core busy, they wait many times as long as they work.
+    Other models keep all threads. The tiny editor's operations are so short that several threads
+    would mostly wait for each other. If another process keeps a core busy, they wait many times as
+    long as they work.
     """
     if model != "tiny" or device.type != "cpu":
         yield
@@ -122,9 +130,10 @@ def fit_threads(model: str, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def explain_errors(device: torch.device) -> Iterator[None]:
-    """Turn what a model raises about its input or its memory into the command's errors.
+    """Turn exceptions of the work inside the block into the errors that a command reports.
 
-    A file that cannot be written is a `Failure` here, because the work has begun.
+    An `OutputError` becomes a `Failure` (exit status 1). Before the work begins, when only the
+    options are checked, it means a wrong path and has exit status 2.
     """
     try:
         yield
@@ -139,18 +148,29 @@ def explain_errors(device: torch.device) -> Iterator[None]:
 
 
 def prepared(pipe: Any, model: str, image: Image.Image) -> Image.Image:
-    """Return `image` at the size to edit: the tiny editor has one area, other models take any."""
-    return native(pipe, image) if model == "tiny" else image
+    """Return `image` at the size to edit.
+
+    The tiny editor works at about one number of pixels. Other models get the image unchanged.
+    """
+    return resize_to_native(pipe, image) if model == "tiny" else image
 
 
-def native(pipe: Any, image: Image.Image) -> Image.Image:
-    """Return `image` with the area that the tiny editor was trained on, in whole tokens."""
+def resize_to_native(pipe: Any, image: Image.Image) -> Image.Image:
+    """Resize `image` to about the number of pixels that the tiny editor was trained on.
+
+    Its sides become whole numbers of tokens.
+    """
     from ..tiny.pipeline import NATIVE_SIZE
 
     token = 2 * pipe.vae_scale_factor  # side of a token in pixels
     scale = NATIVE_SIZE / (image.width * image.height) ** 0.5
     width, height = (max(1, round(side * scale / token)) * token for side in image.size)
     return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def check_call_arguments(pipe: Any, arguments: Mapping[str, Any]) -> None:
+    """Raise ValueError if the pipeline's call does not take one of `arguments`."""
+    loop_settings(pipe, arguments)
 
 
 def load_pairs(pairs: Sequence[str]) -> list[tuple[Image.Image, str]]:
@@ -167,10 +187,11 @@ def load_pairs(pairs: Sequence[str]) -> list[tuple[Image.Image, str]]:
 
 
 def timed(pipe: Any, seed: int, options: Mapping[str, Any]) -> tuple[Image.Image, float]:
-    """Call the pipeline.
+    """Call the pipeline with `options` and measure the time.
 
     Returns:
-        The call's first picture, and its seconds with text encoding and decoding.
+        The first picture, and the seconds of the whole call, which include the encoding of the text
+        and the decoding of the picture.
     """
     generator = torch.Generator().manual_seed(seed)
     start = time.perf_counter()

@@ -13,11 +13,18 @@ import spotedit
 
 from ..evaluation.edits import loop_settings, machine
 from ..evaluation.verify import Figures, verify
-from ..pictures.files import write_somewhere, write_text
+from ..pictures.files import write_or_fall_back, write_text
 from ..pictures.images import check_output
-from .errors import BadInput, fail_for
+from .errors import BadInput, raise_if_any
 from .options import VerifyOptions, changed_fields, spotedit_config
-from .pipelines import choose_device, explain_errors, fit_threads, load, load_pairs, prepared
+from .pipelines import (
+    choose_device,
+    explain_errors,
+    load,
+    load_pairs,
+    one_thread_for_tiny,
+    prepared,
+)
 
 _COLUMNS = {
     "r": "r", "seconds_dense": "dense s", "seconds_spot": "spot s",
@@ -33,7 +40,7 @@ _REASONS = {
 
 
 def run(options: VerifyOptions) -> None:
-    """Edit, print the table, write the row.
+    """Edit each picture in both ways, print the table, and write the row.
 
     Raises:
         BadInput, ImageError, OutputError, Failure: see `spotedit.cli.main`.
@@ -44,7 +51,7 @@ def run(options: VerifyOptions) -> None:
     pairs = load_pairs(options.pairs)
     call = options.pipeline
     device = choose_device(call.device, call.offload)
-    with explain_errors(device), fit_threads(options.model, device):
+    with explain_errors(device), one_thread_for_tiny(options.model, device):
         config = spotedit_config(options.config)
         pipe = load(options.model, call.dtype, device, call.offload)
         pipe.set_progress_bar_config(disable=True)
@@ -57,7 +64,7 @@ def run(options: VerifyOptions) -> None:
         row = _row(options.model, pipe, settings, figures)
     print(_table(options.pairs[::2], figures))
     text = json.dumps(row, indent=1) + "\n"
-    fail_for([write_somewhere(options.row, partial(write_text, text=text))])
+    raise_if_any([write_or_fall_back(options.row, partial(write_text, text=text))])
     print(
         f"\n{options.row}: the figures, without pictures, names or instructions. To share them, "
         "see bench/results/community/README.md in the repository"
@@ -65,7 +72,7 @@ def run(options: VerifyOptions) -> None:
 
 
 def _edit_settings(options: VerifyOptions, config: spotedit.SpotEditConfig) -> dict[str, Any]:
-    """Return the settings that are not the pipeline's; of `config` those that were chosen."""
+    """Return the seed, the offloading, the preset, the threshold and all non-default fields."""
     return {
         "seed": options.pipeline.seed,
         "preset": config.preset,
@@ -76,7 +83,7 @@ def _edit_settings(options: VerifyOptions, config: spotedit.SpotEditConfig) -> d
 
 
 def _table(paths: Sequence[str], figures: Sequence[Figures]) -> str:
-    """Return the figures of every picture as markdown, and why nothing was skipped in some."""
+    """Return a markdown table with a row for every picture; notes say why nothing was skipped."""
     lines = [["picture", *_COLUMNS.values()], ["---"] * (len(_COLUMNS) + 1)]
     notes = []
     for path, values in zip(paths, figures, strict=True):
@@ -93,9 +100,9 @@ def _cell(name: str, value: float | None) -> str:
 
 
 def _row(model: str, pipe: Any, settings: Figures, figures: Sequence[Figures]) -> Figures:
-    """Return what the user may share.
+    """Return the row that the user may share.
 
-    It says nothing about the pictures, and of the machine it names only the devices.
+    It says nothing about the pictures, and it names no part of the machine but its devices.
     """
     return {
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",

@@ -75,7 +75,7 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_somewhere(path: Path, write: Callable[[Path], object]) -> str | None:
+def write_or_fall_back(path: Path, write: Callable[[Path], object]) -> str | None:
     """Write a file that took long to compute. If `path` cannot be written, try other folders.
 
     These are the current folder, the home folder and the system's folder for temporary files, in

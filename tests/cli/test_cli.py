@@ -230,7 +230,8 @@ def test_compare_checks_its_own_files_too(run, model, capsys, tmp_path):
 def test_mask_of_another_aspect(run, model, capsys, tmp_path):
     Image.new("L", (WIDTH + 4, HEIGHT)).save(tmp_path / "mask.png")
     assert run("--mask", tmp_path / "mask.png") == 2
-    assert f"expected the aspect of {tmp_path / 'in.png'}, {WIDTH} x" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"expected the aspect ratio of {tmp_path / 'in.png'}, {WIDTH} x" in error
     assert model == []
 
 

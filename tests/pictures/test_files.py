@@ -32,7 +32,7 @@ from spotedit.pictures.files import (
     OutputError,
     atomic_write,
     make_folder,
-    write_somewhere,
+    write_or_fall_back,
     write_text,
 )
 from spotedit.pictures.images import check_output, load_image, save_image
@@ -183,7 +183,7 @@ def test_figures_on_a_disk_without_room(tmp_path):
 def test_a_file_system_that_is_full(elsewhere):
     with mounted(elsewhere["asked"]):
         path = elsewhere["asked"] / "out.png"
-        problem = write_somewhere(check_output(path), partial(save_image, NOISE))
+        problem = write_or_fall_back(check_output(path), partial(save_image, NOISE))
         assert "No space left on device" in problem
         assert files(elsewhere["asked"]) == []
         (elsewhere["asked"] / "rest").write_bytes(bytes(BYTES))
@@ -203,7 +203,7 @@ def test_a_file_system_that_is_read_only(tmp_path):
 
 def test_a_file_goes_where_it_was_asked_for(elsewhere):
     path = elsewhere["asked"] / "out.png"
-    assert write_somewhere(path, partial(save_image, NOISE)) is None
+    assert write_or_fall_back(path, partial(save_image, NOISE)) is None
     assert files(path.parent) == ["out.png"]
 
 
@@ -212,7 +212,7 @@ def test_a_finished_picture_is_written_elsewhere(elsewhere, gone):
     for name in ["asked", *gone]:
         elsewhere[name].rmdir()
     path = elsewhere["asked"] / "out.png"
-    problem = write_somewhere(path, partial(save_image, NOISE))
+    problem = write_or_fall_back(path, partial(save_image, NOISE))
     place = next(name for name in ("current", "home", "temporary") if name not in gone)
     (name,) = files(elsewhere[place])
     assert problem.startswith(f"{path}: there is no folder")
@@ -224,14 +224,14 @@ def test_a_finished_picture_is_written_elsewhere(elsewhere, gone):
 def test_a_picture_that_no_folder_takes(elsewhere):
     for folder in elsewhere.values():
         folder.rmdir()
-    problem = write_somewhere(elsewhere["asked"] / "out.png", partial(save_image, NOISE))
+    problem = write_or_fall_back(elsewhere["asked"] / "out.png", partial(save_image, NOISE))
     assert problem.endswith("It could not be written anywhere else either, and is lost")
 
 
 def test_another_file_of_that_name_is_left_alone(elsewhere):
     path = elsewhere["asked"] / "out.png"
     path.write_text("came during the edit")
-    problem = write_somewhere(path, partial(save_image, NOISE))
+    problem = write_or_fall_back(path, partial(save_image, NOISE))
     assert "already exists" in problem
     assert path.read_text() == "came during the edit"
     assert len(files(elsewhere["current"])) == 1

@@ -56,7 +56,7 @@ def gathered_attention(
 
     Returns:
         ``[B, M, H, D]`` without `index`. With it ``[B, S, H, D]``: only the indexed rows are read
-        from q and written; the other rows keep `out`, or are 0 if there is no `out`.
+        from q and written; the other rows keep the values of `out`, or are 0 without `out`.
 
     Raises:
         TypeError: a dtype is not one of those listed.
@@ -66,7 +66,7 @@ def gathered_attention(
     """
     _check_rows(q, k, v, index)
     kv_scales = _check_scales(q, k, v, k_scale, v_scale)
-    _check_options(q, k, key_mask, scale, out)
+    _check_options(q, k, index, key_mask, scale, out)
     is_plain = index is None and key_mask is None and kv_scales is None
     arguments = (q, k, v, index, key_mask, kv_scales, scale, out)
     if _choose(impl, q, is_plain) == "reference":
@@ -77,7 +77,7 @@ def gathered_attention(
 
 
 def _choose(impl: Impl, q: Tensor, is_plain: bool) -> str:
-    """Return the implementation; `is_plain`: without an index, a mask and int8.
+    """Return the implementation. `is_plain`: there is neither an index nor a mask nor int8.
 
     On a GPU "auto" leaves two cases to the reference: head dims that the kernel does not take, and
     plain attention in half precision on Hopper and Blackwell, where cuDNN, which
@@ -149,7 +149,12 @@ def _check_scales(
 
 
 def _check_options(
-    q: Tensor, k: Tensor, key_mask: Tensor | None, scale: float | None, out: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    index: Tensor | None,
+    key_mask: Tensor | None,
+    scale: float | None,
+    out: Tensor | None,
 ) -> None:
     if key_mask is not None:
         check_tensors(_OP, key_mask=key_mask)
@@ -160,5 +165,6 @@ def _check_options(
     if out is not None:
         check_tensors(_OP, out=out)
         check_dtype(_OP, "out", out, (q.dtype,), "allocate it with torch.empty_like(q)")
-        check_shape(_OP, "out", out, tuple(q.shape), "BMHD", "out must have q's shape")
+        axes = "BMHD" if index is None else "BSHD"
+        check_shape(_OP, "out", out, tuple(q.shape), axes, "out must have q's shape")
     check_device(_OP, q, key_mask=key_mask, out=out)

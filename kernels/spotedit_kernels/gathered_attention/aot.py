@@ -15,7 +15,7 @@ def _schedule(
     target: str, suffix: str, dtype: str, head_dim: int, *,
     index: bool = False, mask: bool = False, int8: bool = False, split: bool = False,
 ) -> Schedule:  # fmt: skip
-    """Return the schedule of `_attend` for these options; `suffix` names them."""
+    """Return the schedule of `_attend` for these options; `suffix` names them in its name."""
     descriptors = not (index or mask or int8) and target in DESCRIPTOR_TILES
     tile = choose_tile(target, torch.bfloat16, head_dim, descriptors=descriptors, int8=int8)
     types = dict.fromkeys(("p_q", "p_k", "p_v", "p_out"), f"*{dtype}") | {"scale": "fp32"}
@@ -34,7 +34,7 @@ def _schedule(
         "DESCRIPTORS": descriptors, "HEAD_DIM": head_dim, "BLOCK_D": head_dim,
         "BLOCK_M": tile.m, "BLOCK_N": tile.n,
     }  # fmt: skip
-    for name, kind, is_passed in (
+    for name, triton_type, is_passed in (
         ("p_index", "*i64", index),
         ("p_mask", "*i1", mask),
         ("p_k_scale", "*fp32", int8),
@@ -43,7 +43,7 @@ def _schedule(
         ("p_lse", "*fp32", split),
     ):
         if is_passed:
-            types[name] = kind
+            types[name] = triton_type
         else:
             constants[name] = None
     return Schedule(
@@ -59,7 +59,10 @@ def _schedule(
 
 
 def schedules(target: str) -> list[Schedule]:
-    """Return compact queries at all head dims; spot steps and the reduction at head dim 128."""
+    """Return the schedules without options at all head dims, and the others at head dim 128.
+
+    The others are those of spot steps, with an index, and the reduction.
+    """
     reduce = Schedule(
         "gathered_attention reduce bf16 D=128",
         _reduce,

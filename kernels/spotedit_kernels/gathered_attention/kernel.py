@@ -1,9 +1,10 @@
 """Flash attention of gathered query rows, with a split of the keys over programs where it helps.
 
-Names in the kernels: ``p_`` pointer, ``o_`` offset, ``m_`` mask, ``b_`` tile; ``stride_qs`` is
-the stride of q along s. The tensors are q, k, v and o (out); the axes are b batch, s rows of the
-joint sequence, h heads and d channels of a head. Shapes: M = BLOCK_M queries, N = BLOCK_N keys,
-D = BLOCK_D channels; b_q and b_acc [M, D], b_k and b_v [N, D], b_logits and b_p [M, N].
+Names in the kernels begin with ``p_`` for a pointer, ``o_`` for an offset, ``m_`` for a mask and
+``b_`` for a tile (block). ``stride_qs`` is the stride of the tensor q along the axis s. The tensors
+are q, k, v and o (out). The axes are b (batch), s (rows of the joint sequence), h (heads) and d
+(channels of a head). Shapes: M = BLOCK_M queries, N = BLOCK_N keys, D = BLOCK_D channels; b_q and
+b_acc [M, D], b_k and b_v [N, D], b_logits and b_p [M, N].
 """
 
 from __future__ import annotations
@@ -33,10 +34,14 @@ def _load_rows(
     p_x, o_x, batch, first, column, row, d, mask, stride_xs, stride_xd,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
-    """Load [N, D] of one head of x.
+    """Load a tile [N, D] of one head of x.
 
-    Through a pointer: the rows `row` after the offset o_x, and 0 outside the mask. Through a tensor
-    descriptor: the rows from `first` on, at `column` of the joined heads, and 0 outside x.
+    Without DESCRIPTORS, p_x is a pointer, and batch, first and column are not used. The tile has
+    the rows `row`, counted from the offset o_x, and is 0 outside the mask.
+
+    With DESCRIPTORS, p_x is a tensor descriptor of x as [B, S, H * D], and only batch, first and
+    column are used. The tile has N rows from the row `first` on and the channels from `column` on,
+    and is 0 outside x.
     """
     if DESCRIPTORS:
         b_x = p_x.load([batch, first, column]).reshape([BLOCK_N, BLOCK_D])
@@ -70,8 +75,8 @@ def _attend(
     """
     # Find this program's queries, head and partition of the keys
     num_tiles = tl.cdiv(num_queries, BLOCK_M)
-    pair, split = tl.program_id(0) // num_tiles, tl.program_id(1)
-    batch32, head32 = pair // num_heads, pair % num_heads
+    batch_head, split = tl.program_id(0) // num_tiles, tl.program_id(1)
+    batch32, head32 = batch_head // num_heads, batch_head % num_heads
     batch, head = batch32.to(tl.int64), head32.to(tl.int64)
     start = tl.program_id(0) % num_tiles * BLOCK_M
     position = start + tl.arange(0, BLOCK_M)  # [M]
@@ -120,7 +125,7 @@ def _attend(
             b_logits *= b_scale[None, :]
         b_logits = tl.where(m_key[None, :], b_logits, -float("inf"))
 
-        # Update the maximum, and rescale what was summed under the old one
+        # Update the maximum; `rescale` converts the sums that were made under the old maximum
         new_max = tl.maximum(running_max, tl.max(b_logits, 1) * scale)
         shift = new_max
         if KEY_MASK:  # -inf - -inf would be NaN where every key so far is masked
@@ -131,7 +136,9 @@ def _attend(
         running_sum = running_sum * rescale + tl.sum(b_p, 1)
 
         # Add the tile's values
-        if INT8:  # times 64, undone below: it keeps fp16 products above the subnormal numbers
+        if INT8:
+            # Multiply by 64, which is divided out at the end. Otherwise small products would become
+            # fp16 subnormals, which have fewer digits.
             o_scale = batch * stride_v_scale_b + head * stride_v_scale_h
             p_tile_scale = p_v_scale + (o_scale + first64 * stride_v_scale_s)
             b_scale = tl.load(p_tile_scale + key * stride_v_scale_s, mask=m_key, other=0.0)  # [N]
@@ -143,12 +150,12 @@ def _attend(
         ).to(b_q.dtype)  # fmt: skip
         b_acc = tl.dot(b_p.to(b_q.dtype), b_v, b_acc * rescale[:, None], input_precision="ieee")
 
-    # Divide by the sum, where there was a key, and write
+    # Divide by the sum, and write; a query without any key gets 0
     has_key = running_sum > 0.0
     running_sum = tl.where(has_key, running_sum, 1.0)
     b_acc /= (running_sum * 64.0 if INT8 else running_sum)[:, None]
     if SPLIT:
-        o_partial = (pair.to(tl.int64) * tl.num_programs(1) + split) * num_queries + position
+        o_partial = (batch_head.to(tl.int64) * tl.num_programs(1) + split) * num_queries + position
         tl.store(p_partial + o_partial[:, None] * HEAD_DIM + d[None, :], b_acc, mask=m_q)
         lse = tl.where(has_key, running_max + tl.log2(running_sum), -float("inf"))
         tl.store(p_lse + o_partial, lse, mask=m_row)
@@ -166,8 +173,8 @@ def _reduce(
 ):  # fmt: skip
     """Merge the partitions' results of M queries of one head, weighted by their softmax sums."""
     num_tiles = tl.cdiv(num_queries, BLOCK_M)
-    pair = (tl.program_id(0) // num_tiles).to(tl.int64)
-    batch, head = pair // num_heads, pair % num_heads
+    batch_head = (tl.program_id(0) // num_tiles).to(tl.int64)
+    batch, head = batch_head // num_heads, batch_head % num_heads
     position = tl.program_id(0) % num_tiles * BLOCK_M + tl.arange(0, BLOCK_M)  # [M]
     m_row = position < num_queries
     if INDEX:
@@ -181,7 +188,7 @@ def _reduce(
     running_max = tl.full([BLOCK_M], -float("inf"), tl.float32)
     running_sum = tl.zeros([BLOCK_M], tl.float32)
     for split in range(num_splits):
-        o_partial = (pair * num_splits + split) * num_queries + position
+        o_partial = (batch_head * num_splits + split) * num_queries + position
         lse = tl.load(p_lse + o_partial, mask=m_row, other=-float("inf"))
         b_partial = tl.load(p_partial + o_partial[:, None] * HEAD_DIM + d, mask=m_out, other=0.0)
         new_max = tl.maximum(running_max, lse)
@@ -227,7 +234,10 @@ def _launch(
     splits: int,
     out: Tensor,
 ) -> None:
-    """Choose the tile, the reading of q, k and v, and the partitions of the keys; then launch."""
+    """Choose the tile, how to read q, k and v, and the partitions of the keys; then launch.
+
+    If `splits` is 0, the number of partitions is chosen here.
+    """
     b, s, h, d = k.shape
     m = q.shape[1] if index is None else index.shape[-1]
     if m == 0 or q.numel() == 0:
@@ -237,20 +247,24 @@ def _launch(
     target, num_multiprocessors = device_target(q.device)
     tile = choose_tile(target, q.dtype, d, int8=k_scale is not None)
     qkv: tuple = (q, k, v)
-    is_plain = index is None and key_mask is None and k_scale is None and q.dtype != torch.float32
-    if is_plain and target in DESCRIPTOR_TILES and TensorDescriptor is not None:
+    uses_descriptors = False
+    has_no_options = index is None and key_mask is None and k_scale is None
+    allows_descriptors = has_no_options and q.dtype != torch.float32
+    if allows_descriptors and target in DESCRIPTOR_TILES and TensorDescriptor is not None:
         descriptor_tile = choose_tile(target, q.dtype, d, descriptors=True)
         described = (
             _describe(q, descriptor_tile.m),
             _describe(k, descriptor_tile.n),
             _describe(v, descriptor_tile.n),
         )
-        if None not in described:
+        uses_descriptors = None not in described
+        if uses_descriptors:
             tile, qkv = descriptor_tile, described
 
     # Partition the keys into whole tiles, so that no partition is empty.
     num_tiles = triton.cdiv(m, tile.m) * b * h
-    splits = splits or choose_splits(num_tiles, s, num_multiprocessors)
+    if splits == 0:
+        splits = choose_splits(num_tiles, s, num_multiprocessors)
     keys_per_split = triton.cdiv(triton.cdiv(s, splits), tile.n) * tile.n
     splits = triton.cdiv(s, keys_per_split)
     partial = lse = None
@@ -259,7 +273,7 @@ def _launch(
         lse = torch.empty(b * h, splits, m, dtype=torch.float32, device=q.device)
 
     stride_index_b = 0 if index is None or index.ndim == 1 else index.stride(0)
-    head = {"HEAD_DIM": d, "BLOCK_D": max(16, triton.next_power_of_2(d))}
+    head_constants = {"HEAD_DIM": d, "BLOCK_D": max(16, triton.next_power_of_2(d))}
     with launch_device(q):
         _attend[(num_tiles, splits)](
             *qkv, out, index, key_mask, k_scale, v_scale, partial, lse,
@@ -269,13 +283,14 @@ def _launch(
             *((0, 0, 0) if k_scale is None else k_scale.stride()),
             *((0, 0, 0) if v_scale is None else v_scale.stride()),
             INDEX=index is not None, KEY_MASK=key_mask is not None, INT8=k_scale is not None,
-            SPLIT=splits > 1, DESCRIPTORS=qkv[0] is not q, **head,
+            SPLIT=splits > 1, DESCRIPTORS=uses_descriptors, **head_constants,
             BLOCK_M=tile.m, BLOCK_N=tile.n, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         if splits > 1:
             _reduce[(triton.cdiv(m, REDUCE_ROWS) * b * h,)](
                 partial, lse, out, index, m, s, h, splits, *out.stride(), stride_index_b,
-                INDEX=index is not None, **head, BLOCK_M=REDUCE_ROWS, num_warps=REDUCE_WARPS,
+                INDEX=index is not None, **head_constants, BLOCK_M=REDUCE_ROWS,
+                num_warps=REDUCE_WARPS,
             )  # fmt: skip
 
 
@@ -340,12 +355,13 @@ def gathered_attention(
     out: Tensor | None,
     splits: int = 0,
 ) -> Tensor:
-    """Follow the same contract as the reference.
+    """Take the same arguments and return the same result as `reference.gathered_attention`.
 
-    `splits` is the number of partitions of the keys; 0 chooses it.
+    `splits` is the number of partitions of the keys; 0 chooses it automatically.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    # The kernel scales after it takes the maximum, so the scale must be positive.
+    # The kernel scales after it takes the maximum, so the scale must be positive: the sign moves to
+    # q, and a scale of 0 becomes a tiny one.
     if scale < 0:
         q, scale = -q, -scale
     scale = max(scale, 1e-30)

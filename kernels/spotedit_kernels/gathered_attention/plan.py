@@ -1,9 +1,9 @@
 """Choose the attention kernel's tile and the number of partitions of the keys.
 
 The tiles were chosen by what they compile to, not by timing. In half precision they fit the shared
-memory. They spill no registers at head dims up to 128, nor on compact queries; above 128, an index,
-a split, an int8 cache or a mask spills up to 216 bytes. In fp32 they spill up to 16 bytes, and 360
-bytes on gfx942 at head dim 512.
+memory and spill no registers, with one exception: above head dim 128, an index, a split, an int8
+cache or a mask makes them spill up to 216 bytes. In fp32 they spill up to 16 bytes, and 360 bytes
+on gfx942 at head dim 512.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ def device_target(device: torch.device) -> tuple[str, int]:
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip is not None:
         return "gfx942", properties.multi_processor_count
-    known = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100", (10, 3): "sm_100"}
+    targets = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100", (10, 3): "sm_100"}
     # An unknown GPU gets the tiles for sm_89, which need the least shared memory.
-    target = known.get((properties.major, properties.minor), "sm_89")
+    target = targets.get((properties.major, properties.minor), "sm_89")
     return target, properties.multi_processor_count
 
 
@@ -95,7 +95,7 @@ def choose_splits(num_tiles: int, num_keys: int, num_multiprocessors: int) -> in
     num_waves = -(-num_tiles // num_multiprocessors)
     if num_tiles >= (1 - MIN_IDLE) * num_waves * num_multiprocessors:
         return 1
-    # Estimate the time in passes over all keys, as the busiest multiprocessor makes them.
+    # Estimate the time of the busiest multiprocessor, in passes over all keys.
     passes = {1: float(num_waves)}
     for splits in SPLITS:
         if num_keys >= splits * MIN_KEYS:

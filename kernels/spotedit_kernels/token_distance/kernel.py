@@ -1,9 +1,11 @@
 """Token distance in two kernels per layer: one for the map of distances, one to pool it to tokens.
 
-Names in the kernels: ``p_`` pointer, ``o_`` offset, ``m_`` mask, ``b_`` tile; ``stride_xc`` is the
-stride of x along c. Axes: b batch, c channels, p positions (a map's H and W, flattened). Tiles have
-the shape [P, C], with P = BLOCK_P positions and C = BLOCK_C channels, and in the pooling [X], with
-X = BLOCK tokens.
+Names in the kernels begin with ``p_`` for a pointer, ``o_`` for an offset, ``m_`` for a mask and
+``b_`` for a tile (block). ``stride_xc`` is the stride of the tensor x along the axis c. The axes
+are b (batch), c (channels) and p (positions: a map's H and W, flattened). In `_distance`, tiles
+have the shape [P, C], with P = BLOCK_P positions and C = BLOCK_C channels. In `_pool` they have the
+shape [X], with X = BLOCK tokens. A cell is a position of the resized map; a token has PATCH x PATCH
+cells.
 """
 
 from __future__ import annotations
@@ -43,9 +45,9 @@ def _inverse_length(b_squares):
     return 1.0 / tl.maximum(tl.sqrt(tl.sum(b_squares, 1)), 1e-12)
 
 
-# num_positions is specialised, unlike other sizes: no masked load is wide unless the compiler knows
-# that it is divisible by 16. The strides of a dense map have the same divisibility, so this adds no
-# further variant.
+# num_positions is specialised, unlike other sizes: Triton vectorises the masked loads only if it
+# knows that num_positions is divisible by 16. The strides of a dense map have the same
+# divisibility, so this adds no further variant.
 @triton.jit
 def _distance(
     p_x, p_y, p_map, num_positions, num_channels,
@@ -81,7 +83,8 @@ def _distance(
     if not UNIT_Y:
         y_factor = _inverse_length(b_yy)[:, None]
 
-    # Squared difference of the unit vectors; backwards, as the caches hold what was read last
+    # Squared difference of the unit vectors. Go backwards through the channels, because the caches
+    # still hold those that were read last.
     b_total = tl.zeros([BLOCK_P, BLOCK_C], dtype=tl.float32)
     for i in range(0, num_blocks):
         channel = (num_blocks - 1 - i) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -106,16 +109,18 @@ def _distance(
 
 @triton.jit
 def _taps(cell, size_in, size_out):
-    """Return the two input cells of each output cell, and the second one's share.
+    """Interpolate along one axis, from size_in positions of the map to size_out cells.
 
-    The arithmetic is in exact integers. Where the share is 0 the second cell is the first, so that
-    a NaN in the next cell cannot spread.
+    Return the two positions between which each cell lies, and the interpolation weight of the
+    second. The positions are computed in exact integers. If the weight is 0, the second position is
+    the first, so that a NaN at the next position cannot spread.
     """
-    numerator = tl.maximum((2 * cell + 1) * size_in - size_out, 0)  # (cell + 1/2) in/out - 1/2
+    # 2 * size_out times the cell's coordinate in the map, (cell + 1/2) * size_in/size_out - 1/2
+    numerator = tl.maximum((2 * cell + 1) * size_in - size_out, 0)
     low = numerator // (2 * size_out)
-    rest = numerator - low * (2 * size_out)
-    high = tl.where((rest > 0) & (low + 1 < size_in), low + 1, low)
-    return low, high, rest.to(tl.float32) / (2 * size_out).to(tl.float32)
+    remainder = numerator - low * (2 * size_out)
+    high = tl.where((remainder > 0) & (low + 1 < size_in), low + 1, low)
+    return low, high, remainder.to(tl.float32) / (2 * size_out).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["add", "height", "width", "rows", "cols"])
@@ -125,8 +130,9 @@ def _pool(
 ):  # fmt: skip
     """Resize a map [B, height, width] to (rows*PATCH, cols*PATCH), and pool it to p_out [B, N].
 
-    N = rows*cols tokens, each the average of PATCH x PATCH cells, times `share`. If `add` is not 0,
-    the result is added to p_out.
+    Each of the N = rows*cols tokens gets the average of its PATCH x PATCH cells, times `share`, the
+    layer's weight divided by the sum of all layers' weights. If `add` is not 0, the result is added
+    to p_out.
     """
     batch = tl.program_id(1).to(tl.int64)
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # [X]
@@ -134,19 +140,19 @@ def _pool(
     row, col = token // cols, token % cols
     p_map += batch * height * width
 
-    # Sum the token's cells, each interpolated between four cells of the map
+    # Sum the token's cells, each interpolated between four positions of the map
     b_total = tl.zeros([BLOCK], dtype=tl.float32)
     for dy in range(PATCH):
-        top, bottom, down = _taps(row * PATCH + dy, height, rows * PATCH)
+        top, bottom, bottom_weight = _taps(row * PATCH + dy, height, rows * PATCH)
         for dx in range(PATCH):
-            left, right, across = _taps(col * PATCH + dx, width, cols * PATCH)
+            left, right, right_weight = _taps(col * PATCH + dx, width, cols * PATCH)
             b_top_left = tl.load(p_map + top * width + left, mask=m_token, other=0.0)
             b_top_right = tl.load(p_map + top * width + right, mask=m_token, other=0.0)
             b_bottom_left = tl.load(p_map + bottom * width + left, mask=m_token, other=0.0)
             b_bottom_right = tl.load(p_map + bottom * width + right, mask=m_token, other=0.0)
-            b_upper = (1.0 - across) * b_top_left + across * b_top_right
-            b_lower = (1.0 - across) * b_bottom_left + across * b_bottom_right
-            b_total += (1.0 - down) * b_upper + down * b_lower
+            b_upper = (1.0 - right_weight) * b_top_left + right_weight * b_top_right
+            b_lower = (1.0 - right_weight) * b_bottom_left + right_weight * b_bottom_right
+            b_total += (1.0 - bottom_weight) * b_upper + bottom_weight * b_lower
 
     o_out = batch * rows * cols + token
     b_before = tl.load(p_out + o_out, mask=m_token & (add != 0), other=0.0)
@@ -172,12 +178,15 @@ def _op(
         num_channels, num_positions = x.shape[1:]
         distance = x.new_empty(batch, num_positions, dtype=torch.float32)
         stride_yb, stride_yc, stride_yp = y.stride()
+        if y.shape[0] == 1:
+            stride_yb = 0  # one y for the whole batch
         with launch_device(x):
             wrap_triton(_distance)[(triton.cdiv(num_positions, BLOCK_P), batch)](
                 x, y, distance, num_positions, num_channels, *x.stride(),
-                0 if y.shape[0] == 1 else stride_yb, stride_yc, stride_yp,
+                stride_yb, stride_yc, stride_yp,
                 UNIT_Y=y_normalised, BLOCK_P=BLOCK_P, BLOCK_C=BLOCK_C, num_warps=NUM_WARPS,
-                # A fused product is rounded differently, so that equal maps would differ.
+                # With fused multiply-add, x * x_factor - y * y_factor would not be exactly 0
+                # where x equals y.
                 enable_fp_fusion=False,
             )  # fmt: skip
             wrap_triton(_pool)[(triton.cdiv(rows * cols, POOL_BLOCK), batch)](
@@ -195,6 +204,6 @@ def token_distance(
     shares: tuple[float, ...],
     y_normalised: bool,
 ) -> Tensor:
-    """Follow the same contract as the reference."""
+    """Take the same arguments and return the same result as `reference.token_distance`."""
     rows, cols = grid
     return ops.token_distance(x_features, y_features, rows, cols, patch, shares, y_normalised)
