@@ -1,4 +1,4 @@
-"""A random Kontext pipeline of a few thousand parameters, and the arguments of its calls."""
+"""A random FLUX.1-Kontext pipeline of a few thousand parameters, and the arguments of its calls."""
 
 import torch
 from diffusers import (
@@ -8,20 +8,39 @@ from diffusers import (
     FluxTransformer2DModel,
 )
 
-CHANNELS, PROMPT, WIDTH = 4, 5, 16
+LATENT_CHANNELS, TOKEN_CHANNELS = 4, 16  # a token packs 2 x 2 latent positions
+HEAD_DIM = 16
+NUM_LAYERS = 4  # attention layers: two blocks of each kind
+NUM_PROMPT_TOKENS, PROMPT_CHANNELS, POOLED_CHANNELS = 5, 12, 10
+
+# Unless a call says otherwise, the source picture has this size.
+HEIGHT, WIDTH = 48, 64  # pixels
+TOKEN_PIXELS = 8  # side of a token
+GRID = (6, 8)
+NUM_TOKENS = 48  # noise tokens; there are as many condition tokens
+NUM_STEPS = 8
+# Makes the stock pipeline's output as large as the source. An enabled pipeline does so by itself.
+STOCK_SIZE = {"height": HEIGHT, "width": WIDTH, "max_area": HEIGHT * WIDTH}
+
+# One region of 2 x 3 tokens, as a mask of pixels and as a mask of tokens.
+CORNER = torch.zeros(HEIGHT, WIDTH)
+CORNER[8:24, 16:40] = 1
+CORNER_ON_GRID = torch.zeros(GRID)
+CORNER_ON_GRID[1:3, 2:5] = 1
+NUM_CORNER_TOKENS = 6
 
 
 def random_kontext(seed: int = 0, guidance_embeds: bool = False) -> FluxKontextPipeline:
-    """Make a pipeline without text encoders: calls pass embeddings. A token has 8 px a side."""
+    """Make a pipeline without text encoders; its calls pass embeddings."""
     torch.manual_seed(seed)
     transformer = FluxTransformer2DModel(
-        in_channels=CHANNELS * 4,
+        in_channels=TOKEN_CHANNELS,
         num_layers=2,
         num_single_layers=2,
-        attention_head_dim=WIDTH,
+        attention_head_dim=HEAD_DIM,
         num_attention_heads=2,
-        joint_attention_dim=12,
-        pooled_projection_dim=10,
+        joint_attention_dim=PROMPT_CHANNELS,
+        pooled_projection_dim=POOLED_CHANNELS,
         guidance_embeds=guidance_embeds,
         axes_dims_rope=(4, 6, 6),
     )
@@ -30,7 +49,7 @@ def random_kontext(seed: int = 0, guidance_embeds: bool = False) -> FluxKontextP
         up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(8, 8, 16),
         layers_per_block=1,
-        latent_channels=CHANNELS,
+        latent_channels=LATENT_CHANNELS,
         norm_num_groups=4,
         use_quant_conv=False,
         use_post_quant_conv=False,
@@ -38,7 +57,7 @@ def random_kontext(seed: int = 0, guidance_embeds: bool = False) -> FluxKontextP
         shift_factor=0.1,
     )
     for parameter in (*transformer.parameters(), *vae.parameters()):
-        if parameter.ndim == 1:  # the default norms and biases would hide a wrong one
+        if parameter.ndim == 1:  # a test would not notice a norm or bias that has its default value
             parameter.data.add_(0.2 * torch.randn_like(parameter))
     pipe = FluxKontextPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
@@ -54,17 +73,31 @@ def random_kontext(seed: int = 0, guidance_embeds: bool = False) -> FluxKontextP
 
 
 def call_arguments(
-    seed: int = 0, size: tuple[int, int] = (48, 64), batch: int = 1, **extra
+    seed: int = 0, size: tuple[int, int] = (HEIGHT, WIDTH), batch: int = 1, **extra
 ) -> dict:
-    """Make the arguments of a call; `size` is (height, width) of the random source picture."""
+    """Make the arguments of a call; `size` is (height, width) of the random source picture.
+
+    `extra` are further arguments of the call, or others in place of these.
+    """
     generator = torch.Generator().manual_seed(seed)
     return {
         "image": torch.rand(batch, 3, *size, generator=generator),
-        "prompt_embeds": torch.randn(batch, PROMPT, 12, generator=generator),
-        "pooled_prompt_embeds": torch.randn(batch, 10, generator=generator),
+        "prompt_embeds": torch.randn(
+            batch, NUM_PROMPT_TOKENS, PROMPT_CHANNELS, generator=generator
+        ),
+        "pooled_prompt_embeds": torch.randn(batch, POOLED_CHANNELS, generator=generator),
         "generator": torch.Generator().manual_seed(seed + 1),
-        "num_inference_steps": 8,
+        "num_inference_steps": NUM_STEPS,
         "_auto_resize": False,
         "output_type": "latent",
         **extra,
+    }
+
+
+def guidance(scale: float) -> dict:
+    """Make the arguments that add classifier-free guidance of this scale to a call."""
+    return {
+        "true_cfg_scale": scale,
+        "negative_prompt_embeds": torch.ones(1, NUM_PROMPT_TOKENS, PROMPT_CHANNELS),
+        "negative_pooled_prompt_embeds": torch.ones(1, POOLED_CHANNELS),
     }

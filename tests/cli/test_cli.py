@@ -16,7 +16,7 @@ import torch
 from diffusers import FluxKontextPipeline
 from pie import make_pie
 from PIL import Image
-from small_kontext import PROMPT, random_kontext
+from small_kontext import NUM_PROMPT_TOKENS, random_kontext
 
 import spotedit
 from spotedit.cli import demo, edit, main, options, pipelines, preview
@@ -47,9 +47,9 @@ class PromptedKontext(FluxKontextPipeline):
 
     def encode_prompt(self, **arguments):
         generator = torch.Generator().manual_seed(0)
-        prompt = torch.randn(1, PROMPT, 12, generator=generator)
+        prompt = torch.randn(1, NUM_PROMPT_TOKENS, 12, generator=generator)
         pooled = torch.randn(1, 10, generator=generator)
-        return prompt, pooled, torch.zeros(PROMPT, 3)
+        return prompt, pooled, torch.zeros(NUM_PROMPT_TOKENS, 3)
 
 
 @pytest.fixture
