@@ -8,6 +8,8 @@ from diffusers import (
     FluxTransformer2DModel,
 )
 
+import spotedit
+
 LATENT_CHANNELS, TOKEN_CHANNELS = 4, 16  # a token packs 2 x 2 latent positions
 HEAD_DIM = 16
 NUM_LAYERS = 4  # attention layers: two blocks of each kind
@@ -101,3 +103,10 @@ def guidance(scale: float) -> dict:
         "negative_prompt_embeds": torch.ones(1, NUM_PROMPT_TOKENS, PROMPT_CHANNELS),
         "negative_pooled_prompt_embeds": torch.ones(1, POOLED_CHANNELS),
     }
+
+
+def enable_all_active(pipe, grid: tuple[int, int] = GRID, **options) -> spotedit.Handle:
+    """Enable with every token active and no cached condition: spot steps give the stock picture."""
+    handle = spotedit.enable(pipe, condition_cache=False, **options)
+    handle.set_mask(torch.ones(grid), mode="replace")
+    return handle

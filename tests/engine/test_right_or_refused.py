@@ -1,4 +1,7 @@
-"""Whatever else touches the transformer, a picture is right, or an error says what to do."""
+"""If other code changes the transformer, the picture is right or an error says what to do.
+
+Some calls fall back to the stock pipeline ("dense" steps); their report says why.
+"""
 
 import contextlib
 import functools
@@ -6,6 +9,7 @@ import threading
 
 import pytest
 import torch
+from compare import relative_error
 from diffusers import AutoencoderTiny, FluxTransformer2DModel
 from diffusers import hooks as diffusers_hooks
 from diffusers.hooks import HookRegistry, ModelHook
@@ -13,46 +17,63 @@ from diffusers.hooks.smoothed_energy_guidance_utils import SmoothedEnergyGuidanc
 from diffusers.models.attention_dispatch import attention_backend
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from families import FAMILIES, each_family
-from small_kontext import call_arguments, random_kontext
+from small_kontext import (
+    GRID,
+    HEIGHT,
+    LATENT_CHANNELS,
+    NUM_LAYERS,
+    NUM_STEPS,
+    STOCK_SIZE,
+    TOKEN_PIXELS,
+    WIDTH,
+    call_arguments,
+    enable_all_active,
+    guidance,
+    random_kontext,
+)
 from torch import nn
 
 import spotedit
 from spotedit.engine import cache
+from spotedit.engine.processor import SpotProcessor
 
-SIZE = {"height": 48, "width": 64, "max_area": 48 * 64}
-LEFT = torch.arange(8).expand(6, 8) < 3
-
-
-def relative(a, b):
-    return ((a - b).norm() / b.norm()).item()
+NUM_LEFT_COLUMNS = 3
+LEFT = torch.arange(GRID[1]).expand(GRID) < NUM_LEFT_COLUMNS
+LEFT_SHARE = NUM_LEFT_COLUMNS / GRID[1]
 
 
 def edit(pipe, **extra):
     return pipe(**call_arguments(**extra)).images
 
 
-def refused(pipe, apply, match):
-    """`apply` is refused before `enable`, and after it at the call; nothing remains of it."""
+def assert_no_processor_of_ours(transformer):
+    assert not any(isinstance(p, SpotProcessor) for p in transformer.attn_processors.values())
+
+
+def assert_refused(pipe, change, match):
+    """Assert that `change` is refused by the call after `enable`, and by `enable` after it."""
     spotedit.enable(pipe)
-    apply(pipe)
+    change(pipe)
     with pytest.raises(ValueError, match=match):
         edit(pipe)
     spotedit.disable(pipe)
     with pytest.raises(ValueError, match=match):
         spotedit.enable(pipe)
-    assert not any(hasattr(p, "here") for p in pipe.transformer.attn_processors.values())
+    assert_no_processor_of_ours(pipe.transformer)
 
 
-# -- processors
+# -- attention processors
 
 
-class Scaled(FluxAttnProcessor):
+class DoublingProcessor(FluxAttnProcessor):
+    """A subclass that changes the output."""
+
     def __call__(self, *args, **kwargs):
         output = super().__call__(*args, **kwargs)
         return tuple(2 * part for part in output) if isinstance(output, tuple) else 2 * output
 
 
-class Wrapper:
+class WrappingProcessor:
     def __init__(self, inner):
         self.inner = inner
 
@@ -60,43 +81,45 @@ class Wrapper:
         return self.inner(*args, **kwargs)
 
 
-class Impostor(Wrapper):
-    """Keeps the stock processor under the name that ours uses."""
+class WrappingProcessorWithStock(WrappingProcessor):
+    """Keeps the stock processor in the attribute that our own processors use."""
 
     def __init__(self, inner):
         self.inner = self.stock = inner
 
 
-class Weighted(nn.Module):
-    """Neither a backend nor the names of the stock one's arguments."""
+class ModuleProcessor(nn.Module):
+    """Has no attention backend, and names its arguments otherwise than the stock processor."""
 
     def forward(self, layer, x, *rest, **named):
         return FluxAttnProcessor()(layer, x, *rest, **named)
 
 
-@pytest.mark.parametrize("one", [False, True])
+@pytest.mark.parametrize("single_layer", [False, True])
 @pytest.mark.parametrize(
-    "make",
+    "processor",
     [
-        Scaled,
-        lambda: Wrapper(FluxAttnProcessor()),
-        lambda: Impostor(FluxAttnProcessor()),
-        Weighted,
+        DoublingProcessor(),
+        WrappingProcessor(FluxAttnProcessor()),
+        WrappingProcessorWithStock(FluxAttnProcessor()),
+        ModuleProcessor(),
     ],
+    ids=lambda processor: type(processor).__name__,
 )
-def test_attention_processors_of_other_classes_are_refused_by_name(pipe, make, one):
-    def apply(pipe):
-        processor = make()
-        if one:
+def test_attention_processors_of_other_classes_are_refused_by_name(pipe, processor, single_layer):
+    def set_processor(pipe):
+        if single_layer:
             pipe.transformer.single_transformer_blocks[1].attn.set_processor(processor)
         else:
             pipe.transformer.set_attn_processor(processor)
 
-    refused(pipe, apply, rf"\.{type(make()).__name__}, .*expected FluxAttnProcessor.*set_attn_proc")
+    name = type(processor).__name__
+    message = rf"\.{name}, .*expected FluxAttnProcessor.*set_attn_proc"
+    assert_refused(pipe, set_processor, message)
 
 
-def test_a_processor_class_that_was_patched_is_refused(pipe, monkeypatch):
-    monkeypatch.setattr(FluxAttnProcessor, "__call__", Scaled.__call__)
+def test_a_patched_processor_class_is_refused(pipe, monkeypatch):
+    monkeypatch.setattr(FluxAttnProcessor, "__call__", DoublingProcessor.__call__)
     with pytest.raises(ValueError, match="FluxAttnProcessor"):
         spotedit.enable(pipe)
 
@@ -111,38 +134,45 @@ def test_one_stock_processor_may_serve_all_layers(pipe):
     assert all(p is shared for p in pipe.transformer.attn_processors.values())
 
 
-@pytest.mark.parametrize("chosen", ["for the model", "before enable", "for the context"])
-def test_an_attention_backend_that_was_chosen_runs_in_every_forward(pipe, monkeypatch, chosen):
+@pytest.mark.parametrize("chosen", ["before enable", "after enable", "around the call"])
+def test_the_chosen_attention_backend_runs_in_every_forward(pipe, monkeypatch, chosen):
     from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
-    name, rows = AttentionBackendName._NATIVE_MATH, []
-    stock = _AttentionBackendRegistry._backends[name]
+    backend, calls = AttentionBackendName._NATIVE_MATH, []
+    attention = _AttentionBackendRegistry._backends[backend]
 
-    def count(query, *args, **kwargs):
-        rows.append(query.shape[1])
-        return stock(query, *args, **kwargs)
+    def counted_attention(*args, **kwargs):
+        calls.append(1)
+        return attention(*args, **kwargs)
 
-    monkeypatch.setitem(_AttentionBackendRegistry._backends, name, count)
-    # a model's backend becomes that of the whole process
+    monkeypatch.setitem(_AttentionBackendRegistry._backends, backend, counted_attention)
+    # Choosing a model's backend also changes the process-wide one. Patching that with its present
+    # value makes pytest put it back at the end.
     active = _AttentionBackendRegistry._active_backend
     monkeypatch.setattr(_AttentionBackendRegistry, "_active_backend", active)
     if chosen == "before enable":
-        pipe.transformer.set_attention_backend(name.value)
-    handle = spotedit.enable(pipe, condition_cache=False)
-    handle.set_mask(torch.ones(6, 8), mode="replace")
-    if chosen == "for the model":
-        pipe.transformer.set_attention_backend(name.value)
-    with attention_backend(name) if chosen == "for the context" else contextlib.nullcontext():
+        pipe.transformer.set_attention_backend(backend.value)
+    handle = enable_all_active(pipe)
+    if chosen == "after enable":
+        pipe.transformer.set_attention_backend(backend.value)
+    around_the_call = contextlib.nullcontext()
+    if chosen == "around the call":
+        around_the_call = attention_backend(backend)
+    with around_the_call:
         spot = edit(pipe)
-    assert len(rows) == 8 * 4  # steps, layers
+    assert len(calls) == NUM_STEPS * NUM_LAYERS
     handle.disable()
-    assert relative(spot, edit(pipe, **SIZE)) <= 1e-4
+    assert relative_error(spot, edit(pipe, **STOCK_SIZE)) <= 1e-4
 
 
 def test_arguments_that_spot_steps_cannot_apply_are_refused(pipe):
-    masked = {"attention_mask": torch.ones(1, 1, 1, 101, dtype=torch.bool)}
+    mask = torch.ones(1, 1, 1, 101, dtype=torch.bool)  # prompt, noise and condition tokens
+
+    def add_mask(module, args, kwargs):
+        return args, kwargs | {"attention_mask": mask}
+
     layer = pipe.transformer.transformer_blocks[1].attn
-    layer.register_forward_pre_hook(lambda m, args, kw: (args, kw | masked), with_kwargs=True)
+    layer.register_forward_pre_hook(add_mask, with_kwargs=True)
     spotedit.enable(pipe)
     with pytest.raises(ValueError, match="given attention_mask; expected no more than"):
         edit(pipe)
@@ -150,18 +180,23 @@ def test_arguments_that_spot_steps_cannot_apply_are_refused(pipe):
 
 # -- hooks and caches
 
+
+def middle_timestep():
+    return 500
+
+
 CACHES = {
     "first_block_cache": diffusers_hooks.FirstBlockCacheConfig(threshold=0.1),
     "mag_cache": diffusers_hooks.MagCacheConfig(mag_ratios=[1.0] * 8, num_inference_steps=8),
     "faster_cache": diffusers_hooks.FasterCacheConfig(
-        current_timestep_callback=lambda: 500,
+        current_timestep_callback=middle_timestep,
         spatial_attention_block_identifiers=("transformer_blocks",),
         is_guidance_distilled=True,
     ),
     "pyramid_attention_broadcast": diffusers_hooks.PyramidAttentionBroadcastConfig(
         spatial_attention_block_skip_range=2,
         spatial_attention_timestep_skip_range=(0, 1000),
-        current_timestep_callback=lambda: 500,
+        current_timestep_callback=middle_timestep,
         spatial_attention_block_identifiers=("transformer_blocks",),
     ),
     "taylorseer_cache": diffusers_hooks.TaylorSeerCacheConfig(),
@@ -170,23 +205,25 @@ CACHES = {
 
 
 @pytest.mark.parametrize("name", CACHES)
-def test_caches_put_on_the_module_are_refused(pipe, name):
-    apply = getattr(diffusers_hooks, f"apply_{name}")
-    refused(
-        pipe, lambda pipe: apply(pipe.transformer, CACHES[name]), "has the hook .*expected none"
-    )
+def test_caches_applied_to_the_transformer_are_refused(pipe, name):
+    def apply_cache(pipe):
+        getattr(diffusers_hooks, f"apply_{name}")(pipe.transformer, CACHES[name])
+
+    assert_refused(pipe, apply_cache, "has the hook .*expected none")
 
 
 def test_a_hook_that_blurs_attention_is_refused(pipe):
-    def apply(pipe):
+    def add_hook(pipe):
         layer = pipe.transformer.transformer_blocks[0].attn.to_q
         hook = SmoothedEnergyGuidanceHook(blur_sigma=1.0)
         HookRegistry.check_if_exists_or_initialize(layer).register_hook(hook, "blur")
 
-    refused(pipe, apply, "SmoothedEnergyGuidanceHook")
+    assert_refused(pipe, add_hook, "SmoothedEnergyGuidanceHook")
 
 
-class Watching(ModelHook):
+class WatchingHook(ModelHook):
+    """Records every forward and changes nothing."""
+
     def __init__(self):
         super().__init__()
         self.seen = []
@@ -200,143 +237,158 @@ class Watching(ModelHook):
         return output
 
 
-class Replacing(Watching):
+class ReplacingHook(WatchingHook):
+    """Replaces the forward, here with the same one."""
+
     def new_forward(self, module, *args, **kwargs):
         return self.fn_ref.original_forward(*args, **kwargs)
 
 
-def test_hooks_that_watch_go_on_working(pipe):
+def test_hooks_that_only_watch_still_work(pipe):
     handle = spotedit.enable(pipe)
     handle.set_mask(LEFT, mode="replace")
-    expected, hook, calls = edit(pipe), Watching(), []
-    for module in (pipe.transformer, pipe.transformer.transformer_blocks[0]):
+    expected = edit(pipe)
+    hook, torch_hook_calls = WatchingHook(), []
+    modules = pipe.transformer, pipe.transformer.transformer_blocks[0]
+    for module in modules:
         HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, "watch")
-    pipe.transformer.register_forward_hook(lambda *args: calls.append(1))
+    pipe.transformer.register_forward_hook(lambda *args: torch_hook_calls.append(1))
     assert torch.equal(edit(pipe), expected)
-    assert len(calls) == 8
-    assert len(hook.seen) == 8 * 4
-    assert handle.report.mean_ratio == LEFT.float().mean()
+    assert len(torch_hook_calls) == NUM_STEPS
+    assert hook.seen.count("before") == hook.seen.count("after") == NUM_STEPS * len(modules)
+    assert handle.report.mean_ratio == LEFT_SHARE
 
 
-def test_a_hook_of_ones_own_that_replaces_a_forward_is_refused(pipe):
-    def apply(pipe):
+def test_a_users_hook_that_replaces_a_forward_is_refused(pipe):
+    def add_hook(pipe):
         block = pipe.transformer.transformer_blocks[1]
-        HookRegistry.check_if_exists_or_initialize(block).register_hook(Replacing(), "mine")
+        HookRegistry.check_if_exists_or_initialize(block).register_hook(ReplacingHook(), "mine")
 
-    refused(pipe, apply, r"transformer_blocks\.1 has the hook 'mine' \(Replacing\)")
+    message = r"transformer_blocks\.1 has the hook 'mine' \(ReplacingHook\)"
+    assert_refused(pipe, add_hook, message)
 
 
-# -- forwards that bypass the layers
+# -- forwards that bypass the attention layers
 
 
 @pytest.fixture
-def poisoned(monkeypatch):
-    """Buffers hold NaN until they are written."""
+def poisoned_buffers(monkeypatch):
+    """Fill new buffers with NaN (integers with -77), so that a row read before it is written shows.
+
+    The int8 cache's numbers are integers.
+    """
     allocate = cache.allocate
 
-    def poison(*args):
+    def allocate_poisoned(*args):
         layer = allocate(*args)
-        for rows in (layer.k, layer.v, *(vars(layer.sources).values() if layer.sources else ())):
-            for tensor in rows.tensors():
+        buffers = [layer.k, layer.v]
+        if layer.sources:
+            buffers += vars(layer.sources).values()
+        for buffer in buffers:
+            for tensor in buffer.tensors():
                 tensor.fill_(torch.nan if tensor.is_floating_point() else -77)
         return layer
 
-    monkeypatch.setattr("spotedit.engine.forwards.allocate", poison)
+    monkeypatch.setattr("spotedit.engine.forwards.allocate", allocate_poisoned)
 
 
-def without_processors(model):
-    """The model's forward as a program: what it computes does not depend on its processors."""
-    frozen = FluxTransformer2DModel.from_config(model.config).eval()
-    frozen.load_state_dict(model.state_dict())
-    model.forward = frozen.forward
+def copy_of(model):
+    other = FluxTransformer2DModel.from_config(model.config).eval()
+    other.load_state_dict(model.state_dict())
+    return other
 
 
-def a_block_of_another_kind(model):
-    frozen = FluxTransformer2DModel.from_config(model.config).eval()
-    frozen.load_state_dict(model.state_dict())
-    model.single_transformer_blocks[1].forward = frozen.single_transformer_blocks[1].forward
+def bypass_all_layers(model):
+    """Give the model a forward that ignores its attention processors, as an exported model has."""
+    model.forward = copy_of(model).forward
 
 
-@pytest.mark.usefixtures("poisoned")
+def bypass_one_layer(model):
+    """Give one block a forward that ignores its attention processor."""
+    other_block = copy_of(model).single_transformer_blocks[1]
+    model.single_transformer_blocks[1].forward = other_block.forward
+
+
+@pytest.mark.usefixtures("poisoned_buffers")
 @pytest.mark.parametrize(
     "options", [{}, {"cache_dtype": "int8"}, {"temporal": spotedit.TaylorSeer()}]
 )
-@pytest.mark.parametrize("bypass", [without_processors, a_block_of_another_kind])
-def test_a_layer_that_does_not_run_makes_the_call_dense_with_the_reason(pipe, bypass, options):
+@pytest.mark.parametrize("bypass", [bypass_all_layers, bypass_one_layer])
+def test_a_call_that_bypasses_a_layer_falls_back_to_dense_and_says_why(pipe, bypass, options):
     bypass(pipe.transformer)
-    stock = edit(pipe, **SIZE)
+    stock = edit(pipe, **STOCK_SIZE)
     with spotedit.enable(pipe, **options) as handle:
         spot = edit(pipe)
     report = handle.report
     assert "did not run its own attention" in report.reason
+    # The first step begins as a full one and finds the bypass.
     assert {step["kind"] for step in report.steps[1:]} <= {"dense", "skip"}
     assert report.cache_bytes == 0
     if "temporal" not in options:
-        assert relative(spot, stock) <= 1e-5
+        assert relative_error(spot, stock) <= 1e-5
     assert torch.isfinite(spot).all()
 
 
-@pytest.mark.usefixtures("poisoned")
-def test_a_guidance_branch_that_bypasses_a_layer_makes_the_rest_dense(pipe):
-    """Skip-layer guidance, in the second forward of a step."""
-    guided = {
-        "true_cfg_scale": 2.0,
-        "negative_prompt_embeds": torch.ones(1, 5, 12),
-        "negative_pooled_prompt_embeds": torch.ones(1, 10),
-    }
+@pytest.mark.usefixtures("poisoned_buffers")
+def test_a_guidance_branch_that_bypasses_a_layer_makes_the_other_steps_dense(pipe):
+    """With skip-layer guidance, the second forward of each step leaves a block out."""
     block, forwards = pipe.transformer.transformer_blocks[1], []
     stock_forward = block.forward
 
-    def skip_every_other(hidden_states, encoder_hidden_states, **rest):
+    def skip_every_other_forward(hidden_states, encoder_hidden_states, **rest):
         forwards.append(1)
         if len(forwards) % 2 == 0:
             return encoder_hidden_states, hidden_states
         return stock_forward(hidden_states, encoder_hidden_states, **rest)
 
-    block.forward = skip_every_other
-    stock = edit(pipe, **SIZE, **guided)
+    block.forward = skip_every_other_forward
+    stock = edit(pipe, **STOCK_SIZE, **guidance(2.0))
     with spotedit.enable(pipe) as handle:
-        spot = edit(pipe, **guided)
+        spot = edit(pipe, **guidance(2.0))
     assert "transformer_blocks.1" in handle.report.reason
-    assert relative(spot, stock) <= 1e-5
+    assert relative_error(spot, stock) <= 1e-5
 
 
-def test_a_block_that_is_skipped_in_spot_steps_raises(pipe):
-    """A cache that a script puts on the instance: it skips a block where little changes."""
+def test_a_block_that_is_skipped_in_a_spot_step_raises(pipe):
+    """Some scripts cache a block's output and skip the block when its input changes little."""
+    stock = edit(pipe, **STOCK_SIZE)
     block, forwards = pipe.transformer.transformer_blocks[1], []
-    stock = block.forward
+    stock_forward = block.forward
 
-    def cached(hidden_states, encoder_hidden_states, **rest):
+    def skip_third_forward(hidden_states, encoder_hidden_states, **rest):
         forwards.append(1)
         if len(forwards) == 3:
             return encoder_hidden_states, hidden_states
-        return stock(hidden_states, encoder_hidden_states, **rest)
+        return stock_forward(hidden_states, encoder_hidden_states, **rest)
 
-    block.forward = cached
+    block.forward = skip_third_forward
     handle = spotedit.enable(pipe)
     handle.set_mask(LEFT, mode="replace")
     with pytest.raises(
         RuntimeError, match=r"transformer_blocks\.1.*not in this spot step.*expected"
     ):
         edit(pipe)
-    assert not any(hasattr(p, "here") for p in pipe.transformer.attn_processors.values())
+    assert_no_processor_of_ours(pipe.transformer)
     del block.forward
     assert torch.equal(edit(pipe), edit(pipe))
+    handle.disable()
+    assert torch.equal(edit(pipe, **STOCK_SIZE), stock)
 
 
-def test_a_forward_that_was_replaced_on_the_class_is_refused(pipe, monkeypatch):
+def test_a_forward_replaced_on_the_class_is_refused(pipe, monkeypatch):
     stock = FluxTransformer2DModel.forward
 
     def teacache_forward(self, *args, **kwargs):
         return stock(self, *args, **kwargs)
 
-    def apply(pipe):
+    def replace_forward(pipe):
         monkeypatch.setattr(FluxTransformer2DModel, "forward", teacache_forward)
 
-    refused(pipe, apply, r"FluxTransformer2DModel\.forward has been replaced by .*teacache_forward")
+    message = r"FluxTransformer2DModel\.forward has been replaced by .*teacache_forward"
+    assert_refused(pipe, replace_forward, message)
 
 
-def test_a_forward_that_is_wrapped_with_its_name_is_taken(pipe, monkeypatch):
+def test_a_forward_wrapped_by_functools_wraps_is_accepted(pipe, monkeypatch):
     stock, calls = FluxTransformer2DModel.forward, []
 
     @functools.wraps(stock)
@@ -344,23 +396,22 @@ def test_a_forward_that_is_wrapped_with_its_name_is_taken(pipe, monkeypatch):
         calls.append(1)
         return stock(self, *args, **kwargs)
 
-    expected = edit(pipe, **SIZE)
+    expected = edit(pipe, **STOCK_SIZE)
     monkeypatch.setattr(FluxTransformer2DModel, "forward", timed)
-    handle = spotedit.enable(pipe, condition_cache=False)
-    handle.set_mask(torch.ones(6, 8), mode="replace")
-    assert relative(edit(pipe), expected) <= 1e-4
-    assert len(calls) == 8
+    enable_all_active(pipe)
+    assert relative_error(edit(pipe), expected) <= 1e-4
+    assert len(calls) == NUM_STEPS
 
 
-class Fused(nn.Module):
-    """Blocks in one object that hides them, as a C++ program does."""
+class FusedBlocks(nn.Module):
+    """One module that runs all blocks and hides them, as a binding to C++ code does."""
 
     def __init__(self, blocks):
         super().__init__()
-        self.hidden = (list(blocks),)
+        self.hidden_blocks = (list(blocks),)  # modules in a tuple are not registered as submodules
 
     def forward(self, hidden_states, encoder_hidden_states, **rest):
-        for block in self.hidden[0]:
+        for block in self.hidden_blocks[0]:
             encoder_hidden_states, hidden_states = block(
                 hidden_states=hidden_states, encoder_hidden_states=encoder_hidden_states, **rest
             )
@@ -368,41 +419,49 @@ class Fused(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "names", [("transformer",), ("single_transformer",), ("transformer", "single_transformer")]
+    "lists",
+    [
+        ["transformer_blocks"],
+        ["single_transformer_blocks"],
+        ["transformer_blocks", "single_transformer_blocks"],
+    ],
 )
-def test_blocks_that_hide_their_attention_are_refused(pipe, names):
-    stock = edit(pipe, **SIZE)
+def test_blocks_that_hide_their_attention_are_refused(pipe, lists):
+    stock = edit(pipe, **STOCK_SIZE)
 
-    def apply(pipe):
-        for name in names:
-            blocks = getattr(pipe.transformer, f"{name}_blocks")
-            setattr(pipe.transformer, f"{name}_blocks", nn.ModuleList([Fused(blocks)]))
+    def fuse_blocks(pipe):
+        for name in lists:
+            fused = FusedBlocks(getattr(pipe.transformer, name))
+            setattr(pipe.transformer, name, nn.ModuleList([fused]))
 
-    refused(pipe, apply, r"_blocks\.0 \(Fused\) shows no attention processor; expected one")
-    assert torch.equal(edit(pipe, **SIZE), stock)
+    message = r"_blocks\.0 \(FusedBlocks\) shows no attention processor; expected one"
+    assert_refused(pipe, fuse_blocks, message)
+    assert torch.equal(edit(pipe, **STOCK_SIZE), stock)
 
 
 def test_a_transformer_that_is_replaced_during_a_call_raises(pipe):
     spotedit.enable(pipe)
-    other = random_kontext(1).transformer
+    original, other = pipe.transformer, random_kontext(1).transformer
 
     def replace(pipe, step, timestep, tensors):
-        vars(pipe.transformer)["forward"] = other.forward  # of the object that is shared
+        # During a call, `pipe.transformer` is a view of the original that shares its attributes.
+        # Replace what runs for both of them, and then the component itself.
+        vars(pipe.transformer)["forward"] = other.forward
         pipe.__dict__["transformer"] = other
         return {}
 
-    stock = pipe.transformer
+    # The words depend on whether a full or a spot step notices it first.
     with pytest.raises(RuntimeError, match=r"did not|in this spot step"):
         edit(pipe, callback_on_step_end=replace)
-    del stock.forward
-    assert not any(hasattr(p, "here") for p in stock.attn_processors.values())
+    del original.forward
+    assert_no_processor_of_ours(original)
 
 
-# -- a call's own state
+# -- the state of a call
 
 
-def test_a_call_leaves_the_pipelines_scheduler_alone(pipe):
-    pipe(**call_arguments(num_inference_steps=3, **SIZE))
+def test_a_call_does_not_change_the_pipelines_scheduler(pipe):
+    pipe(**call_arguments(num_inference_steps=3, **STOCK_SIZE))
     before = dict(vars(pipe.scheduler))
     spotedit.enable(pipe)
     edit(pipe)
@@ -410,43 +469,40 @@ def test_a_call_leaves_the_pipelines_scheduler_alone(pipe):
     assert all(vars(pipe.scheduler)[name] is value for name, value in before.items())
 
 
-def test_a_scheduler_with_a_step_of_its_own_is_followed(pipe):
-    expected = edit(pipe, **SIZE)
-    step, calls = pipe.scheduler.step, []
+def test_a_step_method_set_on_the_scheduler_is_called(pipe):
+    expected = edit(pipe, **STOCK_SIZE)
+    stock_step, calls = pipe.scheduler.step, []
 
-    def watched(*args, **kwargs):
+    def counted_step(*args, **kwargs):
         calls.append(1)
-        return step(*args, **kwargs)
+        return stock_step(*args, **kwargs)
 
-    pipe.scheduler.step = watched
-    handle = spotedit.enable(pipe, condition_cache=False)
-    handle.set_mask(torch.ones(6, 8), mode="replace")
-    assert relative(edit(pipe), expected) <= 1e-4
-    assert len(calls) == 8
-    assert pipe.scheduler.step is watched
-
-
-def test_a_scheduler_that_cannot_be_copied_is_used_itself(pipe):
-    pipe.scheduler.lock = threading.Lock()
-    expected = edit(pipe, **SIZE)
-    handle = spotedit.enable(pipe, condition_cache=False)
-    handle.set_mask(torch.ones(6, 8), mode="replace")
-    assert relative(edit(pipe), expected) <= 1e-4
+    pipe.scheduler.step = counted_step
+    enable_all_active(pipe)
+    assert relative_error(edit(pipe), expected) <= 1e-4
+    assert len(calls) == NUM_STEPS
+    assert pipe.scheduler.step is counted_step
 
 
-def test_the_masks_callbacks_and_reports_of_two_threads_calls_are_their_own(pipe):
+def test_a_scheduler_that_cannot_be_copied_is_used_directly(pipe):
+    pipe.scheduler.lock = threading.Lock()  # a lock cannot be copied
+    expected = edit(pipe, **STOCK_SIZE)
+    enable_all_active(pipe)
+    assert relative_error(edit(pipe), expected) <= 1e-4
+
+
+def test_threads_do_not_share_masks_callbacks_or_reports(pipe):
     handle, masks = spotedit.enable(pipe), (LEFT, ~LEFT)
     alone = []
     for mask in masks:
         with handle.call(mask=mask, mode="replace"):
             alone.append(edit(pipe))
-    turn, together, reports, steps = threading.Lock(), {}, {}, {}
+    one_at_a_time = threading.Lock()  # a pipeline refuses a second call while one is running
+    together, reports, steps = {}, {}, {0: [], 1: []}
 
     def worker(i):
-        with handle.call(
-            mask=masks[i], mode="replace", on_step=steps.setdefault(i, []).append
-        ) as run:
-            with turn:
+        with handle.call(mask=masks[i], mode="replace", on_step=steps[i].append) as run:
+            with one_at_a_time:
                 together[i] = edit(pipe)
             reports[i] = run.report
 
@@ -458,28 +514,27 @@ def test_the_masks_callbacks_and_reports_of_two_threads_calls_are_their_own(pipe
     for i, mask in enumerate(masks):
         assert torch.equal(together[i], alone[i])
         assert (reports[i].region == mask.numpy()).all()
-        kinds = [step["kind"] for step in reports[i].steps]
-        assert [(s.index, s.total, s.kind) for s in steps[i]] == [
-            (n, 8, kind) for n, kind in enumerate(kinds)
-        ]
+        expected = [(s["index"], NUM_STEPS, s["kind"]) for s in reports[i].steps]
+        assert [(step.index, step.total, step.kind) for step in steps[i]] == expected
 
 
-def test_a_block_of_calls_ends_with_its_block(pipe):
+def test_settings_of_handle_call_end_with_its_with_statement(pipe):
     handle = spotedit.enable(pipe)
     handle.set_mask(LEFT, mode="replace")
-    usual = edit(pipe)
+    expected = edit(pipe)
     with handle.call(mask=~LEFT, mode="replace") as outer:
         with handle.call() as inner:
             edit(pipe, num_inference_steps=3)
         edit(pipe)
     assert (outer.report.region == ~LEFT.numpy()).all()
-    assert inner.report.mean_ratio not in (0.375, 0.625)
-    assert torch.equal(edit(pipe), usual)
+    # The inner call has no mask: neither the handle's nor the outer one counts.
+    assert inner.report.mean_ratio not in (LEFT_SHARE, 1 - LEFT_SHARE)
+    assert torch.equal(edit(pipe), expected)
     with pytest.raises(TypeError, match="mask is a str"), handle.call(mask="left"):
         pass
 
 
-def test_an_exception_of_on_step_ends_the_call(pipe):
+def test_an_exception_in_on_step_ends_the_call(pipe):
     handle = spotedit.enable(pipe)
 
     def stop(step):
@@ -492,7 +547,7 @@ def test_an_exception_of_on_step_ends_the_call(pipe):
     assert torch.isfinite(edit(pipe)).all()
 
 
-def test_a_refused_call_takes_its_mask_with_it(pipe):
+def test_a_mask_set_for_a_refused_call_is_dropped(pipe):
     handle = spotedit.enable(pipe)
     handle.set_mask(LEFT, mode="replace")
 
@@ -511,43 +566,48 @@ def test_a_refused_call_takes_its_mask_with_it(pipe):
 
 
 @pytest.mark.parametrize(
-    ("given", "matched"),
+    ("size", "matches"),
     [
-        ({"max_area": 48 * 64}, True),
-        ({"max_area": 64 * 64}, True),
+        ({"max_area": HEIGHT * WIDTH}, True),
+        ({"max_area": WIDTH * WIDTH}, True),
         ({"max_area": 40 * 40}, False),
-        ({"height": 48, "max_area": 48 * 64}, False),
-        ({"width": 40, "max_area": 48 * 64}, False),
-        (SIZE, True),
+        ({"height": HEIGHT, "max_area": HEIGHT * WIDTH}, False),
+        ({"width": 40, "max_area": HEIGHT * WIDTH}, False),
+        (STOCK_SIZE, True),
     ],
 )
-def test_the_callers_size_wins(pipe, given, matched):
-    with spotedit.enable(pipe, threshold=1e9) as handle:
-        ours = edit(pipe, **given)
+def test_a_size_that_the_caller_gives_wins_over_match_size(pipe, size, matches):
+    """If the output's grid is then not the source's, the call is dense."""
+    with spotedit.enable(pipe, threshold=1e9) as handle:  # no score is as high: all are reused
+        ours = edit(pipe, **size)
     rows, cols = handle.report.grid
-    assert rows * cols * 64 <= given["max_area"]
-    assert ((rows, cols) == (6, 8)) == matched
-    assert (handle.report.reason is None) == matched
-    if not matched:
+    assert rows * cols * TOKEN_PIXELS**2 <= size["max_area"]
+    assert ((rows, cols) == GRID) == matches
+    assert (handle.report.reason is None) == matches
+    if not matches:
         assert "match_size" in handle.report.reason
-        assert torch.equal(ours, edit(pipe, **given))
+        assert torch.equal(ours, edit(pipe, **size))
 
 
-def test_a_vae_without_the_decoders_first_layers(pipe):
+def test_a_vae_without_the_decoder_layers_of_the_default_judge_needs_another_judge(pipe):
     pipe.vae = AutoencoderTiny(
-        latent_channels=4,
+        latent_channels=LATENT_CHANNELS,
         encoder_block_out_channels=(8,) * 3,
         decoder_block_out_channels=(8,) * 3,
         num_encoder_blocks=(1,) * 3,
         num_decoder_blocks=(1,) * 3,
     ).eval()
     steps = []
-    given = {"callback_on_step_end": lambda *args: steps.append(1) or {}}
+
+    def count_step(pipe, step, timestep, tensors):
+        steps.append(step)
+        return {}
+
     with (
         spotedit.enable(pipe),
         pytest.raises(ValueError, match=r'AutoencoderTiny does not have.*judge="cosine"'),
     ):
-        edit(pipe, **given)
+        edit(pipe, callback_on_step_end=count_step)
     assert not steps
     for options in ({"judge": "l2"}, {"judge": "cosine"}, {"spatial": False}):
         with spotedit.enable(pipe, **options):
@@ -555,12 +615,12 @@ def test_a_vae_without_the_decoders_first_layers(pipe):
     with spotedit.enable(pipe) as handle:
         handle.set_mask(LEFT, mode="replace")
         edit(pipe)
-    assert handle.report.mean_ratio == LEFT.float().mean()
+    assert handle.report.mean_ratio == LEFT_SHARE
 
 
 @each_family
-def test_every_family_names_its_processors(name):
+def test_the_spec_of_every_family_names_its_attention_processors(name):
     pipe = FAMILIES[name].make(0)
     spotedit.enable(pipe)
-    kinds = {type(p).__name__ for p in pipe.transformer.attn_processors.values()}
-    assert kinds <= set(spotedit.api.spec_for(pipe).processors)
+    classes = {type(p).__name__ for p in pipe.transformer.attn_processors.values()}
+    assert classes <= set(spotedit.api.spec_for(pipe).processors)
