@@ -1,39 +1,48 @@
-"""Steps without a forward: TeaCache, TaylorSeer, and what spot steps leave out of the prompt."""
+"""Skipped steps (TeaCache, TaylorSeer), their calibration, and the cached prompt."""
 
 import itertools
 import math
 
 import pytest
 import torch
+from compare import relative_error
 from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig
 from diffusers.hooks.taylorseer_cache import TaylorSeerState
 from families import FAMILIES, each_family
 from families.offload import OFFLOAD
-from small_kontext import call_arguments, random_kontext
+from small_kontext import (
+    CORNER,
+    GRID,
+    NUM_CORNER_TOKENS,
+    NUM_PROMPT_TOKENS,
+    NUM_TOKENS,
+    STOCK_SIZE,
+    call_arguments,
+    guidance,
+    random_kontext,
+)
+from synchronisations import CountSynchronisations
 
 import spotedit
 from spotedit import TaylorSeer, TeaCache
-from spotedit.engine.temporal import TeaState, VelocityHistory
+from spotedit.engine.temporal import History, TeaReuse
 from spotedit.evaluation.calibrate import calibrate, fit
 
-LINEAR = (1.0, 0.0)  # the polynomial x
-CORNER = torch.zeros(48, 64)
-CORNER[8:24, 16:40] = 1  # 2 x 3 tokens
-GUIDED = FAMILIES["FluxKontextPipeline"].guided
-STOCK = {"height": 48, "width": 64, "max_area": 48 * 64}
-PLAIN = {"judge": "l2", "threshold": 1.0}
+LINEAR = (1.0, 0.0)  # coefficients of the polynomial x
+ALWAYS_SKIP = TeaCache(1e9, LINEAR)  # skips every step that may be skipped
+L2_JUDGE = {"judge": "l2", "threshold": 1.0}
+
+
+def kinds_of(report):
+    return [step["kind"] for step in report.steps]
 
 
 def edit(pipe, options, **extra):
-    """Latents and kinds of the steps, of a call with the corner as mask."""
-    with spotedit.enable(pipe, **PLAIN | options) as handle:
+    """Return the latents and the report of a call with the corner as its mask."""
+    with spotedit.enable(pipe, **L2_JUDGE | options) as handle:
         handle.set_mask(CORNER, mode="replace")
         images = pipe(**call_arguments(**extra)).images
-    return images, [step["kind"] for step in handle.report.steps], handle.report
-
-
-def close(images, expected, bound=1e-5):
-    return (images - expected).norm() <= bound * expected.norm()
+    return images, handle.report
 
 
 # -- the histories
@@ -41,51 +50,57 @@ def close(images, expected, bound=1e-5):
 
 def test_permuting_the_tokens_permutes_the_prediction():
     order = torch.randperm(9)
-    plain, permuted = (VelocityHistory(2, torch.empty(2, 9, 4)) for _ in range(2))
-    for step in (0, 1, 3, 4):
+    history, permuted_history = History(2), History(2)
+    some = torch.tensor([1, 4, 7])
+    for step, index in ((0, None), (1, None), (3, some), (4, some)):
         velocity = torch.randn(2, 9, 4)
-        index = None if step < 3 else torch.tensor([1, 4, 7])
-        rows = velocity if index is None else velocity[:, index]
-        plain.update(step, rows, index)
-        where = None if index is None else order.argsort()[index]
-        permuted.update(step, velocity[:, order] if index is None else rows, where)
-    assert torch.equal(plain.predict(6)[:, order], permuted.predict(6))
+        if index is None:
+            history.update(step, velocity, None)
+            permuted_history.update(step, velocity[:, order], None)
+        else:
+            position_in_order = order.argsort()[index]
+            history.update(step, velocity[:, index], index)
+            permuted_history.update(step, velocity[:, index], position_in_order)
+    assert torch.equal(history.predict(6)[:, order], permuted_history.predict(6))
 
 
 @pytest.mark.parametrize("order", [0, 1, 2])
-def test_a_token_predicts_as_if_the_others_were_never_dropped(order):
-    """A set that changes mid-run equals a run that kept full state, read where it was computed."""
-    partial = VelocityHistory(order, torch.empty(1, 6, 2))
-    whole = [VelocityHistory(order, torch.empty(1, 1, 2)) for _ in range(6)]
-    computed = [None, None, [0, 2, 3], [0, 3], None, [1, 5]]
+def test_a_token_is_predicted_from_the_steps_that_computed_it(order):
+    """The prediction equals that of one history for each token, kept on its own."""
+    num_tokens = 6
+    everything = list(range(num_tokens))
+    computed = [everything, everything, [0, 2, 3], [0, 3], everything, [1, 5]]  # in each step
+    shared, separate = History(order), [History(order) for _ in everything]
     for step, tokens in enumerate(computed):
-        velocity = torch.randn(1, 6, 2)
-        index = None if tokens is None else torch.tensor(tokens)
-        partial.update(step, velocity if index is None else velocity[:, index], index)
-        for token in range(6) if tokens is None else tokens:
-            whole[token].update(step, velocity[:, token : token + 1])
-    expected = torch.cat([history.predict(8) for history in whole], dim=1)
-    assert torch.equal(partial.predict(8), expected)
+        velocity = torch.randn(1, num_tokens, 2)
+        index = None if tokens == everything else torch.tensor(tokens)
+        shared.update(step, velocity[:, tokens], index)
+        for token in tokens:
+            separate[token].update(step, velocity[:, token : token + 1])
+    expected = torch.cat([history.predict(8) for history in separate], dim=1)
+    assert torch.equal(shared.predict(8), expected)
 
 
 @pytest.mark.parametrize("order", [0, 1, 3])
-def test_uneven_steps_agree_with_diffusers(order):
-    ours = VelocityHistory(order, torch.empty(2, 5, 3))
-    theirs = TaylorSeerState(torch.float32, order)
+def test_predictions_from_unevenly_spaced_steps_agree_with_diffusers(order):
+    ours, diffusers_state = History(order), TaylorSeerState(torch.float32, order)
     for step in (0, 1, 4, 6, 11):
         velocity = torch.randn(2, 5, 3)
-        theirs.current_step = step
-        theirs.update((velocity,))
+        diffusers_state.current_step = step
+        diffusers_state.update((velocity,))
         ours.update(step, velocity)
-    theirs.current_step = 13
-    assert torch.allclose(ours.predict(13), theirs.predict()[0], rtol=1e-5, atol=1e-5)
+    diffusers_state.current_step = 13
+    (expected,) = diffusers_state.predict()
+    assert torch.allclose(ours.predict(13), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_padded_indices_of_a_batch_leave_other_tokens_alone():
-    history = VelocityHistory(1, torch.empty(2, 4, 1))
+def test_a_padded_index_changes_no_token():
+    """The second image of the batch computes one token; -1 pads its index."""
+    history = History(1)
     history.update(0, torch.zeros(2, 4, 1))
-    velocity, index = [[[1.0], [2.0]], [[3.0], [9.0]]], [[0, 2], [3, -1]]
-    history.update(1, torch.tensor(velocity), torch.tensor(index))
+    index = torch.tensor([[0, 2], [3, -1]])
+    velocity = torch.tensor([[[1.0], [2.0]], [[3.0], [9.0]]])
+    history.update(1, velocity, index)
     assert history.predict(2)[..., 0].tolist() == [[2, 0, 4, 0], [0, 0, 0, 6]]
 
 
@@ -93,189 +108,228 @@ def test_padded_indices_of_a_batch_leave_other_tokens_alone():
 
 
 @pytest.mark.parametrize("order", [0, 1, 2])
-def test_dense_taylorseer_is_that_of_diffusers(order):
+def test_taylorseer_without_reused_tokens_equals_that_of_diffusers(order):
     family = FAMILIES["QwenImageEditPipeline"]
     pipe = family.make(0)
-    call = family.arguments(**family.guided, num_inference_steps=12)
-    theirs = TaylorSeerCacheConfig(
+
+    def twelve_steps():
+        return family.arguments(**family.guided, num_inference_steps=12)
+
+    diffusers_config = TaylorSeerCacheConfig(
         cache_interval=2, disable_cache_before_step=3, max_order=order,
         taylor_factors_dtype=torch.float32, use_lite_mode=True,
     )  # fmt: skip
-    pipe.transformer.enable_cache(theirs)
-    expected = pipe(**call).images
+    pipe.transformer.enable_cache(diffusers_config)
+    expected = pipe(**twelve_steps()).images
     pipe.transformer.disable_cache()
     method = TaylorSeer(interval=2, order=order, warm_up=3)
     handle = spotedit.enable(pipe, spatial=False, temporal=method)
-    images = pipe(**family.arguments(**family.guided, num_inference_steps=12)).images
-    kinds = [step["kind"] for step in handle.report.steps]
-    assert kinds == ["dense"] * 3 + ["skip", "dense"] * 4 + ["skip"]
-    assert close(images, expected, 1e-4)
+    images = pipe(**twelve_steps()).images
+    assert kinds_of(handle.report) == ["dense"] * 3 + ["skip", "dense"] * 4 + ["skip"]
+    assert relative_error(images, expected) <= 1e-4
     assert handle.report.flops_saved == pytest.approx(5 / 12)
 
 
 @each_family
 @pytest.mark.parametrize("guided", [False, True])
-def test_every_step_computed_is_the_plain_call(name, guided):
+def test_a_method_that_skips_no_step_changes_nothing(name, guided):
     family = FAMILIES[name]
     if guided and not family.guided:
         pytest.skip(f"{name} has no guidance in its call")
     extra = family.guided if guided else {}
     pipe = family.make(0)
-    for options in (PLAIN, {"spatial": False}):
+    for options in (L2_JUDGE, {"spatial": False}):
         spotedit.enable(pipe, **options)
         expected = pipe(**family.arguments(**extra)).images
         for method in (TeaCache(0, LINEAR), TaylorSeer(interval=1)):
             handle = spotedit.enable(pipe, **options, temporal=method)
             assert torch.equal(pipe(**family.arguments(**extra)).images, expected)
-            assert "skip" not in {step["kind"] for step in handle.report.steps}
+            assert "skip" not in kinds_of(handle.report)
             assert f"{type(method).__name__} ran all 8 steps" in handle.report.summary()
 
 
 @each_family
-def test_every_family_leaves_steps_out(name):
+def test_every_family_skips_steps(name):
+    """The first and the last step always run, and so does every reset."""
     family = FAMILIES[name]
     pipe = family.make(0)
-    spot = ["full", "skip", "skip", "full", "skip", "full", "skip", "spot"]
-    dense = ["dense", *["skip"] * 6, "dense"]
-    for options, expected in ((PLAIN, spot), ({"spatial": False}, dense)):
-        handle = spotedit.enable(pipe, **options, temporal=TeaCache(1e9, LINEAR))
+    with_reuse = ["full", "skip", "skip", "full", "skip", "full", "skip", "spot"]
+    without_reuse = ["dense", *["skip"] * 6, "dense"]
+    for options, expected in ((L2_JUDGE, with_reuse), ({"spatial": False}, without_reuse)):
+        handle = spotedit.enable(pipe, **options, temporal=ALWAYS_SKIP)
         assert torch.isfinite(pipe(**family.arguments(**family.guided)).images).all()
-        assert [step["kind"] for step in handle.report.steps] == expected
+        assert kinds_of(handle.report) == expected
 
 
-def test_of_initial_full_steps_the_last_always_runs(pipe):
-    """Its keys and values are kept; those before it are kept by nobody."""
-    method = TeaCache(1e9, LINEAR)
-    _, kinds, _ = edit(pipe, {"temporal": method, "initial_steps": 4, "reset_steps": ()})
-    assert kinds == ["full", "skip", "skip", "full", "skip", "skip", "skip", "spot"]
+def test_the_last_of_several_initial_steps_always_runs(pipe):
+    """Spot steps use its keys and values, and no others."""
+    _, report = edit(pipe, {"temporal": ALWAYS_SKIP, "initial_steps": 4, "reset_steps": ()})
+    expected = ["full", "skip", "skip", "full", "skip", "skip", "skip", "spot"]
+    assert kinds_of(report) == expected
 
 
-def test_a_step_left_out_runs_nothing_and_is_counted(pipe):
+def test_a_skipped_step_runs_nothing_and_is_counted(pipe):
     rows = []
-    pipe.transformer.proj_out.register_forward_hook(lambda m, a, out: rows.append(out.shape[1]))
-    _, kinds, report = edit(pipe, {"temporal": TaylorSeer(interval=2, warm_up=1)})
-    assert kinds == ["full", "skip", "spot", "full", "skip", "full", "skip", "spot"]
-    assert rows == [96, 6, 96, 96, 6]
-    assert [s["active"] for s in report.steps] == [48, 0, 6, 48, 0, 48, 0, 6]
-    assert report.flops_saved == pytest.approx(1 - (3 * 101 + 2 * 11) / (8 * 101))
+
+    def count_rows(module, args, output):
+        rows.append(output.shape[1])
+
+    pipe.transformer.proj_out.register_forward_hook(count_rows)
+    _, report = edit(pipe, {"temporal": TaylorSeer(interval=2, warm_up=1)})
+    kinds = ["full", "skip", "spot", "full", "skip", "full", "skip", "spot"]
+    assert kinds_of(report) == kinds
+    image_rows = {"full": 2 * NUM_TOKENS, "spot": NUM_CORNER_TOKENS}
+    assert rows == [image_rows[kind] for kind in kinds if kind != "skip"]
+    active = {"full": NUM_TOKENS, "skip": 0, "spot": NUM_CORNER_TOKENS}
+    assert [step["active"] for step in report.steps] == [active[kind] for kind in kinds]
+    full, spot = NUM_PROMPT_TOKENS + 2 * NUM_TOKENS, NUM_PROMPT_TOKENS + NUM_CORNER_TOKENS
+    assert report.flops_saved == pytest.approx(1 - (3 * full + 2 * spot) / (8 * full))
     assert "TaylorSeer ran 5 of 8 steps" in report.summary()
     assert report.to_dict()["temporal"] == "TaylorSeer"
 
 
-def test_reused_tokens_end_at_the_source_whatever_is_left_out(pipe):
-    sources = []
-    pipe.transformer.register_forward_pre_hook(
-        lambda m, a, kw: sources.append(kw["hidden_states"][:, 48:]), with_kwargs=True
-    )
-    for method in (TaylorSeer(interval=9, warm_up=1), TeaCache(1e9, LINEAR)):
-        images, _, report = edit(pipe, {"temporal": method}, batch=2)
+def test_reused_tokens_end_at_the_source_even_if_steps_are_skipped(pipe):
+    inputs = []
+
+    def record_input(module, args, kwargs):
+        inputs.append(kwargs["hidden_states"])
+
+    pipe.transformer.register_forward_pre_hook(record_input, with_kwargs=True)
+    for method in (TaylorSeer(interval=9, warm_up=1), ALWAYS_SKIP):
+        images, report = edit(pipe, {"temporal": method}, batch=2)
+        source = inputs[0][:, NUM_TOKENS:]
         reused = ~report._record.region
-        assert torch.equal(images[reused], sources[0][reused])
+        assert torch.equal(images[reused], source[reused])
 
 
-def test_the_last_velocity_serves_again(pipe):
-    """A dense call of three steps, of which one is left out, by hand."""
-    seen = []
-    hook = pipe.transformer.register_forward_hook(lambda m, a, out: seen.append(out[0][:, :48]))
-    with spotedit.enable(pipe, spatial=False, temporal=TeaCache(1e9, LINEAR)) as handle:
+def test_a_skipped_step_takes_the_last_velocity_again(pipe):
+    """Of three steps, TeaCache skips the second. TaylorSeer of order 0 skips the last two."""
+    velocities = []
+
+    def record_velocity(module, args, output):
+        velocities.append(output[0][:, :NUM_TOKENS])
+
+    hook = pipe.transformer.register_forward_hook(record_velocity)
+    with spotedit.enable(pipe, spatial=False, temporal=ALWAYS_SKIP) as handle:
         latents = pipe(**call_arguments(num_inference_steps=3)).images
     hook.remove()
+    first, last = velocities
     sigmas = [step["sigma"] for step in handle.report.steps] + [0.0]
-    first, last = seen
     noise = latents - (sigmas[2] - sigmas[0]) * first - (sigmas[3] - sigmas[2]) * last
     with spotedit.enable(pipe, spatial=False, temporal=TaylorSeer(9, 0, 1)):
-        alone = pipe(**call_arguments(num_inference_steps=3)).images
-    assert close(alone, noise + (sigmas[3] - sigmas[0]) * first)
+        latents = pipe(**call_arguments(num_inference_steps=3)).images
+    assert relative_error(latents, noise + (sigmas[3] - sigmas[0]) * first) <= 1e-5
 
 
-def test_tokens_dropped_while_steps_are_left_out_are_blended_later(pipe, monkeypatch):
-    """Where the set shrinks before steps that are left out, it has shrunk after them too."""
+def test_tokens_that_became_reused_before_skipped_steps_are_blended_after_them(pipe, monkeypatch):
     from spotedit.engine import forwards
 
-    seen = []
+    blended = []
     blend = forwards.blend
-    monkeypatch.setattr(forwards, "blend", lambda *a: seen.append(a[2].tolist()) or blend(*a))
-    shrinking = iter([0.0, 0.5, 0.9])
 
-    def judge(y, grid, features, impl):
-        return lambda x0: (torch.arange(48)[None] / 48 > next(shrinking)).float()
+    def recorded_blend(*args):
+        blended.append(args[2].tolist())  # the tokens' indices
+        return blend(*args)
 
-    method = TaylorSeer(interval=3, warm_up=2)
+    monkeypatch.setattr(forwards, "blend", recorded_blend)
+
+    def shrinking_judge(y, grid, features, impl):
+        """Find all tokens but the first changed, then the second half, then the last few."""
+        unchanged_shares = iter([0.0, 0.5, 0.9])
+
+        def score(x0):
+            changed = torch.arange(NUM_TOKENS)[None] / NUM_TOKENS > next(unchanged_shares)
+            return changed.float()
+
+        return score
+
     handle = spotedit.enable(
-        pipe, preset="paper", judge=judge, threshold=0.5, initial_steps=1, reset_steps=(),
-        temporal=method,
+        pipe, preset="paper", judge=shrinking_judge, threshold=0.5, initial_steps=1,
+        reset_steps=(), temporal=TaylorSeer(interval=3, warm_up=2),
     )  # fmt: skip
     pipe(**call_arguments(num_inference_steps=6))
-    kinds = [step["kind"] for step in handle.report.steps]
-    assert kinds == ["full", "spot", "skip", "skip", "spot", "skip"]
-    layers = len(pipe.transformer.attn_processors)
-    assert seen[::layers] == [[], list(range(1, 25))]
+    kinds = ["full", "spot", "skip", "skip", "spot", "skip"]
+    assert kinds_of(handle.report) == kinds
+    num_layers = len(pipe.transformer.attn_processors)
+    # In the first spot step no token has just become reused; before the second, 1 to 24 have.
+    assert blended[::num_layers] == [[], list(range(1, NUM_TOKENS // 2 + 1))]
 
 
-def test_guidance_branches_keep_their_own(pipe):
-    """With a scale of 1 + 0 the negative branch does not count, whatever it remembers."""
+def test_each_guidance_branch_has_a_history_of_its_own(pipe):
+    """At a scale of 1 the negative branch has no weight. It must not disturb the other's history.
+
+    The scale is slightly above 1, because at 1 the pipeline runs no negative branch.
+    """
     method = {"temporal": TaylorSeer(interval=2, warm_up=1)}
-    plain, _, _ = edit(pipe, method)
-    negative = {**GUIDED, "true_cfg_scale": 1.0 + 1e-9}
-    guided, kinds, _ = edit(pipe, method, **negative)
-    assert kinds.count("skip") == 3
-    assert close(guided, plain, 1e-4)
+    plain, _ = edit(pipe, method)
+    guided, report = edit(pipe, method, **guidance(1.0 + 1e-9))
+    assert kinds_of(report).count("skip") == 3
+    assert relative_error(guided, plain) <= 1e-4
 
 
-def test_the_decision_is_one_synchronisation(pipe):
-    from test_method import CountSynchronisations
-
+def test_the_decision_to_skip_a_step_synchronises_once(pipe):
     counts = []
-    options = {"spatial": False, "temporal": TeaCache(1e9, LINEAR)}
+
+    def record_count(pipe, step, timestep, tensors):
+        counts.append(mode.count)
+        return {}
+
+    options = {"spatial": False, "temporal": ALWAYS_SKIP}
     with spotedit.enable(pipe, **options), CountSynchronisations() as mode:
-        keep = lambda *a: counts.append(mode.count) or {}  # noqa: E731
-        pipe(**call_arguments(callback_on_step_end=keep))
-    assert {b - a for a, b in itertools.pairwise(counts[:-1])} == {1}
+        pipe(**call_arguments(callback_on_step_end=record_count))
+    all_but_the_last_step = itertools.pairwise(counts[:-1])
+    assert {after - before for before, after in all_but_the_last_step} == {1}
 
 
-def test_the_change_is_added_up_until_a_step_is_computed():
-    state = TeaState(TeaCache(0.25, LINEAR))
+def test_teacache_adds_changes_up_until_a_step_runs():
+    """Each input is 10% larger than the one before: 0.1 + 0.1 < 0.25 < 0.1 + 0.1 + 0.1."""
+    reuse = TeaReuse(TeaCache(0.25, LINEAR))
     inputs = [torch.full((1, 2, 2), value) for value in (1.0, 1.1, 1.21, 1.331, 1.4641)]
-    state.note_computed_step(0, lambda: inputs[0])
-    found = []
+
+    def not_again():
+        pytest.fail("the input of this step was already computed for the decision")
+
+    reuse.ran(0, lambda: inputs[0])
+    skips = []
     for step in range(1, 5):
-        found.append(state.decide_to_skip(step, False, lambda step=step: inputs[step]))
-        if not found[-1]:
-            state.note_computed_step(step, lambda: pytest.fail("seen already"))
-    assert found == [True, True, False, True]
-    assert not state.decide_to_skip(5, True, lambda: pytest.fail("the last step is computed"))
+        skips.append(reuse.skips(step, False, lambda step=step: inputs[step]))
+        if not skips[-1]:
+            reuse.ran(step, not_again)
+    assert skips == [True, True, False, True]
+    is_last = True
+    assert not reuse.skips(5, is_last, lambda: pytest.fail("the last step runs in any case"))
 
 
-@pytest.mark.parametrize("method", [TeaCache(1e9, LINEAR), TaylorSeer(interval=3)])
-def test_nothing_is_left_behind(pipe, method):
+@pytest.mark.parametrize("method", [ALWAYS_SKIP, TaylorSeer(interval=3)])
+def test_a_temporal_method_leaves_nothing_behind(pipe, method):
     block = pipe.transformer.transformer_blocks[0]
     classes = type(pipe.transformer), type(block)
-    stock = pipe(**call_arguments(**STOCK)).images
+    stock = pipe(**call_arguments(**STOCK_SIZE)).images
 
-    def fail(*args):
+    def interrupt(pipe, step, timestep, tensors):
         raise KeyboardInterrupt
 
-    handle = spotedit.enable(pipe, **PLAIN, temporal=method)
+    handle = spotedit.enable(pipe, **L2_JUDGE, temporal=method)
     with pytest.raises(KeyboardInterrupt):
-        pipe(**call_arguments(callback_on_step_end=fail))
+        pipe(**call_arguments(callback_on_step_end=interrupt))
     assert (type(pipe.transformer), type(block)) == classes
     first = pipe(**call_arguments()).images
     assert torch.equal(pipe(**call_arguments()).images, first)
     handle.disable()
-    assert torch.equal(pipe(**call_arguments(**STOCK)).images, stock)
+    assert torch.equal(pipe(**call_arguments(**STOCK_SIZE)).images, stock)
 
 
-def test_with_both_axes_off_the_call_is_dense(pipe):
-    expected = pipe(**call_arguments(**STOCK)).images
+def test_a_call_that_may_skip_neither_tokens_nor_steps_is_dense(pipe):
+    expected = pipe(**call_arguments(**STOCK_SIZE)).images
     handle = spotedit.enable(pipe, spatial=False)
     assert torch.equal(pipe(**call_arguments()).images, expected)
     assert "spatial=False" in handle.report.reason
     assert "nothing was skipped: no token may be reused" in handle.report.summary()
 
 
-def test_where_the_grids_differ_steps_are_still_left_out(pipe):
+def test_steps_are_skipped_even_if_no_token_may_be_reused(pipe):
     handle = spotedit.enable(pipe, match_size=False, temporal=TaylorSeer(interval=2))
-    pipe(**call_arguments(height=64, width=64, max_area=4096))
+    pipe(**call_arguments(height=64, width=64, max_area=64 * 64))
     assert "differs" in handle.report.reason
     assert "no token was reused: the output's token grid" in handle.report.summary()
     assert handle.report.flops_saved == pytest.approx(3 / 8)
@@ -291,7 +345,7 @@ def test_where_the_grids_differ_steps_are_still_left_out(pipe):
         (TaylorSeerCacheConfig(), r"temporal=spotedit\.TaylorSeer\(\)"),
     ],
 )
-def test_a_cache_of_diffusers_is_refused_with_what_to_use_instead(pipe, config, instead):
+def test_a_cache_of_diffusers_is_refused_and_our_method_recommended(pipe, config, instead):
     pipe.transformer.enable_cache(config)
     with pytest.raises(ValueError, match=instead):
         spotedit.enable(pipe)
@@ -304,21 +358,21 @@ def test_a_cache_of_diffusers_is_refused_with_what_to_use_instead(pipe, config, 
 
 @pytest.mark.parametrize("mark", ["transformer", "pipeline"])
 def test_a_cache_of_cache_dit_is_refused(pipe, mark):
-    """It marks the transformer, and the pipeline's class beside the instance's manager."""
+    """cache-dit marks the transformer or the pipeline's class, and sets a manager on the pipe."""
 
-    def cache():
+    def leave_cache_dits_marks():
         if mark == "transformer":
             pipe.transformer._is_cached = True
         else:
             type(pipe)._is_cached, pipe._context_manager = True, object()
 
     spotedit.enable(pipe)
-    cache()
+    leave_cache_dits_marks()
     with pytest.raises(ValueError, match=r"cache_dit\.disable_cache"):
         pipe(**call_arguments())
     spotedit.disable(pipe)
     try:
-        cache()
+        leave_cache_dits_marks()
         with pytest.raises(ValueError, match=r"cache_dit\.disable_cache.*TeaCache"):
             spotedit.enable(pipe)
     finally:
@@ -348,93 +402,92 @@ def test_a_model_without_published_coefficients_says_how_to_get_them():
         (lambda: spotedit.SpotEditConfig(spatial=None), r"SpotEditConfig\.spatial is None"),
     ],
 )
-def test_values_out_of_range(make, message):
+def test_a_value_out_of_range_is_refused_by_name(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-# -- text and source
+# -- the cached prompt
 
 
 @each_family
 @pytest.mark.parametrize("cache_dtype", ["auto", "int8"])
-def test_cached_text_runs_the_active_rows_alone(name, cache_dtype):
-    """Where nothing changes from the full step on, a cached prompt changes nothing."""
+def test_with_a_cached_prompt_spot_steps_run_active_rows_only(name, cache_dtype):
     family = FAMILIES[name]
     pipe = family.make(0)
-    options = {**PLAIN, "reset_steps": (), "initial_steps": 1, "cache_dtype": cache_dtype}
+    options = {**L2_JUDGE, "reset_steps": (), "initial_steps": 1, "cache_dtype": cache_dtype}
     rows = {}
-    for cached in (False, True):
-        handle = spotedit.enable(pipe, **options, cache_text=cached)
+    for cache_text in (False, True):
+        handle = spotedit.enable(pipe, **options, cache_text=cache_text)
         handle.set_mask(torch.ones(*family.grid), mode="replace")
         images = pipe(**family.arguments(**family.guided)).images
         assert torch.isfinite(images).all()
-        spots = [record for record in handle.report._record.records if record.kind == "spot"]
-        rows[cached] = {record.rows for record in spots}
+        spot_steps = [step for step in handle.report._record.records if step.kind == "spot"]
+        rows[cache_text] = {step.rows for step in spot_steps}
     assert rows[True] == {math.prod(family.grid)}
     assert min(rows[False]) > math.prod(family.grid)
 
 
-def test_a_cached_prompt_is_the_prompt_where_time_stands_still(pipe):
-    """The same step twice: its second, a spot step, has the full one's prompt."""
-    given = call_arguments(num_inference_steps=2, sigmas=[0.7, 0.7])
+def test_a_cached_prompt_changes_nothing_if_nothing_else_changes(pipe):
+    """Both steps have the same sigma, so the prompt's rows are the same in both."""
     outputs = []
-    pipe.transformer.proj_out.register_forward_hook(lambda m, a, out: outputs.append(out))
-    for cached in (False, True):
-        spotedit.enable(pipe, **PLAIN, cache_text=cached).set_mask(
-            torch.ones(48, 64), mode="replace"
-        )
-        pipe.scheduler.register_to_config(use_dynamic_shifting=False, shift=1.0)
-        pipe(**{**given, "generator": torch.Generator().manual_seed(1)})
-    (full, plain), (_, cached) = outputs[:2], outputs[2:]
-    assert close(plain, full[:, :48])
-    assert close(cached, full[:, :48])
+    pipe.transformer.proj_out.register_forward_hook(lambda m, args, out: outputs.append(out))
+    pipe.scheduler.register_to_config(use_dynamic_shifting=False, shift=1.0)
+    for cache_text in (False, True):
+        handle = spotedit.enable(pipe, **L2_JUDGE, cache_text=cache_text)
+        handle.set_mask(torch.ones(GRID), mode="replace")
+        pipe(**call_arguments(num_inference_steps=2, sigmas=[0.7, 0.7]))
+    full, spot_with_prompt, _, spot_with_cached_prompt = outputs
+    noise_rows = full[:, :NUM_TOKENS]
+    assert relative_error(spot_with_prompt, noise_rows) <= 1e-5
+    assert relative_error(spot_with_cached_prompt, noise_rows) <= 1e-5
 
 
 # -- calibration
 
 
-def test_calibration_watches_the_stock_steps(pipe):
-    stock = pipe(**call_arguments(**STOCK)).images
-    found = calibrate(pipe, [call_arguments(seed) for seed in (0, 1)])
-    assert len(found.inputs) == len(found.outputs) == 14
-    assert len(found.coefficients) == 5
-    assert min(found.coefficients) >= 0
-    assert torch.equal(pipe(**call_arguments(**STOCK)).images, stock)
-    guided = calibrate(pipe, [call_arguments(**GUIDED | {"true_cfg_scale": 1 + 1e-9})])
-    assert guided.inputs == pytest.approx(found.inputs[:7], rel=1e-4)  # the first branch's
+def test_calibration_watches_the_steps_of_the_stock_pipeline(pipe):
+    stock = pipe(**call_arguments(**STOCK_SIZE)).images
+    plain = calibrate(pipe, [call_arguments(seed) for seed in (0, 1)])
+    assert len(plain.inputs) == len(plain.outputs) == 2 * 7  # calls, pairs of successive steps
+    assert len(plain.coefficients) == 5
+    assert min(plain.coefficients) >= 0
+    assert torch.equal(pipe(**call_arguments(**STOCK_SIZE)).images, stock)
+    guided = calibrate(pipe, [call_arguments(**guidance(1 + 1e-9))])
+    # With guidance only the first branch counts, and at this scale it is the first plain call.
+    assert guided.inputs == pytest.approx(plain.inputs[:7], rel=1e-4)
     with pytest.raises(ValueError, match="1 pairs of steps; expected more than 5"):
         calibrate(pipe, [call_arguments(num_inference_steps=2)])
 
 
-def test_a_fit_never_predicts_less_from_more():
-    x = torch.linspace(0.01, 0.1, 20)
-    exact = fit([(v, 3 * v**2 + 0.01) for v in x.tolist()])
-    assert exact.coefficients == pytest.approx((0, 0, 3, 0, 0.01), abs=1e-6)
-    assert exact.r2 == pytest.approx(1)
-    falling = fit([(v, 1 - v) for v in x.tolist()])
-    assert min(falling.coefficients) >= 0
+def test_a_fitted_polynomial_never_falls():
+    inputs = torch.linspace(0.01, 0.1, 20).tolist()
+    parabola = fit([(x, 3 * x**2 + 0.01) for x in inputs])
+    assert parabola.coefficients == pytest.approx((0, 0, 3, 0, 0.01), abs=1e-6)
+    assert parabola.r2 == pytest.approx(1)
+    falling_line = fit([(x, 1 - x) for x in inputs])
+    assert min(falling_line.coefficients) >= 0
 
 
-def test_the_random_pipelines_of_kontext_take_the_published_coefficients():
+def test_kontext_has_published_coefficients():
     handle = spotedit.enable(random_kontext(), temporal=TeaCache())
     assert handle._spec.tea.coefficients[-1] == 0.0374537863
 
 
-# -- what else touches the transformer
+# -- offloading and compilation
 
 
 @pytest.mark.parametrize("how", OFFLOAD)
 def test_teacache_finds_offloaded_weights(how):
-    options = {**PLAIN, "temporal": TeaCache(0.3, LINEAR), "initial_steps": 1, "reset_steps": ()}
-    expected, kinds, _ = edit(random_kontext(), options)
-    assert {"spot", "skip"} <= set(kinds)
+    options = {"temporal": TeaCache(0.3, LINEAR), "initial_steps": 1, "reset_steps": ()}
+    expected, expected_report = edit(random_kontext(), options)
+    assert {"spot", "skip"} <= set(kinds_of(expected_report))
     pipe = random_kontext()
     OFFLOAD[how](pipe)
     for _ in range(2):
-        images, found, _ = edit(pipe, options)
-        assert found == kinds
-        assert close(images, expected)
+        images, report = edit(pipe, options)
+        assert kinds_of(report) == kinds_of(expected_report)
+        assert relative_error(images, expected) <= 1e-5
 
 
 @pytest.mark.parametrize(
@@ -445,18 +498,18 @@ def test_teacache_finds_offloaded_weights(how):
         pytest.param("wrapped", marks=pytest.mark.full),
     ],
 )
-def test_teacache_makes_no_graph_of_its_own(pipe, how):
+def test_teacache_compiles_no_graph_of_its_own(pipe, how):
     graphs = []
 
     def backend(graph, inputs):
         graphs.append(graph)
         return graph.forward
 
-    def count(**options):
+    def edit_and_count_graphs(**options):
         torch._dynamo.reset()
         graphs.clear()
-        _, kinds, _ = edit(pipe, {"reset_steps": (), "initial_steps": 1, **options})
-        return kinds, len(graphs)
+        _, report = edit(pipe, {"reset_steps": (), "initial_steps": 1, **options})
+        return kinds_of(report), len(graphs)
 
     torch._dynamo.reset()
     if how == "blocks":
@@ -465,7 +518,8 @@ def test_teacache_makes_no_graph_of_its_own(pipe, how):
         pipe.transformer.compile(fullgraph=True, backend=backend)
     else:
         pipe.transformer = torch.compile(pipe.transformer, fullgraph=True, backend=backend)
-    kinds, made = count(temporal=TeaCache(0.3, LINEAR))
+    kinds, num_graphs = edit_and_count_graphs(temporal=TeaCache(0.3, LINEAR))
     assert {"spot", "skip"} <= set(kinds)
-    assert made == count()[1] > 0
+    _, num_graphs_without = edit_and_count_graphs()
+    assert num_graphs == num_graphs_without > 0
     torch._dynamo.reset()
