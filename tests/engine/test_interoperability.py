@@ -17,7 +17,7 @@ from diffusers.models.attention_dispatch import attention_backend
 from families.offload import OFFLOAD
 from small_kontext import call_arguments, random_kontext
 from test_combinations import fused_lora, lora, scaled_lora
-from world import CLEAR
+from world import HELPFUL
 
 import spotedit
 
@@ -60,7 +60,7 @@ def attempt(change, before, naming):
         handle.set_mask(torch.ones(6, 8), mode="replace")
         images = edit(pipe)
     except ValueError as error:
-        if not (naming and re.search(naming, str(error)) and CLEAR.search(str(error))):
+        if not (naming and re.search(naming, str(error)) and HELPFUL.search(str(error))):
             raise
         return "refused"
     stock = random_kontext()
@@ -320,7 +320,7 @@ def test_a_forward_of_the_class(before, monkeypatch, record_property):
         neighbours.teacache_script(pipe, monkeypatch)
         with pytest.raises(ValueError, match="forward") as caught:
             edit(pipe)
-    assert CLEAR.search(str(caught.value))
+    assert HELPFUL.search(str(caught.value))
     record_property("outcome", "refused")
 
 

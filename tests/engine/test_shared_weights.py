@@ -1,4 +1,4 @@
-"""Several pipelines on one transformer, one scheduler and one VAE, in threads.
+"""Several pipelines share one transformer, one VAE and perhaps one scheduler, in threads.
 
 Every picture is the one that its pipeline makes alone, or an enabled pipeline says why it refuses.
 """
@@ -6,19 +6,27 @@ Every picture is the one that its pipeline makes alone, or an enabled pipeline s
 import random
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
 import torch
 from diffusers import FluxKontextPipeline, FluxPipeline
+from small_kontext import (
+    HEIGHT,
+    NUM_PROMPT_TOKENS,
+    POOLED_CHANNELS,
+    PROMPT_CHANNELS,
+    WIDTH,
+)
 from traces import traces
-from turns import Free, Turns
-from world import CALLS, CLEAR, EDITS, STOCK, World, arguments, enable
+from turns import Freely, Turns
+from world import CALLS, EDITS, HELPFUL, STOCK, World, arguments, enable
 
 import spotedit
 
 
-class Stop(Exception):
+class Aborted(Exception):
     """Raised by a callback to abort a call."""
 
 
@@ -27,40 +35,47 @@ def world():
     return World()
 
 
+# -- threads
+
+
 @dataclass
 class Worker:
     """A thread with a pipeline of its own, and what it is going to do with it.
 
     Attributes:
-        plan: ("enable", number of EDITS), ("disable",) and ("call", number of CALLS, step at which
-            it aborts or None).
+        plan: ("enable", edit), ("disable",) and ("call", call, step at which it aborts or None).
         may_be_stock: whether it calls its pipeline also while that is not enabled.
+        switch: called where another thread may take over.
+        edit: what is enabled now.
+        mistakes: what went wrong.
+        refusals: the helpful messages of enabled pipelines that refused something.
+        num_right: number of calls that returned the right picture.
     """
 
     world: World
     pipe: FluxKontextPipeline
     plan: list[tuple]
     may_be_stock: bool
-    switch: object
-    edit: int | None = STOCK
-    handle: object = None
-    wrong: list[str] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
-    right: int = 0
+    switch: Callable[[], None]
+    edit: str = STOCK
+    handle: spotedit.Handle | None = None
+    mistakes: list[str] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+    num_right: int = 0
 
     def run(self):
-        for name, *rest in self.plan:
+        for action, *details in self.plan:
             try:
-                getattr(self, name)(*rest)
-            except Stop:
+                getattr(self, action)(*details)
+            except Aborted:
                 pass
             except (RuntimeError, ValueError) as error:
-                enabled = name == "enable" or self.edit is not STOCK
-                if not enabled or not CLEAR.search(str(error)):
-                    self.wrong.append(f"{name} {rest}, edit {self.edit}: {error!r}")
-                self.refused.append(str(error))
+                may_refuse = action == "enable" or self.edit != STOCK
+                if not may_refuse or not HELPFUL.search(str(error)):
+                    self.mistakes.append(f"{action} {details}, edit {self.edit}: {error!r}")
+                self.refusals.append(str(error))
             except BaseException as error:
-                self.wrong.append(f"{name} {rest}, edit {self.edit}: {error!r}")
+                self.mistakes.append(f"{action} {details}, edit {self.edit}: {error!r}")
             self.switch()
 
     def enable(self, edit):
@@ -71,89 +86,104 @@ class Worker:
         spotedit.disable(self.pipe)
         self.edit, self.handle = STOCK, None
 
-    def call(self, call, abort):
-        if self.edit is STOCK and not self.may_be_stock:
+    def call(self, call, abort_at):
+        if self.edit == STOCK and not self.may_be_stock:
             return
 
-        def callback(pipe, step, timestep, tensors):
+        def switch_or_abort(pipe, step, timestep, tensors):
             self.switch()
-            if step == abort:
-                raise Stop
+            if step == abort_at:
+                raise Aborted
             return {}
 
-        images = self.pipe(**arguments(call, callback_on_step_end=callback)).images
-        expected, kinds = self.world.results[self.edit, call]
-        said = self.handle and [step["kind"] for step in self.handle.report.steps]
+        images = self.pipe(**arguments(call, callback_on_step_end=switch_or_abort)).images
+        expected, expected_kinds = self.world.results[self.edit, call]
+        kinds = self.handle and [step["kind"] for step in self.handle.report.steps]
+        where = f"edit {self.edit}, call {call}"
         if not torch.equal(images, expected):
-            self.wrong.append(f"edit {self.edit}, call {call}: another picture")
-        elif said != kinds:
-            self.wrong.append(f"edit {self.edit}, call {call}: {said} in place of {kinds}")
+            self.mistakes.append(f"{where}: another picture")
+        elif kinds != expected_kinds:
+            self.mistakes.append(f"{where}: {kinds} in place of {expected_kinds}")
         else:
-            self.right += 1
+            self.num_right += 1
 
 
-def plan(draw):
-    """One to three calls, and what comes between them."""
-    actions = []
+def random_plan(draw):
+    """Plan one to three calls, and what is enabled or disabled between them."""
+    plan = []
     for _ in range(draw.randint(1, 3)):
         if draw.random() < 0.5:
-            actions.append(("enable", draw.randrange(len(EDITS))))
+            plan.append(("enable", draw.choice(list(EDITS))))
         elif draw.random() < 0.3:
-            actions.append(("disable",))
-        abort = draw.randrange(4) if draw.random() < 0.15 else None
-        actions.append(("call", draw.randrange(len(CALLS)), abort))
-    return actions
+            plan.append(("disable",))
+        abort_at = draw.randrange(4) if draw.random() < 0.15 else None
+        plan.append(("call", draw.choice(list(CALLS)), abort_at))
+    return plan
 
 
-def interleave(world, seed, turns):
-    """Threads on one set of weights; returns what went wrong and how many calls were right."""
-    draw = random.Random(seed)
-    common = world.scheduler()  # two stock pipelines on it would break each other
-    stock_on_common = False
+def random_workers(world, draw, switch):
+    """Make two to four workers, some of which share a scheduler."""
+    shared_scheduler = world.scheduler()
+    # Two stock pipelines on one scheduler would break each other even without spotedit.
+    stock_shares_scheduler = False
     workers = []
     for _ in range(draw.randint(2, 4)):
-        own = draw.random() < 0.5
-        pipe = world.pipeline(None if own else common)
-        workers.append(Worker(world, pipe, plan(draw), own or not stock_on_common, turns.switch))
-        stock_on_common |= not own
+        own_scheduler = draw.random() < 0.5
+        pipe = world.pipeline(None if own_scheduler else shared_scheduler)
+        may_be_stock = own_scheduler or not stock_shares_scheduler
+        worker = Worker(world, pipe, random_plan(draw), may_be_stock, switch)
+        workers.append(worker)
+        if not own_scheduler:
+            stock_shares_scheduler = True
         if draw.random() < 0.4:
-            workers[-1].enable(draw.randrange(len(EDITS)))
+            worker.enable(draw.choice(list(EDITS)))
+    return workers
+
+
+def run_workers(world, seed, turns):
+    """Run random workers; return their mistakes, their refusals and the number of right calls."""
+    workers = random_workers(world, random.Random(seed), turns.switch)
     schedulers = {id(worker.pipe.scheduler): worker.pipe.scheduler for worker in workers}.values()
-    parts = (*world.shared, *schedulers)
-    world.quiet(**arguments(0))
+    # Stock calls set attributes of the components. Set them all before looking.
+    world.reference_pipe(**arguments("four steps"))
     for scheduler in schedulers:
-        scheduler.set_timesteps(2, mu=1.0)  # sets attributes of its own
+        scheduler.set_timesteps(2, mu=1.0)
         scheduler.set_begin_index(0)
-    before = traces(*parts)
+    before = traces(*world.shared_modules, *schedulers)
+
     turns.run({f"thread {i}": worker.run for i, worker in enumerate(workers)})
-    wrong = [text for worker in workers for text in worker.wrong]
+
+    mistakes = [text for worker in workers for text in worker.mistakes]
     for worker in workers:
         spotedit.disable(worker.pipe)
         if type(worker.pipe) is not FluxKontextPipeline:
-            wrong.append(f"the class is left {type(worker.pipe)}")
-        if extra := set(vars(worker.pipe)) - world.stock_attributes:
-            wrong.append(f"{extra} is left on a pipeline")
-    if traces(*parts) != before:
-        wrong.append("something is left on the transformer, the VAE or a scheduler")
-    refused = [text for worker in workers for text in worker.refused]
-    return wrong, refused, sum(worker.right for worker in workers)
+            mistakes.append(f"the class is left {type(worker.pipe)}")
+        if left := set(vars(worker.pipe)) - world.stock_attributes:
+            mistakes.append(f"{left} is left on a pipeline")
+    if traces(*world.shared_modules, *schedulers) != before:
+        mistakes.append("something is left on the transformer, the VAE or a scheduler")
+    refusals = [text for worker in workers for text in worker.refusals]
+    return mistakes, refusals, sum(worker.num_right for worker in workers)
 
 
-def check(world, seeds, turns):
-    for edit in (STOCK, *range(len(EDITS))):
-        for call in range(len(CALLS)):
+def check_threads(world, seeds, make_turns):
+    """Assert that no seed's workers make a mistake, and that most calls are not refused."""
+    for edit in (STOCK, *EDITS):
+        for call in CALLS:
             world.alone(edit, call)
-    failures, refused, right = {}, [], 0
+    failures, all_refusals, total_right = {}, [], 0
     for seed in seeds:
-        wrong, errors, fine = interleave(world, seed, turns(seed))
-        if wrong:
-            failures[seed] = wrong
-        refused += errors
-        right += fine
-    assert not failures, (
-        f"{len(failures)} of {len(seeds)} seeds, the first: {list(failures.items())[:3]}"
+        mistakes, refusals, num_right = run_workers(world, seed, make_turns(seed))
+        if mistakes:
+            failures[seed] = mistakes
+        all_refusals += refusals
+        total_right += num_right
+    first_failures = list(failures.items())[:3]
+    assert not failures, f"{len(failures)} of {len(seeds)} seeds, the first: {first_failures}"
+    num_refused = len(all_refusals)
+    assert num_refused <= total_right, (
+        f"{num_refused} refusals, {total_right} right pictures: {set(all_refusals)}"
     )
-    assert len(refused) <= right, f"{len(refused)} refusals, {right} right pictures: {set(refused)}"
 
 
 @pytest.mark.row(
@@ -162,13 +192,13 @@ def check(world, seeds, turns):
     instead="",
 )
 def test_threads_that_take_turns(world):
-    check(world, range(20), Turns)
+    check_threads(world, range(20), Turns)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("first", range(100, 300, 25))
-def test_many_threads_that_take_turns(world, first):
-    check(world, range(first, first + 25), Turns)
+@pytest.mark.parametrize("first_seed", range(100, 300, 25))
+def test_many_threads_that_take_turns(world, first_seed):
+    check_threads(world, range(first_seed, first_seed + 25), Turns)
 
 
 @pytest.mark.row(
@@ -180,7 +210,7 @@ def test_threads_that_run_freely(world):
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
-        check(world, range(1000, 1004), lambda seed: Free())
+        check_threads(world, range(1000, 1004), lambda seed: Freely())
     finally:
         sys.setswitchinterval(interval)
 
@@ -201,39 +231,53 @@ def in_another_thread(function):
 
 @pytest.mark.parametrize("run", [in_this_thread, in_another_thread])
 @pytest.mark.parametrize(
-    ("outer", "inner", "common"),
+    ("outer", "inner", "one_scheduler"),
     [
-        (0, STOCK, False), (STOCK, 0, False), (0, 0, False), (1, 2, False), (3, 0, True),
-        (2, STOCK, True), (STOCK, 2, True),
+        ("judged", STOCK, False),
+        (STOCK, "judged", False),
+        ("judged", "judged", False),
+        ("skips steps", "masked", False),
+        ("int8 cache", "judged", True),
+        ("masked", STOCK, True),
+        (STOCK, "masked", True),
     ],
-)  # fmt: skip
-def test_a_call_in_the_middle_of_another(world, outer, inner, common, run):
-    """`common`: the two pipelines have one scheduler object."""
-    expected = world.alone(outer, 1)[0], world.alone(inner, 3)[0]
+)
+def test_a_call_in_the_middle_of_another(world, outer, inner, one_scheduler, run):
+    """Each of the two pictures is right, or its call is refused. At least one is made."""
+    expected = {
+        "outer": world.alone(outer, "batch of two")[0],
+        "inner": world.alone(inner, "five steps")[0],
+    }
     scheduler = world.scheduler()
-    first, second = world.pipeline(scheduler), world.pipeline(scheduler if common else None)
-    enable(first, outer)
-    made = {}
+    outer_pipe = world.pipeline(scheduler)
+    inner_pipe = world.pipeline(scheduler if one_scheduler else None)
+    pictures = {}
 
-    def edit(name, pipe, call, edit, **extra):
+    def call_inner():
         try:
-            made[name] = pipe(**arguments(call, **extra)).images
+            pictures["inner"] = inner_pipe(**arguments("five steps")).images
         except (RuntimeError, ValueError) as error:
-            if edit is STOCK or not CLEAR.search(str(error)):
+            if inner == STOCK or not HELPFUL.search(str(error)):
                 raise
 
-    def middle(pipe, step, timestep, tensors):
+    def call_in_the_middle(pipe, step, timestep, tensors):
         if step == 2:
-            enable(second, inner)
-            run(lambda: edit("inner", second, 3, inner))
-            spotedit.disable(second)
+            enable(inner_pipe, inner)
+            run(call_inner)
+            spotedit.disable(inner_pipe)
         return {}
 
-    edit("outer", first, 1, outer, callback_on_step_end=middle)
-    spotedit.disable(first)
-    for name, picture in zip(("outer", "inner"), expected, strict=True):
-        assert name not in made or torch.equal(made[name], picture), f"the {name} picture is wrong"
-    assert made, "both calls were refused"
+    enable(outer_pipe, outer)
+    try:
+        call = arguments("batch of two", callback_on_step_end=call_in_the_middle)
+        pictures["outer"] = outer_pipe(**call).images
+    except (RuntimeError, ValueError) as error:
+        if outer == STOCK or not HELPFUL.search(str(error)):
+            raise
+    spotedit.disable(outer_pipe)
+    for name, picture in pictures.items():
+        assert torch.equal(picture, expected[name]), f"the {name} picture is wrong"
+    assert pictures, "both calls were refused"
 
 
 @pytest.mark.row(
@@ -243,27 +287,32 @@ def test_a_call_in_the_middle_of_another(world, outer, inner, common, run):
 )
 @pytest.mark.parametrize("run", [in_this_thread, in_another_thread])
 def test_a_text_to_image_sibling_in_the_middle_of_a_call(world, run):
-    """A pipeline of another class and without a condition image, on the same weights."""
-    components = world.components | {"scheduler": world.scheduler()}
-    sibling, pipe, made = FluxPipeline(**components), world.pipeline(), []
+    """The sibling has another class, no condition image, and the same weights."""
+    sibling = FluxPipeline(**world.components | {"scheduler": world.scheduler()})
     sibling.set_progress_bar_config(disable=True)
+    sibling_pictures = []
 
-    def draw():
-        embeddings = {
-            "prompt_embeds": torch.ones(1, 5, 12),
-            "pooled_prompt_embeds": torch.ones(1, 10),
-        }
-        size = {"height": 48, "width": 64, "num_inference_steps": 3, "output_type": "latent"}
-        noise = torch.Generator().manual_seed(0)
-        made.append(sibling(**embeddings, **size, generator=noise).images)
+    def call_sibling():
+        output = sibling(
+            prompt_embeds=torch.ones(1, NUM_PROMPT_TOKENS, PROMPT_CHANNELS),
+            pooled_prompt_embeds=torch.ones(1, POOLED_CHANNELS),
+            height=HEIGHT,
+            width=WIDTH,
+            num_inference_steps=3,
+            output_type="latent",
+            generator=torch.Generator().manual_seed(0),
+        )
+        sibling_pictures.append(output.images)
 
-    def middle(pipe, step, timestep, tensors):
+    def call_in_the_middle(pipe, step, timestep, tensors):
         if step == 2:
-            run(draw)
+            run(call_sibling)
         return {}
 
-    draw()
-    with enable(pipe, 0):
-        images = pipe(**arguments(1, callback_on_step_end=middle)).images
-    assert torch.equal(*made)
-    assert torch.equal(images, world.alone(0, 1)[0])
+    call_sibling()
+    pipe = world.pipeline()
+    with enable(pipe, "judged"):
+        images = pipe(**arguments("batch of two", callback_on_step_end=call_in_the_middle)).images
+    alone, in_the_middle = sibling_pictures
+    assert torch.equal(in_the_middle, alone)
+    assert torch.equal(images, world.alone("judged", "batch of two")[0])

@@ -224,11 +224,12 @@ def test_a_skipped_step_takes_the_last_velocity_again(pipe):
 def test_tokens_that_became_reused_before_skipped_steps_are_blended_after_them(pipe, monkeypatch):
     from spotedit.engine import forwards
 
-    blended = []
+    dropped_in_layers = []
     blend = forwards.blend
 
     def recorded_blend(*args):
-        blended.append(args[2].tolist())  # the tokens' indices
+        dropped = args[2]  # index of tokens that the step before still computed
+        dropped_in_layers.append(dropped.tolist())
         return blend(*args)
 
     monkeypatch.setattr(forwards, "blend", recorded_blend)
@@ -251,8 +252,10 @@ def test_tokens_that_became_reused_before_skipped_steps_are_blended_after_them(p
     kinds = ["full", "spot", "skip", "skip", "spot", "skip"]
     assert kinds_of(handle.report) == kinds
     num_layers = len(pipe.transformer.attn_processors)
-    # In the first spot step no token has just become reused; before the second, 1 to 24 have.
-    assert blended[::num_layers] == [[], list(range(1, NUM_TOKENS // 2 + 1))]
+    # The judgement after the first spot step drops tokens 1 to 24. The steps that are skipped
+    # then must not lose them: the second spot step blends them.
+    dropped_in_spot_steps = dropped_in_layers[::num_layers]
+    assert dropped_in_spot_steps == [[], list(range(1, NUM_TOKENS // 2 + 1))]
 
 
 def test_each_guidance_branch_has_a_history_of_its_own(pipe):
