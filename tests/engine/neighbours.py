@@ -1,5 +1,10 @@
-"""What people put beside an enabled pipeline, each as a function that changes a random Kontext."""
+"""What people use together with spotedit, each as a function that changes a random Kontext.
 
+A package that is not installed skips the test. Where a package needs a GPU or a published model, a
+stand-in does to the pipeline what the package does.
+"""
+
+import copy
 import functools
 from typing import Any
 
@@ -29,10 +34,11 @@ def quanto(pipe: Any) -> None:
 
 
 def replace_linear(module: nn.Module, make: Any) -> int:
-    """Replace linear layers of widths that are multiples of 32 by `make(linear)`."""
+    """Replace linear layers whose widths are multiples of 32 by `make(linear)`; count them."""
     count = 0
     for name, child in module.named_children():
-        if isinstance(child, nn.Linear) and child.in_features % 32 == child.out_features % 32 == 0:
+        is_linear = isinstance(child, nn.Linear)
+        if is_linear and child.in_features % 32 == 0 and child.out_features % 32 == 0:
             setattr(module, name, make(child))
             count += 1
         else:
@@ -44,11 +50,12 @@ def bitsandbytes(pipe: Any, bits: int) -> None:
     bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 
     def make(linear: nn.Linear) -> nn.Module:
-        options = {"quant_type": "nf4", "compute_dtype": torch.float32} if bits == 4 else {}
-        if bits == 8:
-            options = {"has_fp16_weights": False}
-        cls = bnb.nn.Linear4bit if bits == 4 else bnb.nn.Linear8bitLt
-        layer = cls(linear.in_features, linear.out_features, linear.bias is not None, **options)
+        shape = linear.in_features, linear.out_features, linear.bias is not None
+        if bits == 4:
+            options = {"quant_type": "nf4", "compute_dtype": torch.float32}
+            layer = bnb.nn.Linear4bit(*shape, **options)
+        else:
+            layer = bnb.nn.Linear8bitLt(*shape, has_fp16_weights=False)
         layer.load_state_dict(linear.state_dict())
         return layer.to("cpu")
 
@@ -76,7 +83,7 @@ def gguf(pipe: Any) -> None:
 
 
 def hotswapped(pipe: Any) -> None:
-    """An adapter of random weights, in the place of another one."""
+    """Load an adapter of random weights in the place of another one."""
     transformer = pipe.transformer
     config = LoraConfig(r=4, target_modules=["to_q", "to_k", "proj_out"], init_lora_weights=False)
     torch.manual_seed(1)
@@ -89,27 +96,26 @@ def hotswapped(pipe: Any) -> None:
 # -- caches
 
 
-def timestep() -> int:
+def middle_timestep() -> int:
     return 500
 
 
-RATIOS = torch.ones(28)
 CACHES: dict[str, tuple[Any, Any]] = {  # name -> configuration and the function that applies it
     "FirstBlockCache": (hooks.FirstBlockCacheConfig(0.1), hooks.apply_first_block_cache),
     "FasterCache": (
         hooks.FasterCacheConfig(
             spatial_attention_block_identifiers=("transformer_blocks",),
-            current_timestep_callback=timestep,
+            current_timestep_callback=middle_timestep,
             is_guidance_distilled=True,
             tensor_format="BCHW",
         ),
         hooks.apply_faster_cache,
     ),
     "PyramidAttentionBroadcast": (
-        hooks.PyramidAttentionBroadcastConfig(2, current_timestep_callback=timestep),
+        hooks.PyramidAttentionBroadcastConfig(2, current_timestep_callback=middle_timestep),
         hooks.apply_pyramid_attention_broadcast,
     ),
-    "MagCache": (hooks.MagCacheConfig(mag_ratios=RATIOS), hooks.apply_mag_cache),
+    "MagCache": (hooks.MagCacheConfig(mag_ratios=torch.ones(28)), hooks.apply_mag_cache),
     "TaylorSeer": (hooks.TaylorSeerCacheConfig(), hooks.apply_taylorseer_cache),
     "SeaCache": (hooks.SeaCacheConfig(), hooks.apply_sea_cache),
     "TextKVCache": (hooks.TextKVCacheConfig(), hooks.apply_text_kv_cache),
@@ -130,50 +136,54 @@ def layer_skip(pipe: Any) -> None:
 
 
 def smoothed_energy(pipe: Any) -> None:
-    """On one layer by hand: what applies it does not know this transformer's attention."""
+    """Add the hook to one layer by hand: diffusers' own function does not know this attention."""
     queries = pipe.transformer.get_submodule("transformer_blocks.0.attn.to_q")
     hook = SmoothedEnergyGuidanceHook(blur_sigma=1.0)
     hooks.HookRegistry.check_if_exists_or_initialize(queries).register_hook(hook, "seg")
 
 
-# -- what changes or watches the forward
+# -- hooks, processors and forwards
 
 
-class Watch(hooks.ModelHook):
+class WatchingHook(hooks.ModelHook):
+    """Counts the forwards and changes nothing."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.seen = 0
+        self.num_forwards = 0
 
     def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
-        self.seen += 1
+        self.num_forwards += 1
         return args, kwargs
 
 
-class Repeat(hooks.ModelHook):
-    """Runs the forward at every second call only."""
+class SkippingHook(hooks.ModelHook):
+    """Runs every other forward only, and repeats its output."""
+
+    num_calls = 0
 
     def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
-        self.calls = getattr(self, "calls", 0) + 1
-        if self.calls % 2:
+        self.num_calls += 1
+        if self.num_calls % 2 == 1:
             self.output = self.fn_ref.original_forward(*args, **kwargs)
         return self.output
 
 
-def model_hook(pipe: Any, hook: type, part: str) -> Any:
+def model_hook(pipe: Any, hook: type, part: str) -> None:
+    """Register a hook on the submodule named `part`, or on the transformer itself for ""."""
     module = pipe.transformer.get_submodule(part)
-    made = hook()
-    hooks.HookRegistry.check_if_exists_or_initialize(module).register_hook(made, "of a user")
-    return made
+    hooks.HookRegistry.check_if_exists_or_initialize(module).register_hook(hook(), "of a user")
 
 
 def forward_hooks(pipe: Any) -> None:
+    """Register PyTorch's own hooks on every module."""
     for module in pipe.transformer.modules():
         module.register_forward_pre_hook(lambda module, args: None)
         module.register_forward_hook(lambda module, args, output: None)
 
 
 class OwnProcessor:
-    """A processor as people write them: the stock one's steps with something of its own."""
+    """Does what the stock processor does, with something of its own, as many users' do."""
 
     def __call__(self, attn: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
         output = FluxAttnProcessor()(attn, hidden_states, *args, **kwargs)
@@ -185,7 +195,7 @@ class SubclassedProcessor(OwnProcessor, FluxAttnProcessor):
 
 
 class NamedProcessor:
-    """As nunchaku's: it takes the layer's arguments by name and has no attributes."""
+    """Takes the layer's arguments by name and has no attributes, as nunchaku's does."""
 
     def __call__(
         self,
@@ -210,14 +220,15 @@ def ip_adapter(pipe: Any) -> None:
 
 
 class AllBlocks(nn.Module):
-    """All blocks as one opaque object, as nunchaku's C++ holds them."""
+    """Runs all blocks as one opaque module, as nunchaku's C++ code does."""
 
     def __init__(self, transformer: Any) -> None:
         super().__init__()
-        self.hidden = ([*transformer.transformer_blocks, *transformer.single_transformer_blocks],)
+        blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+        self.hidden_blocks = (blocks,)  # modules in a tuple are not registered as submodules
 
     def forward(self, hidden_states: Any, encoder_hidden_states: Any, **rest: Any) -> Any:
-        for block in self.hidden[0]:
+        for block in self.hidden_blocks[0]:
             encoder_hidden_states, hidden_states = block(
                 hidden_states=hidden_states, encoder_hidden_states=encoder_hidden_states, **rest
             )
@@ -231,7 +242,7 @@ def opaque_blocks(pipe: Any) -> None:
 
 
 def teacache_script(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A forward for the class, as the scripts of TeaCache's authors have it."""
+    """Replace the class's forward, as the scripts of TeaCache's authors do."""
     cls = type(getattr(pipe.transformer, "_orig_mod", pipe.transformer))
     stock = cls.forward
 
@@ -247,26 +258,41 @@ def teacache_script(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def exported(pipe: Any, arguments: Any) -> None:
-    """The transformer's forward is a program that knows no processors."""
-    model, seen = pipe.transformer, {}
-    hook = model.register_forward_pre_hook(lambda m, a, kw: seen.update(kw), with_kwargs=True)
+    """Replace the forward by an exported program, which ignores the attention processors."""
+    model, inputs = pipe.transformer, {}
+
+    def record_tensors(module: Any, args: Any, kwargs: Any) -> None:
+        inputs.update({name: x for name, x in kwargs.items() if torch.is_tensor(x)})
+
+    hook = model.register_forward_pre_hook(record_tensors, with_kwargs=True)
     pipe(**arguments)
     hook.remove()
-    seen = {name: value for name, value in seen.items() if torch.is_tensor(value)}
     tokens = torch.export.Dim("tokens", min=8, max=4096)
-    dynamic = {**dict.fromkeys(seen), "hidden_states": {1: tokens}, "img_ids": {0: tokens}}
-    program = torch.export.export(model, (), seen, dynamic_shapes=dynamic, strict=False).module()
+    dynamic = {**dict.fromkeys(inputs), "hidden_states": {1: tokens}, "img_ids": {0: tokens}}
+    program = torch.export.export(model, (), inputs, dynamic_shapes=dynamic, strict=False).module()
 
-    def forward(return_dict: bool = True, joint_attention_kwargs: Any = None, **given: Any) -> Any:
-        given = {name: value for name, value in given.items() if name in seen}
-        output = program(**given)
+    def forward(return_dict: bool = True, joint_attention_kwargs: Any = None, **kwargs: Any) -> Any:
+        output = program(**{name: x for name, x in kwargs.items() if name in inputs})
         return output if return_dict else (output[0],)
 
     model.forward = forward
 
 
 def forward_of_a_copy(pipe: Any) -> None:
-    """The transformer's forward is that of another module with the same weights."""
-    from copy import deepcopy
+    """Replace the forward by that of another module with the same weights."""
+    pipe.transformer.forward = functools.partial(copy.deepcopy(pipe.transformer).forward)
 
-    pipe.transformer.forward = functools.partial(deepcopy(pipe.transformer).forward)
+
+# -- torch.compile
+
+
+def compile_blocks(pipe: Any) -> None:
+    pipe.transformer.compile_repeated_blocks(backend="eager")
+
+
+def compile_transformer(pipe: Any) -> None:
+    pipe.transformer.compile(backend="eager")
+
+
+def wrap_in_compiled(pipe: Any) -> None:
+    pipe.transformer = torch.compile(pipe.transformer, backend="eager")

@@ -1,6 +1,7 @@
-"""What works beside an enabled pipeline, and what is refused with a way out.
+"""What works together with an enabled pipeline, and what is refused with a way out.
 
-Every test is a row of docs/interoperability.md; `python -m bench.interoperability` writes it.
+Every test is a row of docs/interoperability.md, which `python -m bench.interoperability` writes. A
+"change" is a function that changes a pipeline as a user would: it adds an adapter, a cache, a hook.
 """
 
 import base64
@@ -12,84 +13,101 @@ from functools import partial
 import neighbours
 import pytest
 import torch
+from compare import relative_error
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.models.attention_dispatch import attention_backend
 from families.offload import OFFLOAD
-from small_kontext import call_arguments, random_kontext
+from small_kontext import (
+    CORNER_ON_GRID,
+    NUM_CORNER_TOKENS,
+    NUM_TOKENS,
+    STOCK_SIZE,
+    call_arguments,
+    enable_all_active,
+    random_kontext,
+)
 from test_combinations import fused_lora, lora, scaled_lora
 from world import HELPFUL
 
 import spotedit
 
-SIZE = {"height": 48, "width": 64, "max_area": 48 * 64}
-CORNER = torch.zeros(6, 8)
-CORNER[1:3, 2:5] = 1
-
 
 def row(what, how, instead=""):
-    """The first, second and fourth column of the table."""
+    """Mark a test with the first, second and fourth column of its row."""
     return pytest.mark.row(what=what, how=how, instead=instead)
 
 
 def case(name, what, how, change, instead=""):
+    """Make a parameter of a test, with a row of its own."""
     return pytest.param(change, id=name, marks=row(what, how, instead))
 
 
 def edit(pipe, **extra):
-    return pipe(**call_arguments(**SIZE, num_inference_steps=5, **extra)).images
+    return pipe(**call_arguments(**STOCK_SIZE, num_inference_steps=5, **extra)).images
 
 
-def close(images, expected):
-    return (images - expected).norm() <= 1e-4 * expected.norm()
+def is_close(images, expected):
+    return relative_error(images, expected) <= 1e-4
 
 
-def attempt(change, before, naming):
-    """Enable, change and call in one of both orders: "works", "dense: why" or "refused".
+def kinds_of(report):
+    return {step["kind"] for step in report.steps}
 
-    What is refused says so with words that match `naming`, and what to do.
 
-    The picture is the stock pipeline's with the same change, or there is none.
+def attempt(change, change_first, refusal):
+    """Change a pipeline before or after `enable`, call it, and return what came of it.
+
+    Args:
+        refusal: pattern of the error's words if the change may be refused, else None.
+
+    Returns:
+        "works" or "dense: why" if the picture is that of the stock pipeline with the same change,
+        or "refused" if an error says what was found and what to do instead.
     """
     pipe = random_kontext()
     try:
-        if before:
+        if change_first:
             change(pipe)
-        handle = spotedit.enable(pipe, condition_cache=False)
-        if not before:
+        handle = enable_all_active(pipe)
+        if not change_first:
             change(pipe)
-        handle.set_mask(torch.ones(6, 8), mode="replace")
         images = edit(pipe)
     except ValueError as error:
-        if not (naming and re.search(naming, str(error)) and HELPFUL.search(str(error))):
+        message = str(error)
+        if not (refusal and re.search(refusal, message) and HELPFUL.search(message)):
             raise
         return "refused"
-    stock = random_kontext()
-    change(stock)
-    dense = edit(stock)
-    assert close(images, dense)
+    stock_pipe = random_kontext()
+    change(stock_pipe)
+    stock = edit(stock_pipe)
+    assert is_close(images, stock)
     if handle.report.reason is not None:
-        assert "spot" not in {step["kind"] for step in handle.report.steps}
+        assert "spot" not in kinds_of(handle.report)
         return f"dense: {handle.report.reason}"
-    assert "spot" in {step["kind"] for step in handle.report.steps}
-    handle = spotedit.enable(pipe)
-    handle.set_mask(CORNER, mode="replace")
-    assert torch.isfinite(edit(pipe)).all()
-    assert handle.report.mean_ratio == pytest.approx(6 / 48)
+    assert "spot" in kinds_of(handle.report)
+    assert_that_a_part_is_edited(pipe)
     spotedit.disable(pipe)
-    assert close(edit(pipe), dense)
+    assert is_close(edit(pipe), stock)
     return "works"
 
 
+def assert_that_a_part_is_edited(pipe):
+    handle = spotedit.enable(pipe)
+    handle.set_mask(CORNER_ON_GRID, mode="replace")
+    assert torch.isfinite(edit(pipe)).all()
+    assert handle.report.mean_ratio == pytest.approx(NUM_CORNER_TOKENS / NUM_TOKENS)
+
+
 @pytest.fixture
-def outcome(record_property):
-    """Tries a change before and after `enable`, and records what came of it."""
+def check_outcome(record_property):
+    """Try a change before and after `enable`, check the outcomes and record them for the table."""
 
-    def both(change, *expected, naming=None):
-        found = dict.fromkeys(attempt(change, before, naming) for before in (True, False))
-        record_property("outcome", "; ".join(found))
-        assert {text.partition(":")[0] for text in found} <= set(expected)
+    def check(change, *expected, refusal=None):
+        outcomes = [attempt(change, change_first, refusal) for change_first in (True, False)]
+        record_property("outcome", "; ".join(dict.fromkeys(outcomes)))
+        assert {outcome.partition(":")[0] for outcome in outcomes} <= set(expected)
 
-    return both
+    return check
 
 
 QUANTISED = [
@@ -127,45 +145,44 @@ QUANTISED = [
 ]
 
 
-def in_force(change):
-    """Tell whether applying the change gives another picture."""
+def changes_the_picture(change):
     pipe = random_kontext()
     plain = edit(pipe)
     change(pipe)
-    return not close(edit(pipe), plain)
+    return not is_close(edit(pipe), plain)
 
 
 @pytest.mark.parametrize("change", QUANTISED)
-def test_quantised_weights(change, outcome):
-    outcome(change, "works")
-    assert in_force(change)
+def test_quantised_weights_work(change, check_outcome):
+    check_outcome(change, "works")
+    assert changes_the_picture(change)
 
 
 ADAPTERS = [
-    case("LoRA", "PEFT", "a LoRA", lambda pipe: lora(pipe, None)),
+    case("LoRA", "PEFT", "a LoRA", partial(lora, family=None)),
     case(
         "scaled LoRA", "PEFT", "a LoRA, `set_adapters(weights=0.5)`",
-        lambda pipe: scaled_lora(pipe, None) and None,
+        partial(scaled_lora, family=None),
     ),
-    case("fused LoRA", "PEFT", "a LoRA, `fuse_lora()`", lambda pipe: fused_lora(pipe, None)),
+    case("fused LoRA", "PEFT", "a LoRA, `fuse_lora()`", partial(fused_lora, family=None)),
     case("hot-swapped LoRA", "PEFT", "`load_lora_adapter(hotswap=True)`", neighbours.hotswapped),
 ]  # fmt: skip
 
 
-@pytest.mark.full  # test_combinations.py has plain ones
+@pytest.mark.full  # test_combinations.py tests adapters in the default run
 @pytest.mark.parametrize("change", ADAPTERS)
-def test_adapters(change, outcome):
-    outcome(change, "works")
-    assert in_force(change)
+def test_adapters_work(change, check_outcome):
+    check_outcome(change, "works")
+    assert changes_the_picture(change)
 
 
 @row("accelerate", "`pipe.enable_model_cpu_offload()`")
-def test_model_offload(outcome):
-    outcome(OFFLOAD["model offload"], "works")
+def test_model_offload_works(check_outcome):
+    check_outcome(OFFLOAD["model offload"], "works")
 
 
 @row("accelerate", "`dispatch_model(transformer, ...)`, blocks on the CPU and on disk")
-def test_dispatch(outcome, tmp_path_factory):
+def test_a_dispatched_transformer_works(check_outcome, tmp_path_factory):
     from accelerate import dispatch_model
 
     def dispatch(pipe):
@@ -176,14 +193,14 @@ def test_dispatch(outcome, tmp_path_factory):
             offload_dir=tmp_path_factory.mktemp("offload"),
         )  # fmt: skip
 
-    outcome(dispatch, "works")
+    check_outcome(dispatch, "works")
 
 
-TAKE_OFF = "`pipe.transformer.disable_cache()`"
-TEMPORAL = f"{TAKE_OFF}, and `temporal=spotedit.TeaCache()` for steps without a forward"
-OURS = {
-    "TaylorSeer": f"{TAKE_OFF}, and `temporal=spotedit.TaylorSeer()`",
-    "TextKVCache": f"{TAKE_OFF}, and `cache_text=True`",
+DISABLE_CACHE = "`pipe.transformer.disable_cache()`"
+USE_TEACACHE = f"{DISABLE_CACHE}, and `temporal=spotedit.TeaCache()` for steps without a forward"
+INSTEAD_OF_CACHE = {  # others: USE_TEACACHE
+    "TaylorSeer": f"{DISABLE_CACHE}, and `temporal=spotedit.TaylorSeer()`",
+    "TextKVCache": f"{DISABLE_CACHE}, and `cache_text=True`",
 }
 
 
@@ -192,20 +209,22 @@ OURS = {
     "name",
     [
         pytest.param(
-            n,
+            cache,
             marks=row(
-                f"diffusers' {n}", "`enable_cache(...)` or `apply_...(...)`", OURS.get(n, TEMPORAL)
+                f"diffusers' {cache}",
+                "`enable_cache(...)` or `apply_...(...)`",
+                INSTEAD_OF_CACHE.get(cache, USE_TEACACHE),
             ),
         )
-        for n in neighbours.CACHES
+        for cache in neighbours.CACHES
     ],
 )
-def test_caches(name, how, outcome):
+def test_caches_of_diffusers_are_refused(name, how, check_outcome):
     apply = neighbours.enable_cache if how == "enable_cache" else neighbours.apply_cache
-    outcome(partial(apply, name=name), "refused", naming="(?i)cache|hook")
+    check_outcome(partial(apply, name=name), "refused", refusal="(?i)cache|hook")
 
 
-REMOVE = "remove its hook"
+REMOVE_HOOK = "remove its hook"
 
 
 @pytest.mark.parametrize(
@@ -213,25 +232,27 @@ REMOVE = "remove its hook"
     [
         case(
             "layer skip", "diffusers' LayerSkip", "`apply_layer_skip`",
-            neighbours.layer_skip, REMOVE,
+            neighbours.layer_skip, REMOVE_HOOK,
         ),
         case(
             "SEG", "diffusers' smoothed energy guidance", "its hook on a block",
-            neighbours.smoothed_energy, REMOVE,
+            neighbours.smoothed_energy, REMOVE_HOOK,
         ),
         case(
             "replacing hook", "a `ModelHook` with `new_forward`", "on the transformer",
-            partial(neighbours.model_hook, hook=neighbours.Repeat, part=""), REMOVE,
+            partial(neighbours.model_hook, hook=neighbours.SkippingHook, part=""), REMOVE_HOOK,
         ),
         case(
             "replacing hook on a block", "a `ModelHook` with `new_forward`", "on a block",
-            partial(neighbours.model_hook, hook=neighbours.Repeat, part="transformer_blocks.0"),
-            REMOVE,
+            partial(
+                neighbours.model_hook, hook=neighbours.SkippingHook, part="transformer_blocks.0"
+            ),
+            REMOVE_HOOK,
         ),
     ],
 )  # fmt: skip
-def test_hooks_that_replace_a_forward(change, outcome):
-    outcome(change, "refused", naming="hook")
+def test_hooks_that_replace_a_forward_are_refused(change, check_outcome):
+    check_outcome(change, "refused", refusal="hook")
 
 
 @pytest.mark.parametrize(
@@ -243,16 +264,18 @@ def test_hooks_that_replace_a_forward(change, outcome):
         ),
         case(
             "ModelHook", "a `ModelHook` that watches", "`pre_forward` on the transformer",
-            partial(neighbours.model_hook, hook=neighbours.Watch, part=""),
+            partial(neighbours.model_hook, hook=neighbours.WatchingHook, part=""),
         ),
         case(
             "ModelHook on a block", "a `ModelHook` that watches", "`pre_forward` on a block",
-            partial(neighbours.model_hook, hook=neighbours.Watch, part="transformer_blocks.1"),
+            partial(
+                neighbours.model_hook, hook=neighbours.WatchingHook, part="transformer_blocks.1"
+            ),
         ),
     ],
 )  # fmt: skip
-def test_hooks_that_watch(change, outcome):
-    outcome(change, "works")
+def test_hooks_that_only_watch_work(change, check_outcome):
+    check_outcome(change, "works")
 
 
 STOCK_PROCESSOR = "`pipe.transformer.set_attn_processor(FluxAttnProcessor())`"
@@ -272,8 +295,8 @@ STOCK_PROCESSOR = "`pipe.transformer.set_attn_processor(FluxAttnProcessor())`"
         )
     ],
 )  # fmt: skip
-def test_own_attention_processors(change, name, outcome):
-    outcome(change, "refused", naming=rf"(?s){name}.*set_attn_processor")
+def test_attention_processors_of_other_classes_are_refused(change, name, check_outcome):
+    check_outcome(change, "refused", refusal=rf"(?s){name}.*set_attn_processor")
     pipe = random_kontext()
     change(pipe)
     with pytest.raises(ValueError, match=name):
@@ -281,35 +304,36 @@ def test_own_attention_processors(change, name, outcome):
 
 
 @row("IP-Adapter", "`pipe.load_ip_adapter(...)`", "`pipe.unload_ip_adapter()`")
-def test_ip_adapter(outcome):
-    outcome(neighbours.ip_adapter, "refused", naming="unload_ip_adapter")
+def test_an_ip_adapter_is_refused(check_outcome):
+    check_outcome(neighbours.ip_adapter, "refused", refusal="unload_ip_adapter")
 
 
 @pytest.mark.parametrize("backend", ["native", "_native_math"])
 @row("attention backends", "`transformer.set_attention_backend(...)`")
-def test_attention_backend_of_the_transformer(backend, outcome):
-    with attention_backend("native"):  # put back at the end: it is also set for all models
-        outcome(lambda pipe: pipe.transformer.set_attention_backend(backend), "works")
+def test_an_attention_backend_of_the_transformer_works(backend, check_outcome):
+    # A model's backend also becomes the process-wide one. The context puts that back.
+    with attention_backend("native"):
+        check_outcome(lambda pipe: pipe.transformer.set_attention_backend(backend), "works")
 
 
 @row("attention backends", "`with attention_backend(...):` around the call")
-def test_attention_backend_around_the_call(outcome):
+def test_an_attention_backend_around_the_call_works(check_outcome):
     with attention_backend("_native_math"):
-        outcome(lambda pipe: None, "works")
+        check_outcome(lambda pipe: None, "works")
 
 
 @row(
     "nunchaku, all blocks in one (stand-in)", "blocks without attention", "the ordinary transformer"
 )
-def test_opaque_blocks(outcome):
-    outcome(neighbours.opaque_blocks, "refused", "dense", naming="block")
+def test_blocks_that_hide_their_attention_are_refused_or_dense(check_outcome):
+    check_outcome(neighbours.opaque_blocks, "refused", "dense", refusal="block")
 
 
 @row(
     "TeaCache's script", "`FluxTransformer2DModel.forward = ...`", "`temporal=spotedit.TeaCache()`"
 )
 @pytest.mark.parametrize("before", [True, False])
-def test_a_forward_of_the_class(before, monkeypatch, record_property):
+def test_a_forward_replaced_on_the_class_is_refused(before, monkeypatch, record_property):
     pipe = random_kontext()
     if before:
         neighbours.teacache_script(pipe, monkeypatch)
@@ -329,16 +353,16 @@ def test_a_forward_of_the_class(before, monkeypatch, record_property):
     "`transformer.forward = ...` of another module",
     "the transformer's own forward",
 )
-def test_a_forward_that_runs_no_processor(outcome):
-    outcome(neighbours.forward_of_a_copy, "dense", "refused", naming="forward")
+def test_a_forward_that_runs_no_processor_is_dense_or_refused(check_outcome):
+    check_outcome(neighbours.forward_of_a_copy, "dense", "refused", refusal="forward")
 
 
 @pytest.mark.full
 @row("exported programs", "`transformer.forward = torch.export.export(...)`", "`torch.compile`")
-def test_an_exported_program(outcome):
-    arguments = call_arguments(**SIZE, num_inference_steps=1)
+def test_an_exported_program_is_dense_or_refused(check_outcome):
+    arguments = call_arguments(**STOCK_SIZE, num_inference_steps=1)
     change = partial(neighbours.exported, arguments=arguments)
-    outcome(change, "dense", "refused", naming="forward")
+    check_outcome(change, "dense", "refused", refusal="forward")
 
 
 @pytest.mark.full
@@ -347,42 +371,44 @@ def test_an_exported_program(outcome):
     [
         case(
             "blocks", "`torch.compile`", "`transformer.compile_repeated_blocks()`",
-            lambda pipe: pipe.transformer.compile_repeated_blocks(backend="eager"),
+            neighbours.compile_blocks,
         ),
         case(
             "module", "`torch.compile`", "`transformer.compile()`",
-            lambda pipe: pipe.transformer.compile(backend="eager"),
+            neighbours.compile_transformer,
         ),
         case(
             "wrapper", "`torch.compile`", "`pipe.transformer = torch.compile(pipe.transformer)`",
-            lambda pipe: setattr(
-                pipe, "transformer", torch.compile(pipe.transformer, backend="eager")
-            ),
+            neighbours.wrap_in_compiled,
         ),
     ],
 )  # fmt: skip
-def test_compiled(change, outcome):
+def test_a_compiled_transformer_works(change, check_outcome):
     torch._dynamo.reset()
-    outcome(change, "works")
+    check_outcome(change, "works")
     torch._dynamo.reset()
 
 
 # -- servers
 
+SEEDS = (1, 2, 3, 4)  # one request each
+OPTIONS = {"judge": "l2", "threshold": 1.5}
 
-def served(app, seeds):
-    """The answers of concurrent requests."""
+
+def answers_to_concurrent_requests(app):
+    """Return the server's response for each of `SEEDS`."""
     from fastapi.testclient import TestClient
 
-    with TestClient(app) as client, ThreadPoolExecutor(len(seeds)) as pool:
-        return list(pool.map(lambda seed: client.post("/edit", params={"seed": seed}), seeds))
+    with TestClient(app) as client, ThreadPoolExecutor(len(SEEDS)) as pool:
+        return list(pool.map(lambda seed: client.post("/edit", params={"seed": seed}), SEEDS))
 
 
 def encoded(images):
     return base64.b64encode(images.numpy().tobytes()).decode()
 
 
-def server(pipe_of_request):
+def make_server(pipe_for_request):
+    """Make a server that calls `pipe_for_request` for the pipeline of each request."""
     fastapi = pytest.importorskip("fastapi", reason="fastapi is not installed")
     pytest.importorskip("httpx", reason="httpx is not installed")
     app = fastapi.FastAPI()
@@ -390,22 +416,19 @@ def server(pipe_of_request):
     @app.post("/edit")
     def answer(seed: int):  # FastAPI runs it in a thread
         try:
-            return {"latents": encoded(edit(pipe_of_request(), seed=seed))}
+            return {"latents": encoded(edit(pipe_for_request(), seed=seed))}
         except (RuntimeError, ValueError) as error:
             raise fastapi.HTTPException(503, str(error)) from error
 
     return app
 
 
-SEEDS = (1, 2, 3, 4)
-
-
 @row("FastAPI", "one enabled pipeline, concurrent requests", "answer 503, or queue the requests")
-def test_one_pipeline_of_a_server(record_property):
+def test_a_server_may_share_one_pipeline(record_property):
     pipe = random_kontext()
-    handle = spotedit.enable(pipe, judge="l2", threshold=1.5)
+    handle = spotedit.enable(pipe, **OPTIONS)
     alone = {seed: encoded(edit(pipe, seed=seed)) for seed in SEEDS}
-    answers = served(server(lambda: pipe), SEEDS)
+    answers = answers_to_concurrent_requests(make_server(lambda: pipe))
     assert {answer.status_code for answer in answers} <= {200, 503}
     assert 200 in {answer.status_code for answer in answers}
     for seed, answer in zip(SEEDS, answers, strict=True):
@@ -419,19 +442,18 @@ def test_one_pipeline_of_a_server(record_property):
 
 
 @row("FastAPI", "a copy of the pipeline with a scheduler of its own for each request, enabled")
-def test_a_pipeline_a_request():
+def test_a_server_may_enable_a_copy_for_each_request():
     pipe = random_kontext()
-    options = {"judge": "l2", "threshold": 1.5}
-    with spotedit.enable(pipe, **options):
+    with spotedit.enable(pipe, **OPTIONS):
         alone = {seed: encoded(edit(pipe, seed=seed)) for seed in SEEDS}
 
-    def pipe_of_request():
-        request = copy.copy(pipe)
-        request.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)
-        spotedit.enable(request, **options)
-        return request
+    def enabled_copy():
+        twin = copy.copy(pipe)
+        twin.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)
+        spotedit.enable(twin, **OPTIONS)
+        return twin
 
-    answers = served(server(pipe_of_request), SEEDS)
+    answers = answers_to_concurrent_requests(make_server(enabled_copy))
     for seed, answer in zip(SEEDS, answers, strict=True):
         assert answer.status_code in (200, 503), answer.text
         if answer.status_code == 200:
