@@ -26,13 +26,13 @@ ROWS = {
     "test_every_image_of_a_batch_is_edited_as_if_alone": "batches",
     "test_the_triton_kernels_equal_the_references": "Triton kernels, interpreted",
     "test_all_tokens_active_equals_the_same_quantised_pipeline": "quantised layers (int8 stand-in)",
-    "test_a_part_of_a_quantised_pipeline": "quantised layers (int8 stand-in)",
+    "test_a_part_is_edited_as_with_rounded_weights": "quantised layers (int8 stand-in)",
     "test_layerwise_casting_that_computes_in_bfloat16": "layerwise casting, fp8 to bfloat16",
     "test_the_judge_moves_no_component": "the judge moves no offloaded component",
     "test_a_copy_has_the_weights_of_the_offloaded": "offloaded weights are found",
     "test_a_layer_that_is_not_called_has_its_weight": "offloaded weights are found",
     "test_siblings_stay_stock": "from_pipe siblings stay stock",
-    "test_saved_and_loaded_again": "save_pretrained and reload",
+    "test_a_saved_pipeline_is_loaded_as_a_stock_one": "save_pretrained and reload",
 }
 # row -> why it is not tested with every pipeline
 CALLBACK = "LongCat's pipeline and the modular ones take no callback."

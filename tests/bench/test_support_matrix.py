@@ -7,15 +7,15 @@ from bench import support_matrix
 ROOT = Path(__file__).parents[2]
 
 CASES = """<testsuites><testsuite>
-<testcase name="test_combination[APipeline-LoRA]"/>
-<testcase name="test_combination[APipeline-UniPC, flow sigmas]"/>
+<testcase name="test_all_tokens_active_equals_stock_with[APipeline-LoRA]"/>
+<testcase name="test_all_tokens_active_equals_stock_with[APipeline-UniPC, flow sigmas]"/>
 <testcase name="test_reused_tokens_end_at_the_source_with[APipeline-UniPC, flow sigmas]">
 <failure/></testcase>
-<testcase name="test_combination[BPipeline-LoRA]"><skipped/></testcase>
+<testcase name="test_all_tokens_active_equals_stock_with[BPipeline-LoRA]"><skipped/></testcase>
 <testcase name="test_all_tokens_active_equals_stock[BPipeline-CFG]"/>
 <testcase name="test_siblings_stay_stock[BPipeline]"/>
 <testcase name="test_every_supported_pipeline_is_tested"/>
-<testcase name="test_it_is_in_force[LoRA]"/>
+<testcase name="test_the_combination_changes_the_picture[LoRA]"/>
 </testsuite></testsuites>"""
 
 

@@ -1,4 +1,4 @@
-"""Random calls of random configurations, for Hypothesis, and small pipelines to make them with."""
+"""Hypothesis strategies of random calls and configurations, and the small pipelines they run on."""
 
 import functools
 from collections.abc import Mapping
@@ -30,12 +30,18 @@ SCHEDULERS: dict[str, tuple[type, dict[str, Any]]] = {
         },
     ),
 }
-# the slower ones come less often
-NAMES = [
-    name
-    for name in FAMILIES
-    for _ in range(1 if "LongCat" in name else 3 if "Modular" in name else 6)
-]
+
+
+def frequency(name: str) -> int:
+    """Return how often a pipeline is drawn; slow ones are drawn less often."""
+    if "LongCat" in name:
+        return 1
+    if "Modular" in name:
+        return 3
+    return 6
+
+
+NAMES = [name for name in FAMILIES for _ in range(frequency(name))]
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,11 @@ class Call:
     """A call of a family's pipeline, and what is enabled on it.
 
     Attributes:
-        density: share of white tokens in the mask, drawn from `seed`; None: no mask.
-        guided: with classifier-free guidance.
+        name: key of `FAMILIES`.
+        guided: whether the call has classifier-free guidance.
+        scheduler: key of `SCHEDULERS`.
+        options: arguments of `spotedit.enable`.
+        density: probability that a token of the mask is white; None means no mask.
     """
 
     name: str
@@ -66,6 +75,7 @@ class Call:
         return family.arguments(self.seed, num_inference_steps=self.steps, **family.stock, **extra)
 
     def mask(self) -> torch.Tensor | None:
+        """Return the mask on the token grid, drawn from `seed`."""
         if self.density is None:
             return None
         images = (self.batch,) if self.mask_per_image else ()
@@ -73,46 +83,56 @@ class Call:
         return torch.rand(*images, *FAMILIES[self.name].grid, generator=generator) < self.density
 
     def prepare(self) -> Any:
-        """The family's pipeline with the call's scheduler."""
+        """Return the family's pipeline with the call's scheduler."""
         pipe = pipeline(self.name)
         cls, changes = SCHEDULERS[self.scheduler]
         pipe.scheduler = cls.from_config({"use_dynamic_shifting": True} | changes)
         return pipe
 
     def enable(self) -> spotedit.Handle:
+        """Enable the options and the mask on the family's pipeline."""
         handle = spotedit.enable(self.prepare(), **self.options)
         handle.set_mask(self.mask(), mode=self.mode)
         return handle
 
     def run(self) -> torch.Tensor:
-        """The latents of the call, enabled or not as the pipeline is now."""
-        torch.manual_seed(self.seed)  # stochastic schedulers draw from PyTorch's own generator
+        """Call the pipeline, enabled or not as it is now, and return the latents."""
+        torch.manual_seed(self.seed)  # stochastic schedulers draw from PyTorch's global generator
         return pipeline(self.name)(**self.arguments()).images
 
     def stock(self) -> torch.Tensor:
-        """The latents of the stock pipeline."""
+        """Return the latents of the same call of the stock pipeline."""
         return _stock(self.name, self.seed, self.steps, self.batch, self.guided, self.scheduler)
 
 
 @functools.cache
 def pipeline(name: str) -> Any:
-    """The family's random pipeline with one block of each kind."""
+    """Return the family's random pipeline, with only one block of each kind."""
     pipe = FAMILIES[name].make(0)
-    for blocks in ("transformer_blocks", "single_transformer_blocks"):
-        if hasattr(pipe.transformer, blocks):
-            setattr(pipe.transformer, blocks, getattr(pipe.transformer, blocks)[:1])
+    for list_name in ("transformer_blocks", "single_transformer_blocks"):
+        if hasattr(pipe.transformer, list_name):
+            blocks = getattr(pipe.transformer, list_name)
+            setattr(pipe.transformer, list_name, blocks[:1])
     return pipe
 
 
 @functools.lru_cache(1000)
-def _stock(*call: Any) -> torch.Tensor:
-    plain = Call(*call)
-    spotedit.disable(plain.prepare())
-    return plain.run()
+def _stock(*call_fields: Any) -> torch.Tensor:
+    call = Call(*call_fields)
+    spotedit.disable(call.prepare())
+    return call.run()
 
 
-def several(low: int, high: int) -> st.SearchStrategy:
+def none_or_integer(low: int, high: int) -> st.SearchStrategy:
     return st.none() | st.integers(low, high)
+
+
+def only_cached(sigma: float) -> float:
+    return 1.0
+
+
+def falling(sigma: float) -> float:
+    return 1 - sigma
 
 
 RESETS = st.one_of(
@@ -125,20 +145,22 @@ TEMPORAL = st.one_of(
     st.builds(spotedit.TaylorSeer, st.integers(1, 3), st.integers(0, 2), st.integers(1, 3)),
     st.builds(spotedit.TeaCache, st.sampled_from([0.0, 0.1, 0.5, 9.0]), st.just((1.0, 0.0))),
 )
-EXACT = st.fixed_dictionaries(  # what changes nothing where every token is computed
+# Options that change nothing in a call that computes every token.
+EXACT = st.fixed_dictionaries(
     {
         "judge": st.sampled_from(["perceptual", "cosine", "l2"]),
         "threshold": st.none() | st.just("auto") | st.floats(0, 3),
-        "dilation": several(0, 2),
-        "judge_every": several(1, 3),
-        "initial_steps": several(1, 3),
-        "fusion": st.sampled_from(["cosine", lambda sigma: 1.0, lambda sigma: 1 - sigma]),
+        "dilation": none_or_integer(0, 2),
+        "judge_every": none_or_integer(1, 3),
+        "initial_steps": none_or_integer(1, 3),
+        "fusion": st.sampled_from(["cosine", only_cached, falling]),
         "reference": st.sampled_from([0, "auto"]),
         "match_size": st.booleans(),
         "on_misaligned": st.sampled_from(["cache", "dense"]),
         "impl": st.sampled_from(["auto", "reference"]),
     }
 )
+# Options that may change the picture even then.
 LOSSY = st.fixed_dictionaries(
     {
         "condition_cache": st.booleans(),
@@ -152,15 +174,18 @@ LOSSY = st.fixed_dictionaries(
 
 @st.composite
 def calls(draw: st.DrawFn, exact: bool = False) -> Call:
-    """`exact`: every token is computed anew in every step, so that the picture is the stock one."""
+    """Draw a call. If `exact`, it computes every token, so that its picture is the stock one."""
     name = draw(st.sampled_from(NAMES))
     family = FAMILIES[name]
     guided = bool(family.guided) and draw(st.booleans())
     batch = draw(st.integers(1, 2)) if family.batches and not guided else 1
-    schedulers = [s for s in SCHEDULERS if s != "UniPC" or "Inpaint" not in name]
+    schedulers = list(SCHEDULERS)
+    if "Inpaint" in name:  # these pipelines need a method of the scheduler that UniPC lacks
+        schedulers.remove("UniPC")
     options = draw(EXACT) | draw(RESETS)
     options |= {"condition_cache": False} if exact else draw(LOSSY)
-    density = 1.1 if exact else draw(st.sampled_from([None, 0.0, 0.1, 0.5, 1.1]))
+    all_tokens = 1.1  # above every random number
+    density = all_tokens if exact else draw(st.sampled_from([None, 0.0, 0.1, 0.5, all_tokens]))
     mode = "replace" if exact else draw(st.sampled_from(["intersect", "union", "replace"]))
     return Call(
         name=name,

@@ -1,25 +1,28 @@
-"""torch.compile: one graph for all of a block or the transformer, and none made mid-way."""
+"""torch.compile: edits of a compiled pipeline are right, and soon need no new graph."""
 
 import pytest
 import torch
+from compare import relative_error
 from families import qwen
 from peft import LoraConfig
-from small_kontext import call_arguments, random_kontext
+from small_kontext import call_arguments, enable_all_active, random_kontext
 
 import spotedit
 
-SIZE = (96, 128)  # 12 x 16 tokens
-COUNTS = (40, 100, 150, 129)  # active tokens; padded to 64, 128, 192
+SIZE = HEIGHT, WIDTH = 96, 128
+GRID = (12, 16)
+NUM_TOKENS = 12 * 16
+ACTIVE_COUNTS = (40, 100, 150, 129)  # padded to 64, 128, 192 and 192
 
 
-class Counter:
-    """A backend of torch.compile that counts the graphs it is given, and runs them as they are."""
+class CountGraphs:
+    """A backend of torch.compile that counts the graphs and runs them as they are."""
 
     def __init__(self):
-        self.graphs = 0
+        self.num_graphs = 0
 
     def __call__(self, graph, inputs):
-        self.graphs += 1
+        self.num_graphs += 1
         return graph.forward
 
 
@@ -47,7 +50,7 @@ def edit(pipe, **extra):
 
 
 def guided_edit(pipe):
-    """The negative prompt is shorter."""
+    """Edit with guidance, whose negative prompt is shorter than the prompt."""
     return pipe(**qwen.call(num_inference_steps=4, **qwen.GUIDED)).images
 
 
@@ -58,19 +61,13 @@ def kontext_with_lora():
     return pipe
 
 
-def relative(a, b):
-    return ((a - b).norm() / b.norm()).item()
-
-
-KONTEXT, LORA, QWEN = (
-    (random_kontext, edit),
-    (kontext_with_lora, edit),
-    (qwen.random_qwen, guided_edit),
-)
+KONTEXT = (random_kontext, edit)
+LORA = (kontext_with_lora, edit)
+QWEN = (qwen.random_qwen, guided_edit)
 
 
 @pytest.mark.parametrize(
-    ("pipeline", "compiled"),
+    ("pipeline", "compile_pipeline"),
     [
         pytest.param(KONTEXT, compile_blocks, id="blocks"),
         pytest.param(KONTEXT, compile_transformer, id="transformer"),
@@ -82,39 +79,40 @@ KONTEXT, LORA, QWEN = (
     ],
 )
 def test_compiled_equals_eager_and_compiles_no_more_after_warming_up(
-    pipeline, compiled, monkeypatch
+    pipeline, compile_pipeline, monkeypatch
 ):
-    monkeypatch.setattr(qwen, "AREA", SIZE[0] * SIZE[1])
-    (make, edit), backend = pipeline, Counter()
-    pipe = make()
-    masks = [(torch.arange(192) < count).view(12, 16) for count in COUNTS]
+    monkeypatch.setattr(qwen, "AREA", HEIGHT * WIDTH)
+    make_pipe, edit = pipeline
+    pipe, backend = make_pipe(), CountGraphs()
     handle = spotedit.enable(pipe, reset_every=2)
 
-    def edits():
-        for mask in masks:
+    def edit_with_each_mask():
+        results = []
+        for num_active in ACTIVE_COUNTS:
+            mask = (torch.arange(NUM_TOKENS) < num_active).view(GRID)
             handle.set_mask(mask, mode="replace")
-            yield edit(pipe)
+            results.append(edit(pipe))
+        return results
 
-    eager = list(edits())
-    compiled(pipe, backend)
-    for warm in edits():
-        assert torch.isfinite(warm).all()
-        first = backend.graphs
-    assert 0 < first < 20
-    for ours, expected in zip(edits(), eager, strict=True):
-        assert relative(ours, expected) <= 1e-5
-    assert backend.graphs == first
+    eager = edit_with_each_mask()
+    compile_pipeline(pipe, backend)
+    for latents in edit_with_each_mask():
+        assert torch.isfinite(latents).all()
+    num_graphs = backend.num_graphs
+    assert 0 < num_graphs < 20
+    for latents, expected in zip(edit_with_each_mask(), eager, strict=True):
+        assert relative_error(latents, expected) <= 1e-5
+    assert backend.num_graphs == num_graphs
     active = {step["active"] for step in handle.report.steps if step["kind"] == "spot"}
-    assert active == {COUNTS[-1]}  # padding is not counted
+    assert active == {ACTIVE_COUNTS[-1]}  # padding is not counted
 
 
-def test_identity_and_inverse_of_a_compiled_pipeline():
+def test_a_compiled_pipeline_equals_stock_and_is_stock_after_disable():
     pipe = random_kontext()
-    stock = {"height": SIZE[0], "width": SIZE[1], "max_area": SIZE[0] * SIZE[1]}
+    stock_size = {"height": HEIGHT, "width": WIDTH, "max_area": HEIGHT * WIDTH}
     compile_blocks(pipe, "eager")
-    dense = edit(pipe, **stock)
-    handle = spotedit.enable(pipe, condition_cache=False)
-    handle.set_mask(torch.ones(12, 16), mode="replace")
-    assert relative(edit(pipe), dense) <= 1e-4
+    stock = edit(pipe, **stock_size)
+    handle = enable_all_active(pipe, GRID)
+    assert relative_error(edit(pipe), stock) <= 1e-4
     handle.disable()
-    assert torch.equal(edit(pipe, **stock), dense)
+    assert torch.equal(edit(pipe, **stock_size), stock)

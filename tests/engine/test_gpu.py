@@ -1,4 +1,4 @@
-"""Test edits on a CUDA device: ``pytest -m gpu``."""
+"""Edits on a CUDA device. They run with ``pytest -m gpu``."""
 
 import gc
 import itertools
@@ -6,7 +6,16 @@ import warnings
 
 import pytest
 import torch
-from small_kontext import call_arguments, random_kontext
+from compare import relative_error
+from small_kontext import (
+    CORNER,
+    NUM_CORNER_TOKENS,
+    NUM_STEPS,
+    NUM_TOKENS,
+    STOCK_SIZE,
+    call_arguments,
+    random_kontext,
+)
 
 import spotedit
 from spotedit.engine.session import Session
@@ -15,47 +24,53 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
-NUM_NOISE = 48  # 6 x 8 tokens of 8 x 8 pixels
-CORNER = torch.zeros(48, 64)
-CORNER[8:24, 16:40] = 1  # 2 x 3 tokens
+SMALLEST_BLOCK = 512  # bytes; PyTorch's allocator hands out multiples of it
 
 
 @pytest.fixture(autouse=True)
 def full_precision(monkeypatch):
+    """Keep cuDNN from rounding fp32 to TF32."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def arguments(device="cuda", dtype=torch.float32, **extra):
-    """Return arguments of a call, with embeddings on the device: a pipeline does not move them."""
-    call = call_arguments(height=48, width=64, max_area=48 * 64, **extra)
-    embeddings = ("prompt_embeds", "pooled_prompt_embeds")
-    return call | {name: call[name].to(device, dtype) for name in embeddings}
+    """Make the arguments of a call with embeddings on the device: a pipeline does not move them."""
+    arguments = call_arguments(**STOCK_SIZE, **extra)
+    for name in ("prompt_embeds", "pooled_prompt_embeds"):
+        arguments[name] = arguments[name].to(device, dtype)
+    return arguments
 
 
-def edit(device="cuda", dtype=torch.float32, spot=True, **extra):
-    """Return the latents, fp32 on the CPU, and the report. The judge runs, but the mask decides."""
+def stock_edit(device="cuda", dtype=torch.float32, **extra):
+    """Return the latents of a stock call, in fp32 on the CPU."""
     pipe = random_kontext().to(device, dtype)
-    call = arguments(device, dtype, **extra)
-    handle = spotedit.enable(pipe, threshold=0.0) if spot else None
-    if handle is not None:
-        handle.set_mask(CORNER)
-    latents = pipe(**call).images.float().cpu()
-    return latents, handle.report if handle is not None else None
+    return pipe(**arguments(device, dtype, **extra)).images.float().cpu()
 
 
-def relative_error(a, b):
-    return float((a - b).norm() / b.norm())
+def spot_edit(device="cuda", dtype=torch.float32, **extra):
+    """Return the latents of an edit of the corner, in fp32 on the CPU, and its report.
+
+    At a threshold of 0 the mask alone decides which tokens are active, but the judge runs.
+    """
+    pipe = random_kontext().to(device, dtype)
+    handle = spotedit.enable(pipe, threshold=0.0)
+    handle.set_mask(CORNER)
+    latents = pipe(**arguments(device, dtype, **extra)).images.float().cpu()
+    return latents, handle.report
 
 
-def test_a_whole_edit_equals_that_on_the_cpu():
-    ours, report = edit("cuda")
-    assert [step["active"] for step in report.steps if step["kind"] == "spot"] == [6] * 5
-    assert relative_error(ours, edit("cpu")[0]) <= 1e-4
+def test_a_whole_edit_equals_the_cpus():
+    on_gpu, report = spot_edit("cuda")
+    active = [step["active"] for step in report.steps if step["kind"] == "spot"]
+    assert active == [NUM_CORNER_TOKENS] * 5
+    on_cpu, _ = spot_edit("cpu")
+    assert relative_error(on_gpu, on_cpu) <= 1e-4
 
 
-def test_bfloat16_error_is_at_most_twice_that_of_the_stock_pipeline():
-    stock_error = relative_error(edit(dtype=torch.bfloat16, spot=False)[0], edit(spot=False)[0])
-    assert relative_error(edit(dtype=torch.bfloat16)[0], edit()[0]) <= 2 * stock_error
+def test_bfloat16_costs_at_most_twice_what_it_costs_the_stock_pipeline():
+    stock_error = relative_error(stock_edit(dtype=torch.bfloat16), stock_edit())
+    spot_error = relative_error(spot_edit(dtype=torch.bfloat16)[0], spot_edit()[0])
+    assert spot_error <= 2 * stock_error
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -63,48 +78,52 @@ def test_reused_tokens_end_exactly_at_the_source(dtype, monkeypatch):
     sources = []
     run = Session.run
 
-    def recorded_run(session, forward, kwargs):
-        sources.append(kwargs["hidden_states"][:, NUM_NOISE:].float().cpu())
+    def run_and_record_source(session, forward, kwargs):
+        sources.append(kwargs["hidden_states"][:, NUM_TOKENS:].float().cpu())
         return run(session, forward, kwargs)
 
-    monkeypatch.setattr(Session, "run", recorded_run)
-    latents, report = edit(dtype=dtype)
+    monkeypatch.setattr(Session, "run", run_and_record_source)
+    latents, report = spot_edit(dtype=dtype)
     reused = torch.from_numpy(~report.region.ravel())
-    assert reused.sum() == NUM_NOISE - 6
+    assert reused.sum() == NUM_TOKENS - NUM_CORNER_TOKENS
     assert torch.equal(latents[:, reused], sources[0][:, reused])
 
 
-def synchronisations(spot):
-    """Return how often the host waited for the device in each step but the first, and its kind."""
+def synchronisations(edit):
+    """Return what `edit` returns, and how often the host waits in each step but the first."""
     counts = []
 
-    def count_warnings(pipe, step, timestep, tensors):
-        counts.append(sum("synchronizing" in str(item.message) for item in caught))
+    def record_count(pipe, step, timestep, tensors):
+        counts.append(sum("synchronizing" in str(warning.message) for warning in caught))
         return {}
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            _, report = edit(spot=spot, callback_on_step_end=count_warnings)
+            result = edit(callback_on_step_end=record_count)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    kinds = ["dense"] * 8 if report is None else [step["kind"] for step in report.steps]
-    return [b - a for a, b in itertools.pairwise(counts)], kinds[1:]
+    return result, [after - before for before, after in itertools.pairwise(counts)]
 
 
-def test_a_spot_step_waits_for_the_device_once_more_than_a_stock_step():
-    edit()  # creates what is created once in a process
-    stock, _ = synchronisations(spot=False)
-    ours, kinds = synchronisations(spot=True)
-    extra = [a - b for a, b, kind in zip(ours, stock, kinds, strict=True) if kind == "spot"]
-    assert len(extra) == 5
-    assert max(extra) <= 1
-    assert max(ours) >= 1  # reading the number of active tokens; so warnings are counted at all
+def test_a_spot_step_waits_for_the_device_at_most_once_more_than_a_stock_step():
+    spot_edit()  # what the libraries do only once is done here
+    _, in_stock_steps = synchronisations(stock_edit)
+    (_, report), in_our_steps = synchronisations(spot_edit)
+    assert len(in_our_steps) == NUM_STEPS - 1
+    more_in_spot_steps = [
+        ours - stock
+        for ours, stock, step in zip(in_our_steps, in_stock_steps, report.steps[1:], strict=True)
+        if step["kind"] == "spot"
+    ]
+    assert len(more_in_spot_steps) == 5
+    assert max(more_in_spot_steps) <= 1
+    assert max(in_our_steps) >= 1  # reading the number of active tokens: warnings are counted
 
 
-def test_a_call_keeps_only_the_numbers_of_its_report_in_memory():
-    edit()  # creates what is created once in a process, such as the libraries' workspaces
+def test_a_call_leaves_only_the_numbers_of_its_report_on_the_device():
+    spot_edit()  # what the libraries keep, such as workspaces, is allocated here
     pipe = random_kontext().to("cuda")
     call = arguments()
     pipe(**call)
@@ -113,8 +132,8 @@ def test_a_call_keeps_only_the_numbers_of_its_report_in_memory():
     before = held_bytes()
     pipe(**call)
     assert handle.report.cache_bytes > 100_000
-    # scores, two sets of flags (region, moved), five counts of active tokens, a block of 512 each
-    assert 0 < held_bytes() - before <= 8 * 512
+    # A block each for the scores, the two sets of flags (region, moved) and five active counts.
+    assert 0 < held_bytes() - before <= (1 + 2 + 5) * SMALLEST_BLOCK
     handle.report = None
     assert held_bytes() == before
 

@@ -1,24 +1,27 @@
-"""What holds for every call: random families, configurations, masks, schedulers and aborts.
+"""Properties of every call, tested with random pipelines, configurations, masks and aborts.
 
-Buffers that nobody has written hold NaN here, so that a value read too early shows.
+Uninitialised memory holds NaN here, so that a value that is read before it is written shows.
 """
 
+import contextlib
 import functools
 import json
 
 import pytest
 import torch
+from compare import relative_error
 from families import FAMILIES
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from random_calls import Call, calls, pipeline
 from test_combinations import tokens
 from traces import traces
-from world import CLEAR
+from world import HELPFUL
 
 import spotedit
 
-DEFAULT = settings(
+# The same examples come in every run, and a slow one is no failure.
+SETTINGS = settings(
     derandomize=True,
     database=None,
     deadline=None,
@@ -29,8 +32,8 @@ DEFAULT = settings(
 
 
 @pytest.fixture(autouse=True, scope="module")
-def poisoned():
-    """Fill memory that PyTorch hands out with NaN, or the largest integer."""
+def poisoned_memory():
+    """Make PyTorch fill new memory with NaN, or with the largest integer."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.utils.deterministic.fill_uninitialized_memory
@@ -40,9 +43,12 @@ def poisoned():
 
 
 @functools.cache
-def source(name: str, seed: int, batch: int) -> torch.Tensor:
-    """The source's tokens: the end of a call that reuses every token."""
-    call = Call(name, seed, 4, batch, False, "Euler", {"reset_steps": ()}, 0.0, "replace")
+def source_tokens(name: str, seed: int, batch: int) -> torch.Tensor:
+    """Return the source's tokens [B, N, C]: the result of a call that reuses every token."""
+    call = Call(
+        name, seed, steps=4, batch=batch, guided=False, scheduler="Euler",
+        options={"reset_steps": ()}, density=0.0, mode="replace",
+    )  # fmt: skip
     handle = call.enable()
     latents = call.run()
     assert handle.report.steps[-1]["active"] == 0
@@ -50,26 +56,34 @@ def source(name: str, seed: int, batch: int) -> torch.Tensor:
     return tokens(latents, FAMILIES[name])
 
 
-@functools.cache
-def clean(name: str) -> list:
-    """What a pipeline's transformer and VAE look like after a stock call."""
-    Call(name, 0, 1, 1, False, "Euler").stock()
+def pipeline_traces(name: str) -> list:
     return traces(pipeline(name).transformer, pipeline(name).vae)
+
+
+@functools.cache
+def clean_traces(name: str) -> list:
+    """Describe a pipeline's transformer and VAE as they are after a stock call."""
+    Call(name, seed=0, steps=1, batch=1, guided=False, scheduler="Euler").stock()
+    return pipeline_traces(name)
 
 
 def check_report(report: spotedit.EditReport, call: Call) -> None:
     rows, cols = FAMILIES[call.name].grid
+    num_tokens = rows * cols * call.batch
     steps = report.steps
+    kinds = [step["kind"] for step in steps]
     assert report.grid == (rows, cols)
     assert report.batch == call.batch
     assert [step["index"] for step in steps] == list(range(len(steps)))
     assert 0 < len(steps) <= call.steps * 5 // 4
+    assert set(kinds) <= {"dense", "full", "spot", "skip"}
     for step in steps:
-        assert step["total"] == rows * cols * call.batch
-        expected = {"dense": step["total"], "full": step["total"], "skip": 0}
-        assert step["active"] == expected.get(step["kind"], step["active"])
-        assert step["kind"] in {*expected, "spot"}
-        assert 0 <= step["active"] <= step["total"]
+        assert step["total"] == num_tokens
+        if step["kind"] in ("dense", "full"):
+            assert step["active"] == num_tokens
+        if step["kind"] == "skip":
+            assert step["active"] == 0
+        assert 0 <= step["active"] <= num_tokens
         assert 0 <= step["sigma"] <= 1
         assert step["seconds"] >= 0
     ratios = [step["active"] / step["total"] for step in steps if step["kind"] == "spot"]
@@ -78,7 +92,7 @@ def check_report(report: spotedit.EditReport, call: Call) -> None:
     if report.reason is not None:
         assert not ratios
     if call.options.get("temporal") is None:
-        assert "skip" not in {step["kind"] for step in steps}
+        assert "skip" not in kinds
     if ratios and call.mode == "replace" and call.density is not None:
         mask = call.mask().expand(call.batch, rows, cols)
         assert report.mean_ratio == pytest.approx(mask.float().mean().item())
@@ -88,91 +102,101 @@ def check_report(report: spotedit.EditReport, call: Call) -> None:
     assert type(pipeline(call.name)).__name__ in report.summary()
 
 
-def check_reused(latents, report, call, unchanged) -> None:
-    """Tokens that the last step reuses end at the source, bit for bit."""
+def check_reused_tokens(latents, report, call, source) -> None:
+    """Check that tokens that the last step reuses end at the source, bit for bit."""
     if report.steps[-1]["kind"] == "spot":
         region = torch.stack([torch.from_numpy(image.region) for image in report.images])
         reused = ~region.flatten(1)
         ours = tokens(latents, FAMILIES[call.name])[reused]
-        assert torch.equal(ours, unchanged[reused])
+        assert torch.equal(ours, source[reused])
 
 
-def aborted(call: Call, at: int) -> bool:
-    """Make the call up to its forward number `at`; whether it came that far."""
-    seen = []
+def abort(call: Call, abort_at: int) -> None:
+    """Make the call, and abort it before its forward number `abort_at` if it has so many."""
+    forwards = []
 
     def stop(*args):
-        seen.append(1)
-        if len(seen) > at:
+        forwards.append(1)
+        if len(forwards) > abort_at:
             raise KeyboardInterrupt
 
     hook = pipeline(call.name).transformer.register_forward_pre_hook(stop)
     try:
-        call.run()
-    except KeyboardInterrupt:
-        return True
+        with contextlib.suppress(KeyboardInterrupt):
+            call.run()
     finally:
         hook.remove()
-    return False
 
 
-def check_call(call: Call, then: str, at: int) -> None:
-    before = clean(call.name)
-    unchanged = source(call.name, call.seed, call.batch)
+def check_call(call: Call, afterwards: str, abort_at: int) -> None:
+    """Check the call, what comes afterwards, and that `disable` leaves nothing behind."""
+    clean = clean_traces(call.name)
+    source = source_tokens(call.name, call.seed, call.batch)
     handle = call.enable()
     latents = call.run()
     assert torch.isfinite(latents).all()
     check_report(handle.report, call)
-    check_reused(latents, handle.report, call, unchanged)
-    if then == "abort":
-        aborted(call, at)
-    if then in ("abort", "again"):
-        first = [step["kind"] for step in handle.report.steps]
+    check_reused_tokens(latents, handle.report, call, source)
+    kinds = [step["kind"] for step in handle.report.steps]
+    if afterwards == "abort":
+        abort(call, abort_at)
         assert torch.equal(call.run(), latents)
-        assert then == "abort" or [step["kind"] for step in handle.report.steps] == first
+    if afterwards == "again":
+        assert torch.equal(call.run(), latents)
+        assert [step["kind"] for step in handle.report.steps] == kinds
     spotedit.disable(pipeline(call.name))
     assert not handle.enabled
-    assert traces(pipeline(call.name).transformer, pipeline(call.name).vae) == before
-    if then == "stock":
+    assert pipeline_traces(call.name) == clean
+    if afterwards == "stock":
         call.prepare()
         assert torch.equal(call.run(), call.stock())
 
 
-THEN = st.sampled_from(["nothing", "nothing", "again", "abort", "stock"])
-STEP = st.integers(0, 4)
+AFTERWARDS = st.sampled_from(["nothing", "nothing", "again", "abort", "stock"])
+ABORT_AT = st.integers(0, 4)
 
 
-@settings(DEFAULT, max_examples=220)
-@given(calls(), THEN, STEP)
-def test_any_call(call, then, at):
-    check_call(call, then, at)
+@settings(SETTINGS, max_examples=220)
+@given(calls(), AFTERWARDS, ABORT_AT)
+def test_any_call_is_right_and_leaves_nothing_behind(call, afterwards, abort_at):
+    check_call(call, afterwards, abort_at)
 
 
 def check_identity(call: Call) -> None:
     stock = call.stock()
     handle = call.enable()
     latents = call.run()
-    assert (latents - stock).norm() <= 1e-4 * stock.norm()
+    assert relative_error(latents, stock) <= 1e-4
     check_report(handle.report, call)
     spotedit.disable(pipeline(call.name))
 
 
-@settings(DEFAULT, max_examples=60)
+@settings(SETTINGS, max_examples=60)
 @given(calls(exact=True))
-def test_every_token_computed_is_the_stock_picture(call):
+def test_a_call_that_computes_every_token_gives_the_stock_picture(call):
     check_identity(call)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("number", range(10))
-def test_many_calls(number):
-    limits = settings(DEFAULT, derandomize=False, max_examples=400)
-    seed(number)(limits(given(calls(), THEN, STEP)(check_call)))()
-    limits = settings(DEFAULT, derandomize=False, max_examples=100)
-    seed(number)(limits(given(calls(exact=True))(check_identity)))()
+def test_many_more_calls_with_other_seeds(number):
+    @seed(number)
+    @settings(SETTINGS, derandomize=False, max_examples=400)
+    @given(calls(), AFTERWARDS, ABORT_AT)
+    def check_calls(call, afterwards, abort_at):
+        check_call(call, afterwards, abort_at)
+
+    @seed(number)
+    @settings(SETTINGS, derandomize=False, max_examples=100)
+    @given(calls(exact=True))
+    def check_identities(call):
+        check_identity(call)
+
+    check_calls()
+    check_identities()
 
 
-INVALID = [
+INVALID_OPTIONS = [
     {"threshold": -1.0},
     {"judge": "taste"},
     {"reset_every": 2, "reset_steps": (1,)},
@@ -186,25 +210,28 @@ INVALID = [
 ]
 
 
-@settings(DEFAULT, max_examples=20)
-@given(calls(), st.sampled_from([*INVALID, "mask"]))
-def test_what_is_refused_is_said_and_changes_nothing(call, wrong):
-    """The call that follows is the one that would have been made."""
-    before = clean(call.name)
-    options = {} if wrong == "mask" else wrong
-    refused = Call(call.name, call.seed, 4, call.batch, call.guided, call.scheduler, options)
+@settings(SETTINGS, max_examples=20)
+@given(calls(), st.sampled_from([*INVALID_OPTIONS, "mask"]))
+def test_what_is_invalid_is_named_and_changes_nothing(call, invalid):
+    """`invalid` are options, or "mask" for a mask of the wrong size."""
+    clean = clean_traces(call.name)
+    options = {} if invalid == "mask" else invalid
+    refused = Call(
+        call.name, call.seed, steps=4, batch=call.batch, guided=call.guided,
+        scheduler=call.scheduler, options=options,
+    )  # fmt: skip
 
     def enable_and_call():
         handle = refused.enable()
-        if wrong == "mask":
+        if invalid == "mask":
             handle.set_mask(torch.ones(64, 4))
         refused.run()
 
     with pytest.raises((ValueError, TypeError)) as caught:
         enable_and_call()
     message = str(caught.value)
-    assert CLEAR.search(message) or "SpotEditConfig has" in message
+    assert HELPFUL.search(message) or "SpotEditConfig has" in message
     spotedit.disable(pipeline(call.name))
-    assert traces(pipeline(call.name).transformer, pipeline(call.name).vae) == before
+    assert pipeline_traces(call.name) == clean
     refused.prepare()
     assert torch.equal(refused.run(), refused.stock())
