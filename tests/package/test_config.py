@@ -1,3 +1,5 @@
+"""The configuration: what it refuses, its presets, and how overrides apply to it."""
+
 import math
 from dataclasses import replace
 from typing import get_type_hints
@@ -39,7 +41,7 @@ from spotedit.options.config import THRESHOLDS, Overrides, Settings, resolve
         ("impl", "cuda"),
     ],
 )
-def test_values_out_of_range_name_field_value_and_what_was_expected(field, value):
+def test_the_error_for_a_value_out_of_range_names_field_value_and_what_was_expected(field, value):
     with pytest.raises(ValueError, match=rf"SpotEditConfig\.{field} is .*; expected"):
         spotedit.SpotEditConfig(**{field: value})
 
@@ -52,13 +54,19 @@ def test_reset_steps_and_reset_every_exclude_each_other():
 def test_overrides_apply_to_a_given_configuration():
     config = resolve(spotedit.SpotEditConfig(threshold=0.3, dilation=2), {"dilation": 0})
     assert (config.threshold, config.dilation) == (0.3, 0)
+
+
+def test_an_unknown_override_is_refused():
     with pytest.raises(TypeError, match="unknown option treshold"):
         resolve(None, {"treshold": 0.1})
+
+
+def test_a_configuration_of_another_type_is_refused():
     with pytest.raises(TypeError, match="expected a SpotEditConfig"):
         resolve({"threshold": 0.1}, {})
 
 
-def test_a_preset_chooses_what_is_not_given():
+def test_a_preset_chooses_the_fields_that_are_not_given():
     default = spotedit.SpotEditConfig().settings
     assert (default.judge, default.threshold, default.dilation) == ("calibrated", 1.0, 1)
     paper = spotedit.SpotEditConfig("paper").settings
@@ -70,19 +78,19 @@ def test_a_preset_chooses_what_is_not_given():
 
 
 @pytest.mark.parametrize("judge", JUDGES)
-def test_a_threshold_belongs_to_its_judge(judge):
+def test_every_judge_has_a_default_threshold(judge):
     assert spotedit.SpotEditConfig(judge=judge).settings.threshold == THRESHOLDS[judge]
     assert spotedit.SpotEditConfig(judge=judge, threshold=0.7).settings.threshold == 0.7
 
 
 def test_a_judge_of_your_own_needs_a_threshold():
-    def own(y, grid, features, impl):
+    def largest_difference(y, grid, features, impl):
         return lambda x0: (x0 - y).abs().amax(-1)
 
     with pytest.raises(ValueError, match=r"threshold is None; expected a number or 'auto' beside"):
-        spotedit.SpotEditConfig(judge=own)
-    settings = spotedit.SpotEditConfig(judge=own, threshold=0.5).settings
-    assert (settings.judge, settings.threshold) == (own, 0.5)
+        spotedit.SpotEditConfig(judge=largest_difference)
+    settings = spotedit.SpotEditConfig(judge=largest_difference, threshold=0.5).settings
+    assert (settings.judge, settings.threshold) == (largest_difference, 0.5)
 
 
 def test_the_options_have_the_implementations_of_the_kernels():

@@ -1,4 +1,4 @@
-"""How a test run is set up: interpreted kernels, workers and threads, with and without xdist."""
+"""conftest.py sets up every process of a test run: interpreted kernels, workers and threads."""
 
 import os
 import shutil
@@ -22,34 +22,35 @@ def test_probe(number, marked):
         pass
 
     worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")
-    found = f"{type(kernel).__name__}, {os.environ['OMP_NUM_THREADS']} thread"
-    pathlib.Path("found", worker).write_text(found)
+    observed = f"{type(kernel).__name__}, {os.environ['OMP_NUM_THREADS']} thread"
+    pathlib.Path("observed", worker).write_text(observed)
 """
-INTERPRETED, COMPILED = "InterpretedFunction, 1 thread", "JITFunction, 1 thread"
+INTERPRETED = "InterpretedFunction, 1 thread"
+COMPILED = "JITFunction, 1 thread"
 
 
 def probe(folder: Path, *options: str, **environment: str) -> dict[str, str]:
-    """Run the probe with our settings; return what each worker found, by the worker's name."""
+    """Run the probe with our settings; return what each worker observed, by the worker's name."""
     shutil.copy(TESTS / "conftest.py", folder)
     (folder / "test_probe.py").write_text(PROBE)
-    (folder / "found").mkdir()
-    set_here = ("TRITON_INTERPRET", "OMP_NUM_THREADS", "PYTEST_XDIST_WORKER")
-    outside = {name: value for name, value in os.environ.items() if name not in set_here}
-    outside["PYTHONPATH"] = os.pathsep.join(sys.path)
+    (folder / "observed").mkdir()
+    set_by_this_run = ("TRITON_INTERPRET", "OMP_NUM_THREADS", "PYTEST_XDIST_WORKER")
+    clean = {name: value for name, value in os.environ.items() if name not in set_by_this_run}
+    clean["PYTHONPATH"] = os.pathsep.join(sys.path)
     settings = ["-c", str(TESTS.parent / "pyproject.toml"), "-p", "no:cacheprovider"]
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "pytest", *settings, *options, "--rootdir", folder, "test_probe.py"],
-        cwd=folder, env=outside | environment, capture_output=True, text=True,
+        cwd=folder, env=clean | environment, capture_output=True, text=True,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 passed" in done.stdout
-    assert "warning" not in done.stdout
-    return {path.name: path.read_text() for path in (folder / "found").iterdir()}
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "4 passed" in result.stdout
+    assert "warning" not in result.stdout
+    return {path.name: path.read_text() for path in (folder / "observed").iterdir()}
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 @pytest.mark.parametrize(
-    ("options", "environment", "workers", "found"),
+    ("options", "environment", "workers", "observed"),
     [
         (["-n", "2"], {}, ["gw0", "gw1"], INTERPRETED),
         (["-n", "2", "-m", "gpu"], {}, ["gw0", "gw1"], COMPILED),
@@ -58,13 +59,13 @@ def probe(folder: Path, *options: str, **environment: str) -> dict[str, str]:
         (["-s"], {}, ["alone"], INTERPRETED),
     ],
 )
-def test_every_process_of_a_run_is_set_up_alike(tmp_path, options, environment, workers, found):
-    assert probe(tmp_path, *options, **environment) == dict.fromkeys(workers, found)
+def test_all_processes_of_a_run_are_set_up_alike(tmp_path, options, environment, workers, observed):
+    assert probe(tmp_path, *options, **environment) == dict.fromkeys(workers, observed)
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 @pytest.mark.skipif(conftest.available_cores() == 1, reason="one core")
-def test_a_run_has_several_workers_where_there_are_cores(tmp_path):
-    found = probe(tmp_path)
-    assert len(found) > 1
-    assert set(found.values()) == {INTERPRETED}
+def test_a_run_has_several_workers_if_there_are_several_cores(tmp_path):
+    observed = probe(tmp_path)
+    assert len(observed) > 1
+    assert set(observed.values()) == {INTERPRETED}

@@ -1,4 +1,4 @@
-"""Users' scripts under mypy --strict and pyright: what is right passes, what is wrong is found."""
+"""mypy --strict and pyright accept right uses of the public names, and find the wrong ones."""
 
 import json
 import os
@@ -64,7 +64,9 @@ report.step  # wrong
 report.steps.summary()  # wrong
 edit(pipe, image, dilatation=1)  # wrong
 """
-WRONG = [n for n, line in enumerate(SCRIPT.splitlines(), 1) if line.endswith("# wrong")]
+WRONG_LINES = [
+    number for number, line in enumerate(SCRIPT.splitlines(), 1) if line.endswith("# wrong")
+]
 
 
 @pytest.fixture
@@ -74,26 +76,30 @@ def script(tmp_path) -> Path:
 
 
 @pytest.mark.full
-def test_mypy_finds_what_is_wrong_and_nothing_else(script, pytestconfig):
+def test_mypy_finds_the_wrong_lines_and_no_others(script, pytestconfig):
     pytest.importorskip("mypy")
-    cache = str(pytestconfig.cache.mkdir("mypy"))  # the first run reads all of PyTorch: minutes
+    # The first run takes minutes, because it reads all of PyTorch; later ones read the cache.
+    cache = str(pytestconfig.cache.mkdir("mypy"))
     options = ["--strict", "--follow-imports=silent", "--cache-dir", cache]
     command = [sys.executable, "-m", "mypy", *options, script.name]
     environment = os.environ | {"MYPYPATH": os.pathsep.join(SOURCES)}
-    done = subprocess.run(
+    result = subprocess.run(
         command, cwd=script.parent, env=environment, capture_output=True, text=True
     )
-    found = re.findall(r"^script\.py:(\d+): error", done.stdout, re.M)
-    assert sorted({int(line) for line in found}) == WRONG, done.stdout + done.stderr
+    errors = {int(line) for line in re.findall(r"^script\.py:(\d+): error", result.stdout, re.M)}
+    assert sorted(errors) == WRONG_LINES, result.stdout + result.stderr
 
 
 @pytest.mark.full
-def test_pyright_finds_what_is_wrong_and_nothing_else(script):
+def test_pyright_finds_the_wrong_lines_and_no_others(script):
     pytest.importorskip("pyright")
     settings = {"extraPaths": SOURCES, "reportUnusedExpression": False}
     (script.parent / "pyrightconfig.json").write_text(json.dumps(settings))
     command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable]
-    done = subprocess.run(command, cwd=script.parent, capture_output=True, text=True)
-    found = json.loads(done.stdout)["generalDiagnostics"]
-    errors = {item["range"]["start"]["line"] + 1 for item in found if item["severity"] == "error"}
-    assert sorted(errors) == WRONG, done.stdout + done.stderr
+    result = subprocess.run(command, cwd=script.parent, capture_output=True, text=True)
+    errors = {
+        item["range"]["start"]["line"] + 1
+        for item in json.loads(result.stdout)["generalDiagnostics"]
+        if item["severity"] == "error"
+    }
+    assert sorted(errors) == WRONG_LINES, result.stdout + result.stderr
