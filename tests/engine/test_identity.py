@@ -154,8 +154,8 @@ def test_a_whole_edit_equals_the_naive_one(pipe, shrinking_judge, fusion, extra)
         inputs.append(kwargs)
 
     def record_active_tokens(pipe, step, timestep, tensors):
-        session = pipe.transformer._spotedit_run.func.__self__
-        selection = session.judging.selection
+        session = pipe.transformer._spotedit_run.func.__self__.session
+        selection = session.reuse.judging.selection
         active_after_step.append(None if selection is None else selection.active_mask[0].clone())
         return {}
 

@@ -32,9 +32,10 @@ from small_kontext import (
 )
 
 import spotedit
-from spotedit.engine.cache import Rows, quantise
+from spotedit.engine.cache import CachedRows, quantise
 from spotedit.engine.forwards import Branch
 
+ROOT = Path(__file__).parents[2]
 PART = torch.zeros(6, 8)
 PART[1:3, :4] = 1
 
@@ -97,7 +98,7 @@ def test_quantised_rows_come_back_within_half_a_step():
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(batch, 5, heads, head_dim, generator=generator)
     values[0, 2] = 0
-    rows = Rows(*quantise(torch.zeros(batch, num_rows, heads, head_dim)))
+    rows = CachedRows(*quantise(torch.zeros(batch, num_rows, heads, head_dim)))
     index = torch.tensor([[3, 0, 8, -1, 2], [1, 2, 3, 4, 5]])  # -1 is padding
     rows.write(index, values)
     step = values.abs().amax(dim=-1, keepdim=True) / 127
@@ -178,14 +179,27 @@ KLEIN_9B = {"num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32}
         (Flux2KleinPipeline, Flux2Transformer2DModel, KLEIN_9B, 512, "7.8 GB (9B)"),
     ],
 )
-def test_the_readmes_memory_column_is_the_estimate(pipeline, transformer, config, prompt, expected):
+def test_the_memory_in_readme_and_docs_is_the_estimate(
+    pipeline, transformer, config, prompt, expected
+):
     """The models have their published sizes, in bfloat16, but no weights."""
     with torch.device("meta"):
         model = transformer(**config).to(torch.bfloat16)
     pipe = pipeline.__new__(pipeline)
     vars(pipe).update(transformer=model, vae_scale_factor=8)
-    gigabytes = spotedit.estimate(pipe, 1024, 1024, prompt_tokens=prompt) / 1e9
-    assert expected.startswith(f"{gigabytes:.1f} GB")
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    row = next(line for line in readme.splitlines() if line.startswith(f"| `{pipeline.__name__}`"))
+    name = f"`{pipeline.__name__}`"
+
+    def gigabytes(**about_call):
+        num_bytes = spotedit.estimate(pipe, 1024, 1024, prompt_tokens=prompt, **about_call)
+        return f"{num_bytes / 1e9:.1f} GB"
+
+    assert expected.startswith(gigabytes())
+    readme = (ROOT / "README.md").read_text()
+    row = next(line for line in readme.splitlines() if line.startswith(f"| {name}"))
     assert expected in row
+
+    memory = (ROOT / "docs" / "memory.md").read_text()
+    rows = [line for line in memory.splitlines() if name in line]
+    cells = f"| {prompt} | {gigabytes()} |"
+    guided_cells = (f"{cells} {gigabytes(branches=2)} |", f"{cells} - |")  # some have no guidance
+    assert any(possible in row for row in rows for possible in guided_cells)

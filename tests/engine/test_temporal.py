@@ -25,7 +25,7 @@ from synchronisations import CountSynchronisations
 
 import spotedit
 from spotedit import TaylorSeer, TeaCache
-from spotedit.engine.temporal import History, TeaReuse
+from spotedit.engine.temporal import TeaState, VelocityHistory
 from spotedit.evaluation.calibrate import calibrate, fit
 
 LINEAR = (1.0, 0.0)  # coefficients of the polynomial x
@@ -50,7 +50,7 @@ def edit(pipe, options, **extra):
 
 def test_permuting_the_tokens_permutes_the_prediction():
     order = torch.randperm(9)
-    history, permuted_history = History(2), History(2)
+    history, permuted_history = (VelocityHistory(2, torch.empty(2, 9, 4)) for _ in range(2))
     some = torch.tensor([1, 4, 7])
     for step, index in ((0, None), (1, None), (3, some), (4, some)):
         velocity = torch.randn(2, 9, 4)
@@ -70,7 +70,8 @@ def test_a_token_is_predicted_from_the_steps_that_computed_it(order):
     num_tokens = 6
     everything = list(range(num_tokens))
     computed = [everything, everything, [0, 2, 3], [0, 3], everything, [1, 5]]  # in each step
-    shared, separate = History(order), [History(order) for _ in everything]
+    shared = VelocityHistory(order, torch.empty(1, num_tokens, 2))
+    separate = [VelocityHistory(order, torch.empty(1, 1, 2)) for _ in everything]
     for step, tokens in enumerate(computed):
         velocity = torch.randn(1, num_tokens, 2)
         index = None if tokens == everything else torch.tensor(tokens)
@@ -83,7 +84,8 @@ def test_a_token_is_predicted_from_the_steps_that_computed_it(order):
 
 @pytest.mark.parametrize("order", [0, 1, 3])
 def test_predictions_from_unevenly_spaced_steps_agree_with_diffusers(order):
-    ours, diffusers_state = History(order), TaylorSeerState(torch.float32, order)
+    ours = VelocityHistory(order, torch.empty(2, 5, 3))
+    diffusers_state = TaylorSeerState(torch.float32, order)
     for step in (0, 1, 4, 6, 11):
         velocity = torch.randn(2, 5, 3)
         diffusers_state.current_step = step
@@ -96,7 +98,7 @@ def test_predictions_from_unevenly_spaced_steps_agree_with_diffusers(order):
 
 def test_a_padded_index_changes_no_token():
     """The second image of the batch computes one token; -1 pads its index."""
-    history = History(1)
+    history = VelocityHistory(1, torch.empty(2, 4, 1))
     history.update(0, torch.zeros(2, 4, 1))
     index = torch.tensor([[0, 2], [3, -1]])
     velocity = torch.tensor([[[1.0], [2.0]], [[3.0], [9.0]]])
@@ -286,21 +288,23 @@ def test_the_decision_to_skip_a_step_synchronises_once(pipe):
 
 def test_teacache_adds_changes_up_until_a_step_runs():
     """Each input is 10% larger than the one before: 0.1 + 0.1 < 0.25 < 0.1 + 0.1 + 0.1."""
-    reuse = TeaReuse(TeaCache(0.25, LINEAR))
+    state = TeaState(TeaCache(0.25, LINEAR))
     inputs = [torch.full((1, 2, 2), value) for value in (1.0, 1.1, 1.21, 1.331, 1.4641)]
 
     def not_again():
         pytest.fail("the input of this step was already computed for the decision")
 
-    reuse.ran(0, lambda: inputs[0])
+    state.after_computed(0, lambda: inputs[0])
     skips = []
     for step in range(1, 5):
-        skips.append(reuse.skips(step, False, lambda step=step: inputs[step]))
+        skips.append(state.decide_to_skip(step, False, lambda step=step: inputs[step]))
         if not skips[-1]:
-            reuse.ran(step, not_again)
+            state.after_computed(step, not_again)
     assert skips == [True, True, False, True]
     is_last = True
-    assert not reuse.skips(5, is_last, lambda: pytest.fail("the last step runs in any case"))
+    assert not state.decide_to_skip(
+        5, is_last, lambda: pytest.fail("the last step runs in any case")
+    )
 
 
 @pytest.mark.parametrize("method", [ALWAYS_SKIP, TaylorSeer(interval=3)])

@@ -19,9 +19,9 @@ def active_in_first_spot_step(pipe, arguments):
     active_masks = []
 
     def record_active_mask(module, args):
-        session = pipe.transformer._spotedit_run.func.__self__
-        if session.kind() == "spot":
-            active_masks.append(session.spot.active_mask[0].clone())
+        session = pipe.transformer._spotedit_run.func.__self__.session
+        if session.kind == "spot":
+            active_masks.append(session.selection.active_mask[0].clone())
 
     hook = pipe.transformer.register_forward_pre_hook(record_active_mask)
     pipe(**arguments)

@@ -144,8 +144,9 @@ def test_the_summary_gives_kinds_share_and_cache():
 
 
 def test_the_summary_says_what_was_reused():
-    assert "perceptual <= 0.2 is reused" in report().summary()
-    assert "perceptual <= the scores' own cut is reused" in report(threshold="auto").summary()
+    assert "tokens with a perceptual score of at most 0.2 are reused" in report().summary()
+    automatic = report(threshold="auto").summary()
+    assert "tokens with a perceptual score below the picture's own threshold" in automatic
 
 
 def test_the_summary_claims_no_speed_up():
@@ -195,7 +196,7 @@ def test_a_region_that_vanished_is_a_doubt_and_says_what_to_try():
 
 def test_tokens_found_changed_after_they_were_reused_are_a_doubt():
     returned = report(largest=6, returned=[(1, 2), (2, 4)])  # (step, number of tokens)
-    assert returned.doubts[0].startswith("step 2 found 4 tokens changed that had been reused")
+    assert returned.doubts[0].startswith("the full step 2 found that 4 tokens had changed")
     assert_doubt_is_told(returned)
     assert report(largest=6, returned=[(1, 2)]).doubts == []  # few of the largest region
 
