@@ -20,8 +20,8 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 LINKED = [README, *DOCS, *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md"))]
 LINKED += [ROOT / "bench" / "README.md", ROOT / "kernels" / "README.md"]
 COMMANDS = ("demo", "edit", "preview", "verify", "eval", "calibrate", "env")
-STEPS = 8  # of the edits of the pages
-LONGEST_README = 150  # lines
+NUM_STEPS = 8  # of the edits of the pages, in place of the pipeline's 28
+MAX_README_LINES = 150
 OPTION = re.compile(r"--[a-z][\w-]+")
 BENCH = re.compile(r"python -m (bench[\w.]*)")
 
@@ -31,12 +31,12 @@ def name(path: Path) -> str:
 
 
 def blocks(path: Path, language: str) -> list[str]:
-    """The fenced blocks of a page in a language, "" where none is named."""
+    """Return the page's fenced blocks in a language; "" stands for blocks that name none."""
     return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text("utf-8"), re.M | re.S)
 
 
 def anchors(path: Path) -> set[str]:
-    """The anchors that GitHub and the site give to a page's headings."""
+    """Return the anchors that GitHub and the site give to a page's headings."""
     headings = re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.M)
     return {
         re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings
@@ -44,19 +44,20 @@ def anchors(path: Path) -> set[str]:
 
 
 def test_the_readme_is_short():
-    assert len(README.read_text("utf-8").splitlines()) <= LONGEST_README
+    assert len(README.read_text("utf-8").splitlines()) <= MAX_README_LINES
 
 
 @pytest.mark.parametrize("page", LINKED, ids=name)
 def test_relative_links_lead_somewhere(page):
-    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.M | re.S)
-    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+    without_code = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.M | re.S)
+    for link in re.findall(r"\]\(([^)\s]+)\)", without_code):
         if "://" in link:
             continue
         path, _, anchor = link.partition("#")
         target = page.parent / path if path else page
         assert target.exists(), link
-        if anchor and not anchor.startswith("spotedit."):  # the API's anchors: mkdocs --strict
+        # `mkdocs --strict` checks the anchors of the API.
+        if anchor and not anchor.startswith("spotedit."):
             assert anchor in anchors(target), link
 
 
@@ -72,17 +73,27 @@ def editor():
 
 @pytest.fixture
 def names(editor, monkeypatch, tmp_path):
-    """What a page may use without defining it: the tiny editor stands in for a checkpoint."""
+    """Yield what a page may use without defining it.
+
+    The tiny editor stands in for every checkpoint that a page loads.
+    """
     scene = make_scene(0, kind="recolour")
     scene.source_image.save(tmp_path / "dog.png")
     scene.source_image.point(lambda value: 255 * (value > 128)).save(tmp_path / "mask.png")
     monkeypatch.chdir(tmp_path)
     call = inspect.unwrap(type(editor).__call__)
-    defaults = tuple(STEPS if value == 28 else value for value in call.__defaults__)
+    defaults = tuple(NUM_STEPS if value == 28 else value for value in call.__defaults__)
     monkeypatch.setattr(call, "__defaults__", defaults)
-    kontext = type(editor).__mro__[1]
-    monkeypatch.setattr(kontext, "from_pretrained", classmethod(lambda cls, *args, **more: editor))
-    monkeypatch.setattr(kontext, "to", lambda self, device: self)
+
+    def from_pretrained(cls, *args, **options):
+        return editor
+
+    def stay_on_cpu(pipe, device):
+        return pipe
+
+    kontext = type(editor).__mro__[1]  # the stock class
+    monkeypatch.setattr(kontext, "from_pretrained", classmethod(from_pretrained))
+    monkeypatch.setattr(kontext, "to", stay_on_cpu)
     yield {
         "spotedit": spotedit,
         "pipe": editor,
@@ -92,7 +103,10 @@ def names(editor, monkeypatch, tmp_path):
     spotedit.disable(editor)
 
 
-WITH_CODE = [p for p in [README, *DOCS] if blocks(p, "python") and p.stem != "new_pipeline"]
+# Another test runs the code of docs/new_pipeline.md.
+WITH_CODE = [
+    page for page in [README, *DOCS] if blocks(page, "python") and page.stem != "new_pipeline"
+]
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=name)
@@ -106,24 +120,24 @@ def test_the_python_of_a_page_runs(page, names, tmp_path):
 
 @pytest.fixture(scope="module")
 def options() -> dict[str, set[str]]:
-    """The options of every command of `spotedit`."""
-    found = {}
+    """Return the options of every command of `spotedit`."""
+    options_of = {}
     for command in COMMANDS:
-        with redirect_stdout(StringIO()) as text, pytest.raises(SystemExit):
+        with redirect_stdout(StringIO()) as help_text, pytest.raises(SystemExit):
             main([command, "--help"])
-        found[command] = set(OPTION.findall(text.getvalue()))
-    return found
+        options_of[command] = set(OPTION.findall(help_text.getvalue()))
+    return options_of
 
 
 def bench_options(module: str) -> set[str]:
-    """The options that the source of a benchmark defines."""
+    """Return the options that the source of a benchmark defines."""
     path = ROOT / module.replace(".", "/")
     path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
     return set(re.findall(r'"(--[a-z][\w-]+)"', path.read_text("utf-8")))
 
 
 def commands(page: Path) -> list[str]:
-    """The commands of a page, from its blocks without a language and its inline code."""
+    """Return the page's commands: lines of blocks without a language, and inline code."""
     text = page.read_text("utf-8")
     lines = [line for block in blocks(page, "") for line in block.splitlines()]
     return lines + re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)
@@ -132,12 +146,12 @@ def commands(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", LINKED, ids=name)
 def test_commands_have_the_options_that_a_page_names(page, options):
     for line in commands(page):
-        found = re.match(r"(?:torchrun .* -m spotedit\.cli|spotedit) (\w+)(.*)", line)
-        if found:
-            assert set(OPTION.findall(found[2])) <= options[found[1]], line
-        found = re.match(r"python -m (bench[\w.]*)(.*)", line)
-        if found:
-            assert set(OPTION.findall(found[2])) <= bench_options(found[1]), line
+        if match := re.match(r"(?:torchrun .* -m spotedit\.cli|spotedit) (\w+)(.*)", line):
+            command, rest = match.groups()
+            assert set(OPTION.findall(rest)) <= options[command], line
+        if match := re.match(r"python -m (bench[\w.]*)(.*)", line):
+            module, rest = match.groups()
+            assert set(OPTION.findall(rest)) <= bench_options(module), line
 
 
 @pytest.mark.parametrize("page", [README, *DOCS], ids=name)
@@ -155,5 +169,5 @@ def test_options_that_stand_alone_exist(page, options):
 @pytest.mark.parametrize("page", [README, *DOCS], ids=name)
 def test_tables_say_what_the_rows_say(page):
     text = page.read_text("utf-8")
-    assert tables.filled(text) == text  # else run python -m bench.tables
+    assert tables.filled(text) == text, "run python -m bench.tables"
     assert len(re.findall(r"not yet measured|nothing is measured", text)) <= 1
