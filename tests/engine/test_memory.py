@@ -135,7 +135,8 @@ def test_no_state_is_kept_after_fifty_calls(pipe, monkeypatch):
     tensor_counts = set()
     for call in range(50):
         pipe(**call_arguments(num_inference_steps=3))
-        if call % 10 == 4:
+        # The first calls may still free what other tests of this process have left.
+        if call >= 10 and call % 10 == 4:
             tensor_counts.add(len(live_tensors()))
     assert len(branches) == 50
     assert all(reference() is None for reference in branches)
