@@ -294,12 +294,12 @@ def test_teacache_adds_changes_up_until_a_step_runs():
     def not_again():
         pytest.fail("the input of this step was already computed for the decision")
 
-    state.after_computed(0, lambda: inputs[0])
+    state.note_computed_step(0, lambda: inputs[0])
     skips = []
     for step in range(1, 5):
         skips.append(state.decide_to_skip(step, False, lambda step=step: inputs[step]))
         if not skips[-1]:
-            state.after_computed(step, not_again)
+            state.note_computed_step(step, not_again)
     assert skips == [True, True, False, True]
     is_last = True
     assert not state.decide_to_skip(

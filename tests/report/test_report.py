@@ -196,7 +196,7 @@ def test_a_region_that_vanished_is_a_doubt_and_says_what_to_try():
 
 def test_tokens_found_changed_after_they_were_reused_are_a_doubt():
     returned = report(largest=6, returned=[(1, 2), (2, 4)])  # (step, number of tokens)
-    assert returned.doubts[0].startswith("the full step 2 found that 4 tokens had changed")
+    assert returned.doubts[0].startswith("the full step 2 found that 4 tokens reused until")
     assert_doubt_is_told(returned)
     assert report(largest=6, returned=[(1, 2)]).doubts == []  # few of the largest region
 

@@ -144,7 +144,7 @@ def test_a_picture_is_edited_if_only_the_last_judgements_find_a_change(report_of
     report = report_of_judgements(lambda number: number >= 3)
     assert 0 < report.mean_ratio < 1
     assert report.unedited == 0
-    assert report.doubts[0].startswith("the full step 5 found that 48 tokens had changed")
+    assert report.doubts[0].startswith("the full step 5 found that 48 tokens reused until")
 
 
 def test_a_call_that_does_not_reach_its_end_is_not_called_unedited(call, caplog):
