@@ -10,7 +10,7 @@ from families.offload import OFFLOAD
 from small_kontext import NUM_STEPS
 
 import spotedit
-from spotedit.models.copies import clean_copy, weight_of
+from spotedit.models.copies import copy_without_hooks, weight_of
 
 CPU = torch.device("cpu")
 ONE_PER_VAE = ["FluxKontextPipeline", "QwenImageEditPipeline", "Flux2KleinPipeline"]
@@ -136,7 +136,7 @@ def test_a_copy_has_the_weights_of_the_offloaded(name, how):
     copied = {
         f"{part}.{key}": weight
         for part, module in pipe.vae.named_children()
-        for key, weight in clean_copy(module, pipe.vae).state_dict().items()
+        for key, weight in copy_without_hooks(module, pipe.vae).state_dict().items()
     }
     assert copied.keys() == weights.keys()
     assert all(torch.equal(weight, copied[key]) for key, weight in weights.items())

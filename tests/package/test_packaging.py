@@ -1,13 +1,14 @@
-"""What the source tree and the distributions must contain, and what they must not."""
+"""What the source tree must contain, and what it must not."""
 
 import re
 import subprocess
 import sys
-import tarfile
-import zipfile
 from pathlib import Path
 
 import pytest
+import spotedit_kernels
+
+import spotedit
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = (ROOT / "spotedit", ROOT / "kernels" / "spotedit_kernels")
@@ -46,10 +47,10 @@ def test_the_kernels_import_neither_spotedit_nor_diffusers():
 
 
 def test_weights_are_small_and_in_safetensors_files():
-    spotedit, _ = PACKAGES
-    weights = list(spotedit.rglob("*.safetensors"))
+    package, _ = PACKAGES
+    weights = list(package.rglob("*.safetensors"))
     assert sum(path.stat().st_size for path in weights) <= MAX_WEIGHTS_BYTES
-    suffixes = {path.suffix for path in spotedit.rglob("*")}
+    suffixes = {path.suffix for path in package.rglob("*")}
     assert suffixes.isdisjoint({".bin", ".ckpt", ".pt", ".pth"})  # these may hold pickles
 
 
@@ -59,57 +60,27 @@ def test_ci_runs_the_readmes_test_command():
     assert command in (ROOT / ".ci" / "run").read_text()
 
 
-@pytest.fixture(scope="module")
-def distributions(tmp_path_factory) -> tuple[set[str], set[str]]:
-    """Build both from a copy of the tree; return the files in the wheel and in the sdist.
-
-    Names in the sdist are without its top folder.
-    """
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
-    files = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    for name in filter(None, files.stdout.split("\0")):
-        if (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    (wheel,) = out.glob("*-py3-none-any.whl")
-    (sdist,) = out.glob("*.tar.gz")
-    with zipfile.ZipFile(wheel) as archive:
-        in_wheel = set(archive.namelist())
-    with tarfile.open(sdist) as archive:
-        members = [member.name for member in archive.getmembers() if member.isfile()]
-    return in_wheel, {name.split("/", 1)[1] for name in members}
+def test_both_packages_have_one_version():
+    assert spotedit.__version__ == spotedit_kernels.__version__
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {spotedit.__version__}\n" in citation
 
 
-@pytest.mark.full
-def test_the_wheel_holds_the_two_packages_and_their_data(distributions):
-    wheel, _ = distributions
-    folders = {name.split("/")[0] for name in wheel}
-    packages = {folder for folder in folders if not folder.endswith(".dist-info")}
-    assert packages == {"spotedit", "spotedit_kernels"}
-
-
-@pytest.mark.full
-def test_every_module_and_data_file_is_in_both_distributions(distributions):
-    wheel, sdist = distributions
-    for package in PACKAGES:
-        for path in package.rglob("*"):
-            hidden = any(part.startswith((".", "__pycache__")) for part in path.parts[-3:])
-            if path.is_file() and not hidden:
-                assert str(path.relative_to(package.parent)) in wheel
-                assert str(path.relative_to(ROOT)) in sdist
-
-
-@pytest.mark.full
-def test_the_sdist_holds_nothing_else(distributions):
-    _, sdist = distributions
-    allowed = re.compile(
-        r"(spotedit|kernels/spotedit_kernels|spotedit\.egg-info)/.*"
-        r"|setup\.py|setup\.cfg|pyproject\.toml|MANIFEST\.in|PKG-INFO|README\.md|LICENSE|CHANGELOG\.md"
+def test_the_version_is_known_without_pytorch():
+    program = "import spotedit, sys; print(spotedit.__version__, 'torch' in sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert {name for name in sdist if not allowed.fullmatch(name)} == set()
+    assert result.stdout == f"{spotedit.__version__} False\n"
+
+
+def test_both_distributions_have_the_same_licence():
+    assert (ROOT / "kernels" / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+
+
+def test_the_workflow_tests_the_python_versions_that_the_distributions_name():
+    workflow = (ROOT / ".github" / "workflows" / "checks.yml").read_text()
+    tested = re.findall(r'"([\d.]+)"', re.search(r"python: \[(.*)\]", workflow)[1])
+    for folder in (ROOT, ROOT / "kernels"):
+        project = (folder / "pyproject.toml").read_text()
+        assert re.findall(r'"Programming Language :: Python :: (3\.\d+)"', project) == tested
