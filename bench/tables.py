@@ -22,7 +22,7 @@ RATIO, FASTER = f"{EDIT}, baseline / this", f"{EDIT}, dense / spot"
 EDIT_HEAD = ["", EDIT, "speed-up over stock", "over compiled stock"]
 MASK, MASK_AND_JUDGE = "with a mask", "with a mask, judge running"
 TRUTH, DENSE = "edited region against the truth", "edited region against dense"
-EDITORS = {"Kontext": "", "Qwen": "-qwen", "drawn": "-world"}  # name -> suffix of the runs
+EDITORS = {"tiny Kontext": "", "tiny Qwen": "-qwen", "tiny drawn": "-world"}  # suffixes of the runs
 METHODS = {
     "spot": "spotedit", "tea": "TeaCache alone", "spot+tea": "spotedit + TeaCache",
     "seer": "TaylorSeer alone", "spot+seer": "spotedit + TaylorSeer",
@@ -147,7 +147,8 @@ def temporal() -> list[str]:
             found = row(results, "edited region, difference to dense", **chosen)
             line.append("{value:+.2f} [{low:+.2f}, {high:+.2f}]".format(**found))
         lines.append(line)
-    head = ["method", "28 steps: work", "dB", "50 steps: work", "dB"]
+    columns = ("work, stock / this", "quality, dB")
+    head = ["method", *(f"{count} steps: {column}" for count in (28, 50) for column in columns)]
     return table(head, lines)
 
 
@@ -169,7 +170,9 @@ def temporal_time() -> list[str]:
                 ratio = value(results, "whole edit, dense / this", "x", **chosen)
             line.append(ratio)
         lines.append(line)
-    return table(["method", "28 steps", "speed-up", "50 steps", "speed-up"], lines)
+    columns = ("whole edit", "speed-up")
+    head = ["method", *(f"{count} steps: {column}" for count in (28, 50) for column in columns)]
+    return table(head, lines)
 
 
 def temporal_time_origin() -> list[str]:
@@ -186,7 +189,10 @@ def pipeline() -> list[str]:
         "spotedit, r = 10%": ("spot", "9.8%"),
         "spotedit, r = 20%": ("spot", "20.5%"),
         "spotedit, r = 20%, judge running": ("spot + judge", "20.5%"),
-        "spotedit, r = 100%: only the source is cached": ("condition-cached only", "100.0%"),
+        "spotedit, r = 100%: reuses the source only": (
+            "condition-cached only",
+            "100.0%",
+        ),
         "the same method in plain PyTorch, r = 10%": ("eager-unfused", "9.8%"),
     }
     lines = []
@@ -240,7 +246,7 @@ def profile() -> list[str]:
             f"{row(results, 'profile: busy', **chosen)['value']:.0%}",
             value(results, "profile: launches", "", 0, **chosen),
         ])  # fmt: skip
-    return table(["", "step", "host's time", "GPU busy", "launches"], lines)
+    return table(["", "step", "CPU's time", "GPU busy", "launches"], lines)
 
 
 def kernels() -> list[str]:
@@ -259,7 +265,8 @@ def kernels() -> list[str]:
         title += f", {parameters['rule']}" if "rule" in parameters else ""
         faster = f"{measured['value']:.2f}x"
         lines.append([title, str(parameters.get("M", "")), baseline, faster])
-    return table(["operation", "rows M", "baseline", "speed-up of the Triton kernel"], lines)
+    head = ["operation", "M (tokens computed)", "baseline", "speed-up of the Triton kernel"]
+    return table(head, lines)
 
 
 def kernels_origin() -> list[str]:
@@ -282,10 +289,10 @@ def tiny_on_gpu() -> list[str]:
 def resets() -> list[str]:
     """Schedules of full steps on the three tiny editors."""
     titles = {
-        "default": "default", "resets published": "published", "resets every 4": "every 4 steps",
+        "default": "default", "resets published": "as published", "resets every 4": "every 4 steps",
         "last quarter full": "all steps of the last quarter", "resets none": "none",
     }  # fmt: skip
-    return _sweep("resets", titles)
+    return _sweep("resets", "resets", titles)
 
 
 def blends() -> list[str]:
@@ -294,28 +301,30 @@ def blends() -> list[str]:
         "default": "cosine (default)", "anchored": "`anchored`", "static": "`static`",
         "condition": "the condition alone",
     }  # fmt: skip
-    return _sweep("fusion", titles)
+    return _sweep("fusion", "blend", titles)
 
 
-def _sweep(sweep: str, titles: Mapping[str, str]) -> list[str]:
-    """A line for each method of a sweep; columns of each editor: dB to the truth and to dense."""
+def _sweep(sweep: str, setting: str, titles: Mapping[str, str]) -> list[str]:
+    """Return a line for each method of a sweep, with its differences to the default.
+
+    Each editor has two columns: PSNR against the truth, and against the stock picture. The line of
+    the default also gives its own PSNR against the stock picture.
+    """
     lines = [[title] for title in titles.values()]
     for suffix in EDITORS.values():
         results = run(f"quality-{sweep}{suffix}")
         for line, method in zip(lines, titles, strict=True):
             for name in (TRUTH, DENSE):
                 if method == "default":
-                    line.append(
-                        "-" if name == TRUTH else value(results, DENSE, " dB", 1, method=method)
-                    )
+                    own = value(results, DENSE, " dB", 1, method=method)
+                    line.append("0" if name == TRUTH else f"0 (its PSNR: {own})")
                     continue
                 found = row(results, f"{name}, difference to default", method=method)
                 digits = 2 if name == TRUTH else 1
                 ends = (f"{found[end]:+.{digits}f}" for end in ("low", "high"))
                 line.append(f"{found['value']:+.{digits}f} [{', '.join(ends)}]")
-    return table(
-        ["", *(f"{editor}: {to}" for editor in EDITORS for to in ("truth", "dense"))], lines
-    )
+    head = [setting, *(f"{editor}: {to}" for editor in EDITORS for to in ("to truth", "to stock"))]
+    return table(head, lines)
 
 
 TABLES: Mapping[str, Callable[[], Sequence[str]]] = {

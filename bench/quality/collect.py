@@ -20,13 +20,13 @@ from tqdm import tqdm
 
 import spotedit
 from spotedit.evaluation.networks import networks
-from spotedit.evaluation.store import Lines
+from spotedit.evaluation.store import JsonLines
 from spotedit.pictures.images import save_image
 from spotedit.tiny.scenes import Scene
 
 from .. import edits
 from . import ablations, measures, record, rivals
-from .measures import NETWORKS, Figures, Truth
+from .measures import NETWORK_OF_MEASURE, Figures, Truth
 from .record import Setting, edit, paste
 from .variants import DEFAULT, Variant
 
@@ -63,7 +63,7 @@ class Job:
 
     def missing(self) -> list[tuple[int, str]]:
         """Return (seed, variant's name) of the edits that have no record of this variant yet."""
-        done = Lines(self.folder, "records").read()
+        done = JsonLines(self.folder, "records").read()
         return [
             (seed, name)
             for seed, name in self.wanted()
@@ -86,7 +86,7 @@ def collect(job: Job, workers: int = 1) -> Records:
         _work(job, missing, 0)
     else:
         _work_in_processes(job, missing, workers)
-    done = Lines(job.folder, "records").read()
+    done = JsonLines(job.folder, "records").read()
     return {(str(seed), name): done[str(seed), name] for seed, name in job.wanted()}
 
 
@@ -119,8 +119,8 @@ def _work(job: Job, share: Sequence[tuple[int, str]], number: int) -> None:
         return
     pipes = defaultdict[bool, Any](job.setting.load)  # True: for rivals that leave traces
     measuring_pipe = job.setting.load()
-    distances = networks(measuring_pipe.device, names=tuple(NETWORKS.values()))
-    lines, parent = Lines(job.folder, "records", number), parent_process()
+    distances = networks(measuring_pipe.device, names=tuple(NETWORK_OF_MEASURE.values()))
+    lines, parent = JsonLines(job.folder, "records", number), parent_process()
     done, truth = lines.read(), None
     arguments = job.setting.arguments(job.scenes(share[0][0]), 0, Variant())
     measuring_pipe(**arguments | {"num_inference_steps": _WARM_UP_STEPS})

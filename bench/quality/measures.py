@@ -20,7 +20,7 @@ from spotedit.tiny.scenes import Scene
 
 from .. import edits, metrics
 
-Figures = dict[str, Any]  # measured numbers by name
+Figures = dict[str, Any]  # numbers by name, or None where one does not apply
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Measure:
 
 
 # In the names, "against" is a comparison of pictures, and "above" a difference of two figures.
+# Committed rows record the keys, so these stay: `same_db` compares with the dense picture, and
+# `still_db` with the source, where the true edit changes nothing.
 MEASURES = {
     "edit_db": Measure("edited region against the truth", "dB", True),
     "edit_ssim": Measure("edited region against the truth, SSIM", "", True),
@@ -48,7 +50,7 @@ MEASURES = {
     "recall_dense": Measure("recall of what dense changes", "share", True),
     "precision": Measure("precision", "share", True),
 }
-NETWORKS = {"edit_lpips": "lpips", "edit_dists": "dists"}
+NETWORK_OF_MEASURE = {"edit_lpips": "lpips", "edit_dists": "dists"}
 
 
 class Truth:
@@ -59,7 +61,8 @@ class Truth:
         seed: the seed of the scene and of the noise that its edits start from.
         touched: tokens in which the true edit changes at least one pixel.
         edited: tokens in which it changes at least `metrics.EDITED_SHARE` of the pixels.
-        floor: the source after one pass through the VAE.
+        source_round_trip: the source after encoding and decoding by the VAE. Its errors are the
+            "floor" of the measures: no reused token can look better.
         touched_and_ring: the touched tokens and a ring of one token around them.
     """
 
@@ -71,11 +74,11 @@ class Truth:
         share = metrics.changed_share(scene.mask, self.grid)
         self.touched, self.edited = share > 0, share >= metrics.EDITED_SHARE
         self.touched_and_ring = quality.grown(self.touched, 1)
-        self.floor = edits.round_trip(pipe, scene.source)
+        self.source_round_trip = edits.round_trip(pipe, scene.source)
         target = edits.encode(pipe, scene.target)
         features = spec_for(pipe).features(pipe, target, self.grid)
         with torch.no_grad():
-            self._feature_distance = perceptual(target, self.grid, features, "auto")
+            self._feature_distance = perceptual(target, self.grid, features, impl="auto")
 
     def figures(
         self, picture: np.ndarray, dense: np.ndarray | None, region: np.ndarray | None
@@ -85,7 +88,7 @@ class Truth:
         Args:
             picture: the edit to measure.
             dense: the dense edit with the same seed and denoising loop; None if `picture` is it.
-            region: the tokens that were regenerated; None if the method does not select tokens.
+            region: the tokens that were recomputed; None if the method does not select tokens.
         """
         scene, mask = self.scene, self.scene.mask
         figures: Figures = {
@@ -98,7 +101,7 @@ class Truth:
             "edit_ssim": _ssim(picture, scene.target, mask),
             "edit_features": self._features(picture),
         }
-        for name, network in NETWORKS.items():
+        for name, network in NETWORK_OF_MEASURE.items():
             figures[name] = self._network(network, picture)
         if dense is not None:
             figures["same_db"] = quality.psnr(picture, dense, mask)
@@ -110,22 +113,23 @@ class Truth:
     def _region_figures(
         self, picture: np.ndarray, dense: np.ndarray | None, region: np.ndarray
     ) -> Figures:
-        background = quality.background(region, self.size)
+        background = quality.background(region, self.size)  # far from the recomputed tokens
         figures: Figures = {
             "background_db": quality.psnr(picture, self.scene.source, background),
-            "floor_db": quality.psnr(self.floor, self.scene.source, background),
+            "floor_db": quality.psnr(self.source_round_trip, self.scene.source, background),
             "recall": _share(region, self.edited),
             "precision": _share(self.touched, region),
-            "active_touched": _size_ratio(region, self.touched),
-            "active_ringed": _size_ratio(region, self.touched_and_ring),
+            "active_per_touched": _size_ratio(region, self.touched),
+            "active_per_touched_and_ring": _size_ratio(region, self.touched_and_ring),
         }
         figures["above_floor"] = figures["background_db"] - figures["floor_db"]
         if dense is not None:
-            changed = metrics.difference(dense, self.floor, self.grid) > metrics.VISIBLE
+            difference = metrics.difference(dense, self.source_round_trip, self.grid)
+            changed = difference > metrics.VISIBLE
             needed = quality.grown(self.touched | changed, 1)
             seam = quality.seam(region, self.size)
             figures["recall_dense"] = _share(region, changed)
-            figures["active_needed"] = _size_ratio(region, needed)
+            figures["active_per_needed"] = _size_ratio(region, needed)
             figures["seam"] = _mean_difference(picture, self.scene.target, seam)
             figures["seam_dense"] = _mean_difference(dense, self.scene.target, seam)
             figures["seam_excess"] = figures["seam"] - figures["seam_dense"]
@@ -138,17 +142,18 @@ class Truth:
         """
         mask, scene = self.scene.mask, self.scene
         true_change = _mean_difference(scene.target, scene.source, mask)
-        dense_change = _mean_difference(dense, self.floor, mask)
-        if not dense_change >= true_change / 2:  # nan, for an empty mask, also ends here
+        dense_change = _mean_difference(dense, self.source_round_trip, mask)
+        if math.isnan(dense_change) or dense_change < true_change / 2:  # nan: the mask is empty
             return None
-        return float(_mean_difference(picture, self.floor, mask) < dense_change / 2)
+        change = _mean_difference(picture, self.source_round_trip, mask)
+        return float(change < dense_change / 2)
 
     def _features(self, picture: np.ndarray) -> float:
         """Return the mean distance of the decoder's first layers over the edited tokens."""
         if not self.edited.any():
             return math.nan
         with torch.no_grad():
-            distances = self._feature_distance(Prediction(edits.encode(self.pipe, picture)))[0]
+            distances = self._feature_distance(Prediction(edits.encode(self.pipe, picture)))
         return float(distances.cpu().numpy().reshape(self.grid)[self.edited].mean())
 
     def _network(self, name: str, picture: np.ndarray) -> float | None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..rows import Row
 from . import gate
-from .measures import MEASURES, NETWORKS
+from .measures import MEASURES, NETWORK_OF_MEASURE
 from .record import Setting
 from .rivals import SETTINGS
 from .statistics import Estimate, Record, estimate, mean, paired, table
@@ -22,9 +22,9 @@ PAIRED = ("edit_db", "edit_ssim", "edit_features", "edit_lpips", "edit_dists", "
 UNPAIRED = ("same_db", "above_floor", "seam_excess", "undone", "recall", "recall_dense",
             "precision")  # fmt: skip
 SIZES = {
-    "active_touched": "active / touched tokens",
-    "active_ringed": "active / touched tokens and a ring of one around them",
-    "active_needed": "active / tokens that the truth or dense changes, and a ring of one",
+    "active_per_touched": "active / touched tokens",
+    "active_per_touched_and_ring": "active / touched tokens and a ring of one around them",
+    "active_per_needed": "active / tokens that the truth or dense changes, and a ring of one",
 }
 BANDS = {"below 5%": (0.0, 0.05), "5 to 20%": (0.05, 0.2), "above 20%": (0.2, 1.0)}
 RATIO, WORK, SECONDS = "r, spot steps", "work saved", "seconds"
@@ -40,7 +40,7 @@ AT_LEAST = {
 }
 AT_MOST = {
     "easy": {RATIO: 0.35, SEAM: 0.0, "undone": 0.01},
-    "hard": {"active_needed": 1.4, "undone": 0.01},
+    "hard": {"active_per_needed": 1.4, "undone": 0.01},
 }
 
 
@@ -214,7 +214,9 @@ def remarks(
     """Return what a reader needs to know about these rows, in sentences."""
     sentences = []
     absent = [
-        NETWORKS[n].upper() for n in NETWORKS if all(r.get(n) is None for r in records.values())
+        network.upper()
+        for measure, network in NETWORK_OF_MEASURE.items()
+        if all(record.get(measure) is None for record in records.values())
     ]
     if absent:
         sentences.append(f"{' and '.join(absent)} are not measured: their weights are absent.")

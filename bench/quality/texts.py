@@ -11,7 +11,7 @@ from .results import Results, cell, read, table
 from .variants import DEFAULT, HARD, MAIN, SWEEPS
 
 # suffix of a run's name -> what its sections' titles say about the editor
-EDITOR_TITLES = {"": "", "-qwen": ", the Qwen editor", "-world": ", the drawn world's editor"}
+EDITOR_TITLES = {"": "", "-qwen": ", tiny Qwen", "-world": ", tiny drawn"}
 OTHER_EDITORS = {
     f"quality{split}{suffix}": title + editor
     for suffix, editor in EDITOR_TITLES.items()
@@ -87,7 +87,7 @@ def readme(main: Results, hard: Results) -> str:
     """Return the README's table with the markers around it."""
     columns = {  # title -> (row, number of digits, factor)
         "edits left undone": (MEASURES["undone"].name, 1, 100),
-        "changed tokens found": (MEASURES["recall"].name, 1, 100),
+        "changed tokens recomputed": (MEASURES["recall"].name, 1, 100),
         "PSNR of the edited region, minus stock's": (MEASURES["edit_db"].name + DIFFERENCE, 2, 1),
         "r": (RATIO, 0, 100),
         "work saved": (WORK, 0, 100),
@@ -126,20 +126,20 @@ def document(runs: Mapping[str, Results]) -> str:
         "# Quality on scenes with a known truth",
         "",
         "Three small editors with real architectures edit scenes whose right answer is known. Two",
-        "of them edit shapes on photographs: `kontext`, which ships with the package, and `qwen`.",
-        "The third, `world`, edits drawn pictures and is still in training. *Dense* is the stock",
-        "pipeline, which computes all tokens in every step. Every method starts from the same",
-        "noise as dense, and differences are paired by scene. Intervals are 95% intervals. The",
-        "figures are defined in [bench/results/quality.md](../bench/results/quality.md).",
+        "of them edit shapes on photographs: tiny Kontext, which ships with the package, and tiny",
+        "Qwen. The third, tiny drawn, edits drawn pictures and is still in training. *Dense* is",
+        "the rows' word for the stock pipeline, which computes all tokens in every step. Every",
+        "method starts from the same noise as dense, and differences are paired by scene.",
+        "Intervals are 95% intervals. The figures are defined in",
+        "[bench/results/quality.md](../bench/results/quality.md).",
         "`python -m bench.quality --readme` writes this page from the rows.",
         "",
         "- **Easy scenes** edit objects of 2 to 60% of the picture, in clearly different colours.",
         "- **Hard scenes** mislead a judge: the object has the colour of what it covers, or is one",
         "  or two tokens large, or only its shade or texture changes.",
-        "- **Left undone**: share of the edits that dense makes but this method makes by less than",
-        "  half.",
-        "- **Recall**: share of the truly changed tokens that the last spot step computes.",
-        "- **r**: share of the tokens that a spot step computes.",
+        "- **Left undone**: the share of dense's edits of which this method makes less than half.",
+        "- **Recall**: the share of the truly changed tokens that the last spot step recomputes.",
+        "- **r**: the share of the picture's tokens that a spot step recomputes.",
         "",
         "![edited region and seam against work](quality.png)",
         "",
@@ -154,7 +154,8 @@ def document(runs: Mapping[str, Results]) -> str:
         *_section(hard, HARD),
         "",
         "The ten scenes in which the default misses the most of the changed tokens. From left to",
-        "right: source, dense, spot, and spot with the region outlined.",
+        "right: the source, the dense edit, the edit with `spotedit`, and the same with the",
+        "recomputed region outlined.",
         "",
         "![the ten worst scenes](quality-worst.png)",
     ]

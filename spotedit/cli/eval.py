@@ -16,7 +16,7 @@ from ..evaluation.networks import CLIP, networks
 from ..evaluation.readers import read
 from ..evaluation.run import edit_all, settings_of
 from ..evaluation.score import read_scores, score_all, write_prompts
-from ..evaluation.store import Lines
+from ..evaluation.store import JsonLines
 from ..evaluation.table import table
 from ..pictures.files import OutputError, make_folder, write_text
 from ..pictures.images import check_output
@@ -56,7 +56,7 @@ def run(options: EvalOptions) -> None:
                     _warn_of_absent(clip)
                 _edit(options, data, share, device, state.process_index)
                 state.wait_for_everyone()
-            check_data(Lines(options.out, "rows").read().values(), data)
+            check_data(JsonLines(options.out, "rows").read().values(), data)
             loaded = networks(device, clip)
             score_all(share, options.out, loaded, state.process_index)
         state.wait_for_everyone()
@@ -102,13 +102,13 @@ def _edit(
 
 def _report(options: EvalOptions, data: DataSet, absent: Mapping[str, str]) -> None:
     out = options.out
-    rows = Lines(out, "rows").read()
+    rows = JsonLines(out, "rows").read()
     if all("problem" in row for row in rows.values()):
         problems = [row["problem"] for row in rows.values()]
         first = problems[0] if problems else "nothing has been edited"
         raise Failure(f"{out}: no picture is finished: {first}")
     scores, problems = read_scores(out, rows)
-    text = table(data, rows, Lines(out, "metrics").read(), scores, absent, problems)
+    text = table(data, rows, JsonLines(out, "metrics").read(), scores, absent, problems)
     print(text)
     write_text(_table_path(out), text)
     if options.prompts:

@@ -31,7 +31,7 @@ from ..pictures.images import save_image
 from .data import DataSet, Item
 from .edits import MODES, call_options, edit, loop_settings, machine, warm_up
 from .fair import check_fair
-from .store import Lines, Row, digest
+from .store import JsonLines, Row, digest
 
 Prepare = Callable[[Image.Image], Image.Image]
 
@@ -97,7 +97,7 @@ def edit_all(
         Unfair: existing rows were made in another way, see `check_fair`.
         OutputError: a picture or a row cannot be written; what is finished stays.
     """
-    lines = Lines(out, "rows", process)
+    lines = JsonLines(out, "rows", process)
     done = lines.read()
     check_fair(done.values(), settings)
     for mode in MODES:

@@ -1,12 +1,12 @@
-"""Measure the finished pictures, and exchange pictures and scores with an external judge.
+"""Measure the finished pictures, and exchange pictures and scores with an external rater.
 
-A row of `metrics-N.jsonl` describes one picture in one mode: key, mode, sha256 of the measured
-picture, the CLIP model, and `values`, which maps each metric to its figure or to the reason why
-there is none.
+A line of `metrics-N.jsonl`, which process N writes, describes one picture in one mode. It has the
+key, the mode, the sha256 of the measured picture, the CLIP model, and `values`, which maps each
+metric to its figure or to the reason why there is none.
 
 A vision-language model that scores the edits runs outside this program. `prompts.jsonl` has a line
 for every picture, {key, mode, category, instruction, source, picture}, with paths relative to its
-folder. The judge writes `scores.jsonl` beside it, with lines of {key, mode, score}. A score is a
+folder. The rater writes `scores.jsonl` beside it, with lines of {key, mode, score}. A score is a
 number from 1 to 5, or a list of such numbers (ImgEdit has three), of which the mean counts.
 """
 
@@ -24,45 +24,50 @@ from .edits import MODES
 from .metrics import lacking, measure
 from .networks import Networks
 from .run import picture_path
-from .store import Lines, Row, digest
+from .store import JsonLines, Row, digest
 
 Rows = Mapping[tuple[str, str], Row]
 
 
-class Changed(ValueError):
-    """Raised when a picture is not the one that its row was written for."""
+class PictureChanged(ValueError):
+    """Raised when a picture is not the one that was edited."""
 
 
 def score_all(items: Sequence[Item], out: Path, networks: Networks, process: int = 0) -> None:
-    """Measure the pictures of `items` that have a row and lack a figure.
+    """Measure the pictures of `items` that were edited and are not fully measured yet.
 
     Args:
         items: this process's share of the items.
-        out: folder of the rows and pictures.
+        out: folder of the edits' rows, the pictures and the metrics.
         networks: the metrics to measure.
         process: index of this process.
 
     Raises:
-        Changed: a picture has been replaced since its row was written.
-        OutputError: a row cannot be written.
+        PictureChanged: a picture has been replaced since it was edited.
+        OutputError: the metrics cannot be written.
     """
-    lines = Lines(out, "metrics", process)
-    rows, done = Lines(out, "rows").read(), lines.read()
+    edits = JsonLines(out, "rows").read()
+    metrics_file = JsonLines(out, "metrics", process)
+    metrics = metrics_file.read()  # of all processes
     for item in tqdm(items, desc="measuring", unit="picture", disable=process != 0):
         for mode in MODES:
-            row, old = rows.get((item.key, mode)), done.get((item.key, mode))
-            if row is None or "problem" in row:
+            picture_id = item.key, mode
+            edit = edits.get(picture_id)
+            if edit is None or "problem" in edit:
                 continue
-            if old and old["sha256"] == row["sha256"] and not _is_stale(old, networks):
+            old = metrics.get(picture_id)
+            if old and old["sha256"] == edit["sha256"] and not _is_stale(old, networks):
                 continue
             path = picture_path(out, item.key, mode)
-            if not path.is_file() or digest(path) != row["sha256"]:
-                raise Changed(f"{path} is not the picture that was edited; delete it and edit anew")
-            lines.append(
+            if not path.is_file() or digest(path) != edit["sha256"]:
+                raise PictureChanged(
+                    f"{path} is not the picture that was edited; delete it and edit anew"
+                )
+            metrics_file.append(
                 {
                     "key": item.key,
                     "mode": mode,
-                    "sha256": row["sha256"],
+                    "sha256": edit["sha256"],
                     "values": measure(item.load(), load_image(path), item, networks),
                     "clip": networks.clip_model,
                 }
@@ -85,7 +90,7 @@ def write_prompts(items: Sequence[Item], out: Path, rows: Rows) -> Path:
         OutputError: a file cannot be written.
     """
     make_folder(out / "source")
-    finished = {place for place, row in rows.items() if "problem" not in row}
+    finished = {picture_id for picture_id, row in rows.items() if "problem" not in row}
     prompts = []
     for item in items:
         modes = [mode for mode in MODES if (item.key, mode) in finished]
@@ -122,14 +127,15 @@ def read_scores(out: Path, rows: Rows) -> tuple[dict[tuple[str, str], float], li
             continue
         try:
             fields = json.loads(line)
-            place, score = (fields["key"], fields["mode"]), fields["score"]
+            picture_id = fields["key"], fields["mode"]
+            score = fields["score"]
             parts = score if isinstance(score, list) and score else [score]
-            if place not in rows:
+            if picture_id not in rows:
                 problems.append(f"scores.jsonl, line {number}: no such picture")
             elif not all(type(part) in (int, float) and 1 <= part <= 5 for part in parts):
                 problems.append(f"scores.jsonl, line {number}: score {score!r}; expected 1 to 5")
             else:
-                scores[place] = fmean(parts)
+                scores[picture_id] = fmean(parts)
         except (ValueError, KeyError, TypeError):
             problems.append(f"scores.jsonl, line {number}: not a line of key, mode and score")
     return scores, problems

@@ -13,8 +13,8 @@ from ..pictures.files import OutputError
 Row = dict[str, Any]
 
 
-class Lines:
-    """The rows of one kind in a folder.
+class JsonLines:
+    """The JSON-lines files of one kind of rows in a folder.
 
     Each process appends to its own file, `KIND-PROCESS.jsonl`, and reads the files of all. A row
     gets the field `written`, in seconds since the epoch. If two rows have the same picture and
@@ -26,7 +26,7 @@ class Lines:
         self._path = folder / f"{kind}-{process}.jsonl"
 
     def read(self) -> dict[tuple[str, str], Row]:
-        """Return the rows by (key, mode)."""
+        """Return the rows that all processes wrote, by (key, mode)."""
         paths = sorted(self._folder.glob(f"{self._kind}-*.jsonl"))
         rows = sorted((row for path in paths for row in _rows(path)), key=lambda r: r["written"])
         return {(row["key"], row["mode"]): row for row in rows}

@@ -184,7 +184,12 @@ def test_a_picture_equal_to_the_truth_has_the_best_figures(tiny):
     assert perfect["edit_features"] == pytest.approx(0, abs=1e-6)
     assert perfect["to_truth"] == perfect["seam"] == 0
     assert perfect["recall"] == 1
-    assert perfect["active_needed"] <= perfect["active_ringed"] == 1 < perfect["active_touched"]
+    assert (
+        perfect["active_per_needed"]
+        <= perfect["active_per_touched_and_ring"]
+        == 1
+        < perfect["active_per_touched"]
+    )
     outside = truth.figures(truth.scene.source, dense, ~truth.touched_and_ring)
     assert outside["edit_ssim"] < 0.99
     assert outside["edit_features"] > 0.05
@@ -237,7 +242,7 @@ TIMES = ("seconds", "written")
 
 def stored(folder):
     (work,) = folder.iterdir()
-    rows = collect.Lines(work, "records").read()
+    rows = collect.JsonLines(work, "records").read()
     return {place: {k: v for k, v in row.items() if k not in TIMES} for place, row in rows.items()}
 
 
@@ -372,7 +377,7 @@ def test_the_worst_scenes_are_those_with_the_lowest_recall():
 
 def test_an_edit_is_left_undone_if_less_than_half_of_it_is_made(tiny):
     truth = tiny[2]
-    source, target = truth.floor, truth.scene.target
+    source, target = truth.source_round_trip, truth.scene.target
     assert truth._undone(source, target) == 1
     assert truth._undone(target, target) == 0
     assert truth._undone(source, source) is None  # dense did not make it either

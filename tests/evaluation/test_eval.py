@@ -23,7 +23,7 @@ from spotedit.cli import main
 from spotedit.evaluation import edits
 from spotedit.evaluation.metrics import DISTANCES
 from spotedit.evaluation.networks import Networks
-from spotedit.evaluation.store import Lines
+from spotedit.evaluation.store import JsonLines
 
 PICTURES, STEPS = 2, 4
 KILLS = 3
@@ -56,7 +56,7 @@ def untimed(out: Path) -> list[dict]:
     """Return all rows, of edits and of figures, without their times."""
     rows = []
     for kind in ("rows", "metrics"):
-        for row in Lines(out, kind).read().values():
+        for row in JsonLines(out, kind).read().values():
             rows.append({k: v for k, v in row.items() if k not in ("seconds", "written")})
     return sorted(rows, key=lambda row: json.dumps(row, sort_keys=True))
 
@@ -144,7 +144,7 @@ def test_two_processes_share_the_pictures(data, finished, tmp_path):
 
 
 def test_half_written_lines_are_left_out(tmp_path):
-    first = Lines(tmp_path, "rows")
+    first = JsonLines(tmp_path, "rows")
     first.append({"key": "a", "mode": "dense", "n": 1})
     with (tmp_path / "rows-0.jsonl").open("a") as file:
         file.write('{"key": "b", "mode": "den')
@@ -157,8 +157,8 @@ def test_half_written_lines_are_left_out(tmp_path):
 
 def test_the_later_row_counts_whichever_process_wrote_it(tmp_path):
     for process, n in ((1, 1), (0, 2)):
-        Lines(tmp_path, "rows", process).append({"key": "a", "mode": "dense", "n": n})
-    assert Lines(tmp_path, "rows").read()["a", "dense"]["n"] == 2
+        JsonLines(tmp_path, "rows", process).append({"key": "a", "mode": "dense", "n": n})
+    assert JsonLines(tmp_path, "rows").read()["a", "dense"]["n"] == 2
 
 
 def test_a_picture_that_is_gone_is_edited_anew(data, copy, finished):
@@ -189,9 +189,9 @@ def test_another_loop_is_refused(data, copy, capsys):
     ],
 )
 def test_a_table_of_unlike_rows_is_refused(data, copy, capsys, change):
-    row = Lines(copy, "rows").read()["000000000001", "spot"]
+    row = JsonLines(copy, "rows").read()["000000000001", "spot"]
     change(row)
-    Lines(copy, "rows").append(row)
+    JsonLines(copy, "rows").append(row)
     assert main(command(data, copy, "--score-only")) == 2
     error = capsys.readouterr().err
     assert "000000000001" in error
@@ -199,9 +199,9 @@ def test_a_table_of_unlike_rows_is_refused(data, copy, capsys, change):
 
 
 def test_another_number_of_threads_is_another_machine(data, copy, capsys):
-    row = Lines(copy, "rows").read()["000000000001", "spot"]
+    row = JsonLines(copy, "rows").read()["000000000001", "spot"]
     row["settings"]["threads"] = 3
-    Lines(copy, "rows").append(row)
+    JsonLines(copy, "rows").append(row)
     assert main(command(data, copy)) == 2
     assert "threads = 3; expected 1" in capsys.readouterr().err  # the tiny editor has one
 
@@ -233,7 +233,7 @@ def test_both_modes_of_every_family_run_the_same_loop(name):
 
 
 def test_both_modes_run_the_same_loop(finished):
-    rows = Lines(finished, "rows").read()
+    rows = JsonLines(finished, "rows").read()
     assert {row["forwards"] for row in rows.values()} == {STEPS}
     assert {row["r"] is None for (_, mode), row in rows.items() if mode == "dense"} == {True}
     assert all(0 < row["r"] < 1 for (_, mode), row in rows.items() if mode == "spot")
@@ -245,7 +245,7 @@ def test_figures_of_another_clip_model_are_taken_anew(data, copy, monkeypatch):
         networks = Networks({}, embed, model, absent, CPU)
         monkeypatch.setattr("spotedit.cli.eval.networks", lambda *_: networks)
         assert main(command(data, copy, "--score-only")) == 0
-        return [(row["clip"], row["written"]) for row in Lines(copy, "metrics").read().values()]
+        return [(row["clip"], row["written"]) for row in JsonLines(copy, "metrics").read().values()]
 
     first = measured("one")
     assert {model for model, _ in first} == {"one"}
@@ -274,7 +274,7 @@ def test_the_table_has_the_papers_columns(finished):
     header = ["method", "speed-up", "CLIP", "SSIM", "PSNR", "DISTS", "VL score"]
     assert cells(text, "method") == header
     dense, spot = cells(text, "TinyKontextPipeline"), cells(text, "SpotEdit")
-    rows, metrics = Lines(finished, "rows").read(), Lines(finished, "metrics").read()
+    rows, metrics = JsonLines(finished, "rows").read(), JsonLines(finished, "metrics").read()
     seconds = [
         sum(row["seconds"] for (_, mode), row in rows.items() if mode == name)
         for name in ("dense", "spot")

@@ -25,7 +25,7 @@ from spotedit.cli.pipelines import explain_errors
 from spotedit.evaluation import run as evaluation
 from spotedit.evaluation.data import DataSet, Item
 from spotedit.evaluation.edits import Edit
-from spotedit.evaluation.store import Lines
+from spotedit.evaluation.store import JsonLines
 from spotedit.pictures import images
 from spotedit.pictures.draw import plot_steps
 from spotedit.pictures.files import (
@@ -299,7 +299,7 @@ def test_demo_verify_and_calibrate_lose_nothing(elsewhere, monkeypatch, capsys):
 
 
 def test_a_row_that_was_cut_short_is_not_there(tmp_path):
-    lines = Lines(tmp_path, "rows")
+    lines = JsonLines(tmp_path, "rows")
     row = {"key": "a", "mode": "dense", "text": "x" * 900}
     lines.append(row)
     with file_size_limit(1500), pytest.raises(OutputError, match=r"rows-0.jsonl: .*File too large"):
@@ -314,7 +314,7 @@ def test_a_row_that_was_cut_short_is_not_there(tmp_path):
 def test_a_row_file_that_cannot_be_opened(tmp_path, monkeypatch, code):
     monkeypatch.setattr(os, "open", partial(refuse, code))
     with pytest.raises(OutputError, match=os.strerror(code)):
-        Lines(tmp_path, "rows").append({"key": "a", "mode": "dense"})
+        JsonLines(tmp_path, "rows").append({"key": "a", "mode": "dense"})
 
 
 def test_a_run_on_a_full_disk_ends_and_goes_on(tmp_path, monkeypatch):
@@ -342,7 +342,7 @@ def test_a_run_on_a_full_disk_ends_and_goes_on(tmp_path, monkeypatch):
     made.clear()
     edit_all()
     assert made == [(96, "spot"), (96, "dense"), (17, "dense"), (17, "spot")]
-    rows = Lines(tmp_path, "rows").read()
+    rows = JsonLines(tmp_path, "rows").read()
     assert len(rows) == 6
     assert not any("problem" in row for row in rows.values())
 
@@ -362,7 +362,7 @@ def test_what_eval_cannot_write_is_a_failure(tmp_path, monkeypatch, capsys):
 
 
 def test_the_table_is_printed_before_it_is_written(tmp_path, monkeypatch, capsys):
-    Lines(tmp_path, "rows").append({"key": "a", "mode": "dense"})
+    JsonLines(tmp_path, "rows").append({"key": "a", "mode": "dense"})
     monkeypatch.setattr(evaluate, "table", lambda *args: "the table")
     monkeypatch.setattr(evaluate, "write_text", partial(refuse, errno.ENOSPC))
     with pytest.raises(OSError, match="No space"):

@@ -132,7 +132,10 @@ def _check(tensors: dict[str, Tensor], index: Tensor) -> None:
 def _weight(
     t: float | Tensor | None, weight: float | Tensor | None, like: Tensor
 ) -> tuple[float | Tensor, bool]:
-    """Return the weight on the cached values and False, or t and True if t is a tensor."""
+    """Return the weight on the cached values, and whether it still has to be computed from t.
+
+    That is so if t is a tensor, whose value is not read here; then the first result is t.
+    """
     value = weight if t is None else t
     if value is None or (t is not None and weight is not None):
         raise ValueError(

@@ -1,8 +1,9 @@
-"""The blend of K and V rows in one pass; a program takes a tile of (index entry, head) pairs.
+"""The blend of K and V rows in one pass; a program takes a tile of (entry, head) items.
 
 Names in the kernel: ``p_`` pointer, ``o_`` offset, ``m_`` mask, ``b_`` tile; ``stride_k_out_s`` is
-the stride of k_out along s. Axes: b batch, s rows, h heads, d channels of a head. Tiles have the
-shape [P, D], with P = BLOCK_P pairs and D = BLOCK_D channels.
+the stride of k_out along s. Axes: b batch, s rows, h heads, d channels of a head. An entry is one
+of the index's M entries, and holds the row to blend. Tiles have the shape [P, D], with P = BLOCK_P
+items and D = BLOCK_D channels.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ NUM_WARPS = 4
 
 @triton.jit
 def _lerp(b_ref, b_cached, w):
-    """Return ref + w (cached - ref), exact at w = 0 and w = 1."""
+    """Return ref + w (cached - ref), exact at w = 0 and w = 1.
+
+    The formula starts from the operand that weighs more.
+    """
     difference = b_cached - b_ref
     return tl.where(w < 0.5, b_ref + w * difference, b_cached - (1.0 - w) * difference)
 
@@ -41,6 +45,7 @@ def _cosine_weight(t):
     return cosine * cosine
 
 
+# These vary between pictures and steps; specialised on, a new value could compile a new kernel.
 @triton.jit(do_not_specialize=["num_entries", "num_rows", "stride_index_b"])
 def _kv_blend(
     p_k_out, p_v_out, p_k_cached, p_v_cached, p_k_ref, p_v_ref, p_index, p_weight,
@@ -54,15 +59,15 @@ def _kv_blend(
     stride_index_b,
     WEIGHT: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Blend the indexed rows of one batch row.
+    """Blend P items of one image.
 
     WEIGHT says where the weight comes from: "number", the argument `weight`; "weight", the device
     scalar at p_weight; "time", the device scalar t at p_weight, from which it is computed.
     """
     # The rows and heads of this program
     batch = tl.program_id(1).to(tl.int64)
-    pair = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)  # [P]
-    entry, head = pair // num_heads, (pair % num_heads).to(tl.int64)
+    item = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)  # [P]
+    entry, head = item // num_heads, (item % num_heads).to(tl.int64)
     p_entries = p_index + batch * stride_index_b
     row, m_row = checked_row(p_entries, entry, entry < num_entries, num_rows)
     d = tl.arange(0, BLOCK_D)
@@ -113,7 +118,7 @@ def _op(
     weight: float,
     is_time: bool,
 ) -> None:
-    """Launch the kernel; `is_time`: `device_weight` holds t, not the weight."""
+    """Launch the kernel; with `is_time`, `device_weight` holds t and not the weight."""
     b, s, h, _ = k_out.shape
     d = int(k_out.shape[3])  # static under torch.compile
     block_d = triton.next_power_of_2(d)

@@ -1,4 +1,4 @@
-"""The blend of K and V with ``lerp`` over all rows, of which the indexed ones are kept."""
+"""The blend of K and V: ``lerp`` over all rows, and only the indexed ones are written."""
 
 from __future__ import annotations
 

@@ -28,6 +28,7 @@ def _load_latents(p_latents, token, channel, m_tile, stride_n, stride_c):
     return tl.load(p_latents + o_tile, mask=m_tile, other=0.0).to(tl.float32)
 
 
+# The number of tokens varies with the picture; specialised on, it could compile a new kernel.
 @triton.jit(do_not_specialize=["num_tokens"])
 def _latent_distance(
     p_x, p_y, p_velocity, p_sigma, p_out, sigma, num_tokens, num_channels,
@@ -69,7 +70,7 @@ def _latent_distance(
 def _strides(latents: Tensor) -> tuple[int, int, int]:
     """Return the strides of latents, with 0 along a batch of 1.
 
-    The stride of a single image varies with N, and a new value could compile a new kernel.
+    The batch stride of a single image varies with N, and a new value could compile a new kernel.
     """
     stride_b, stride_n, stride_c = latents.stride()
     return 0 if latents.shape[0] == 1 else stride_b, stride_n, stride_c

@@ -13,14 +13,16 @@ def schedules(target: str) -> list[Schedule]:
     unit_strides = [name for name in strides if name.endswith("d")]
     aligned_strides = [name for name in strides if name not in (*unit_strides, "stride_slots_b")]
     spot = {"p_slots", "p_text_q_weight", "p_text_k_weight"}
-    full = {"p_k_ref", "p_cos_ref", "p_sin_ref", "p_text_q_weight", "p_text_k_weight"}
+    tables = ("p_cos", "p_sin", "p_cos_condition", "p_sin_condition")
+    condition = {"p_k_condition", "p_cos_condition", "p_sin_condition"}
+    full = condition | {"p_text_q_weight", "p_text_k_weight"}
     return [
         Schedule(
             f"qk_norm_rope {dtype} D={head_dim} {suffix}",
             _qk_norm_rope,
             {
                 **{name: f"*{dtype}" for name in names if name.startswith("p_")},
-                **dict.fromkeys(("p_cos", "p_sin", "p_cos_ref", "p_sin_ref"), "*fp32"),
+                **dict.fromkeys(tables, "*fp32"),
                 "p_slots": "*i64",
                 "eps": "fp32",
             },

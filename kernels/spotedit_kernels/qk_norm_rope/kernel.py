@@ -1,10 +1,17 @@
-"""Norm, rotation and cache write in one pass; a program takes a tile of (row, head) pairs.
+"""Norm, rotation and cache write in one pass; a program takes a tile of (entry, head) items.
 
 Names in the kernel: ``p_`` pointer, ``o_`` offset, ``m_`` mask, ``b_`` tile; ``stride_qs`` is the
-stride of q along s. Axes: b batch, s rows, h heads, d channels of a head. An entry is one of the M
-rows of a step; its row is its place in the joint sequence. Shapes: P = BLOCK_P (entry, head) pairs,
-D = BLOCK_D channels. The rotation turns pairs of channels, so most tiles come in two halves,
-``b_x_first`` and ``b_x_second`` [P, D/2], which hold the first and the second members.
+stride of q along s. Axes: b batch, s tokens, h heads, d channels of a head.
+
+- entry: one of the M tokens that a step computes, 0..M-1. The `text_len` prompt tokens come first.
+- row: the place of an entry in the joint sequence, 0..S-1. ``p_slots`` gives it for each entry;
+  an entry with a negative row is padding.
+- item: one head of one entry. A program takes P = BLOCK_P items and D = BLOCK_D channels.
+- pair: two channels that are rotated together. Most tiles come in two halves, ``b_x_first`` and
+  ``b_x_second`` [P, D/2], which hold the first and the second channels of the pairs.
+- condition keys: keys that are rotated once more by other tables, ``p_k_condition``,
+  ``p_cos_condition`` and ``p_sin_condition`` (`k_ref`, `cos_ref` and `sin_ref` of the public
+  function).
 """
 
 from __future__ import annotations
@@ -27,7 +34,7 @@ NUM_WARPS = 4
 def _load_pairs(
     p_x, stride_d, m_x, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, INTERLEAVED: tl.constexpr
 ):
-    """Load both members of the pairs in the rows at p_x [P, 1], as two fp32 tiles [P, D/2]."""
+    """Load the channels at p_x [P, 1], as two fp32 tiles [P, D/2] of the pairs' members."""
     if INTERLEAVED:  # one contiguous tile, split in registers: stride-2 loads would not vectorise
         d = tl.arange(0, BLOCK_D)[None, :]
         b_x = tl.load(p_x + d * stride_d, mask=(d < HEAD_DIM) & m_x, other=0.0).to(tl.float32)
@@ -63,15 +70,15 @@ def _load_table(p_x, m_x, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, INTERLE
     """Load a table's values for the first and second members of the pairs, [P, D/2] each."""
     b_first, b_second = _load_pairs(p_x, 1, m_x, HEAD_DIM, BLOCK_D, INTERLEAVED)
     if not INTERLEAVED:
-        # Both members have the same angle. An interleaved load must use both halves that it reads:
-        # if one were unused, the compiler would make it a strided load.
+        # Both members have the same angle, so one half is enough. The interleaved case uses both:
+        # if one of the halves it reads were unused, the compiler would make it a strided load.
         b_second = b_first
     return b_first, b_second
 
 
 @triton.jit
 def _rotate(b_first, b_second, cos, sin):
-    """Rotate the pairs, unrounded; `cos` and `sin` are what `_load_table` returns."""
+    """Rotate the pairs in fp32; the caller rounds. `_load_table` returns `cos` and `sin`."""
     return b_first * cos[0] - b_second * sin[0], b_second * cos[1] + b_first * sin[1]
 
 
@@ -86,7 +93,8 @@ def _normalise(
     """
     scale = tl.rsqrt(tl.sum(b_first * b_first + b_second * b_second, 1) / HEAD_DIM + eps)[:, None]
     b_w_first, b_w_second = 1.0, 1.0
-    # Load the weights once for each pair: a single row of them would pass through shared memory.
+    # Every item loads the weights itself: `+ o_w` (zeros) makes a [P, 1] pointer. A single copy for
+    # all items would pass through shared memory.
     o_w = tl.zeros(is_text.shape, tl.int32)
     if p_weight is not None:
         b_w_first, b_w_second = _load_pairs(p_weight + o_w, 1, True, HEAD_DIM, BLOCK_D, INTERLEAVED)
@@ -100,34 +108,38 @@ def _normalise(
     return b_first.to(DTYPE).to(tl.float32), b_second.to(DTYPE).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["num_entries", "num_rows", "num_ref", "text_len", "stride_slots_b"])
+# These vary between pictures and steps; specialised on, a new value could compile a new kernel.
+@triton.jit(
+    do_not_specialize=["num_entries", "num_rows", "num_condition", "text_len", "stride_slots_b"]
+)
 def _qk_norm_rope(
-    p_q_out, p_q, p_k, p_v, p_k_cache, p_v_cache, p_k_ref, p_slots,
-    p_cos, p_sin, p_cos_ref, p_sin_ref,
+    p_q_out, p_q, p_k, p_v, p_k_cache, p_v_cache, p_k_condition, p_slots,
+    p_cos, p_sin, p_cos_condition, p_sin_condition,
     p_q_weight, p_k_weight, p_text_q_weight, p_text_k_weight,
-    eps, num_entries, num_rows, num_ref, text_len, num_heads,
+    eps, num_entries, num_rows, num_condition, text_len, num_heads,
     stride_qb, stride_qs, stride_qh, stride_qd,
     stride_kb, stride_ks, stride_kh, stride_kd,
     stride_vb, stride_vs, stride_vh, stride_vd,
     stride_k_cache_b, stride_k_cache_s, stride_k_cache_h, stride_k_cache_d,
     stride_v_cache_b, stride_v_cache_s, stride_v_cache_h, stride_v_cache_d,
-    stride_k_ref_b, stride_k_ref_s, stride_k_ref_h, stride_k_ref_d,
+    stride_k_condition_b, stride_k_condition_s, stride_k_condition_h, stride_k_condition_d,
     stride_slots_b,
-    stride_cos_b, stride_cos_s, stride_sin_b, stride_sin_s, stride_cos_ref_s, stride_sin_ref_s,
+    stride_cos_b, stride_cos_s, stride_sin_b, stride_sin_s,
+    stride_cos_condition_s, stride_sin_condition_s,
     ALIGNED: tl.constexpr, INTERLEAVED: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Process P (entry, head) pairs of one batch row.
+    """Process P items of one image.
 
-    Without p_slots the entries are all rows in order. ALIGNED: the tables cos and sin have a row
-    for each entry; otherwise they have one for each row of the joint sequence.
+    Without p_slots the entries are all rows in order. ALIGNED: the tables cos and sin are indexed
+    by entry; otherwise by row.
     """
     DTYPE: tl.constexpr = p_q.dtype.element_ty
 
     # The entries, rows and heads of this program
     batch = tl.program_id(1).to(tl.int64)
-    pair = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)  # [P]
-    entry, head = pair // num_heads, (pair % num_heads).to(tl.int64)[:, None]
+    item = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)  # [P]
+    entry, head = item // num_heads, (item % num_heads).to(tl.int64)[:, None]
     m_entry = entry < num_entries
     if p_slots is None:
         row, m_row = entry.to(tl.int64), m_entry
@@ -137,7 +149,8 @@ def _qk_norm_rope(
     m_entry, m_row, is_text = m_entry[:, None], m_row[:, None], entry < text_len
     d = tl.arange(0, BLOCK_D)[None, :]
 
-    # Load q, k and v: masked by m_entry, so that none of them waits for the slots
+    # Load q, k and v. The mask is m_entry rather than m_row: m_row depends on p_slots, and the
+    # loads would wait for it
     p_q += batch * stride_qb + entry * stride_qs + head * stride_qh
     p_k += batch * stride_kb + entry * stride_ks + head * stride_kh
     p_v += batch * stride_vb + entry * stride_vs + head * stride_vh
@@ -179,19 +192,30 @@ def _qk_norm_rope(
     p_v_cache += batch * stride_v_cache_b + row * stride_v_cache_s + head * stride_v_cache_h
     tl.store(p_v_cache + d * stride_v_cache_d, b_v, mask=(d < HEAD_DIM) & m_row)
 
-    # Write the normalised k of the last num_ref rows to k_ref, rotated by the other tables
-    if p_k_ref is not None:
-        ref_row = row - (num_rows - num_ref)
-        m_ref = m_row & (ref_row >= 0)
-        ref_row = tl.where(m_ref, ref_row, 0)
-        p_cos_ref += ref_row * stride_cos_ref_s
-        cos = _load_table(p_cos_ref, m_ref, HEAD_DIM, BLOCK_D, INTERLEAVED)
-        p_sin_ref += ref_row * stride_sin_ref_s
-        sin = _load_table(p_sin_ref, m_ref, HEAD_DIM, BLOCK_D, INTERLEAVED)
-        p_k_ref += batch * stride_k_ref_b + ref_row * stride_k_ref_s + head * stride_k_ref_h
+    # Write the normalised k of the last num_condition rows, rotated by the condition tables
+    if p_k_condition is not None:
+        condition_row = row - (num_rows - num_condition)
+        m_condition = m_row & (condition_row >= 0)
+        condition_row = tl.where(m_condition, condition_row, 0)
+        p_cos_condition += condition_row * stride_cos_condition_s
+        cos = _load_table(p_cos_condition, m_condition, HEAD_DIM, BLOCK_D, INTERLEAVED)
+        p_sin_condition += condition_row * stride_sin_condition_s
+        sin = _load_table(p_sin_condition, m_condition, HEAD_DIM, BLOCK_D, INTERLEAVED)
+        p_k_condition += (
+            batch * stride_k_condition_b
+            + condition_row * stride_k_condition_s
+            + head * stride_k_condition_h
+        )
         b_first, b_second = _rotate(b_k_first, b_k_second, cos, sin)
         _store_pairs(
-            p_k_ref, stride_k_ref_d, m_ref, b_first, b_second, HEAD_DIM, BLOCK_D, INTERLEAVED
+            p_k_condition,
+            stride_k_condition_d,
+            m_condition,
+            b_first,
+            b_second,
+            HEAD_DIM,
+            BLOCK_D,
+            INTERLEAVED,
         )
 
 
@@ -216,20 +240,20 @@ def _op(
     eps: float,
     interleaved: bool,
 ) -> Tensor:
-    """Launch the kernel; cos, sin, their ref tables and the weights have unit strides along D."""
+    """Launch the kernel; all tables (cos, sin and `_ref`) and weights have unit strides along D."""
     b, m, h, _ = q.shape
     d = int(q.shape[3])  # static under torch.compile
     q_out = torch.empty_like(q, memory_format=torch.contiguous_format)
     block_d = triton.next_power_of_2(d)
     block_p = max(1, TILE // block_d)
     is_aligned = cos.ndim == 3
-    num_ref = 0 if k_ref is None else k_ref.shape[1]
+    num_condition = 0 if k_ref is None else k_ref.shape[1]
     grid = (triton.cdiv(m * h, block_p), b)
     with launch_device(q):
         wrap_triton(_qk_norm_rope)[grid](
             q_out, q, k, v, k_cache, v_cache, k_ref, slots, cos, sin, cos_ref, sin_ref,
             q_weight, k_weight, text_q_weight, text_k_weight,
-            eps, m, k_cache.shape[1], num_ref, text_len, h,
+            eps, m, k_cache.shape[1], num_condition, text_len, h,
             *q.stride(), *k.stride(), *v.stride(), *k_cache.stride(), *v_cache.stride(),
             *((0, 0, 0, 0) if k_ref is None else k_ref.stride()),
             slots.stride(0) if slots is not None and slots.ndim == 2 else 0,
@@ -243,7 +267,7 @@ def _op(
 
 
 def _table_strides(table: Tensor) -> tuple[int, int]:
-    """Return the strides along the batch and the rows of ``[S, D]`` or ``[B, M, D]``."""
+    """Return the strides of a table ``[S, D]`` or ``[B, M, D]`` along the batch and S or M."""
     if table.ndim == 2:
         return 0, table.stride(0)
     return table.stride(0), table.stride(1)
@@ -265,21 +289,26 @@ def qk_norm_rope(
     interleaved: bool,
     condition: ConditionKeys | None,
 ) -> Tensor:
-    """Follow the reference's contract; padded rows of the result are 0 if q is finite there."""
+    """Follow the reference's contract.
+
+    Padded rows of the result are 0 if q is finite there: they are q times tables that read as 0.
+    """
     if q.numel() == 0:
         return torch.empty_like(q, memory_format=torch.contiguous_format)
     k_ref, cos_ref, sin_ref = condition or (None, None, None)
-    # The kernel takes no text weights to mean the same weights for all rows.
+    # To the kernel, text weights of None mean that all tokens have the image weights.
     text_q_weight = None if q_weights.text is q_weights.image else q_weights.text
     text_k_weight = None if k_weights.text is k_weights.image else k_weights.text
-    dense = [
-        _dense(x)
+    contiguous = [
+        _unit_stride(x)
         for x in (slots, cos, sin, cos_ref, sin_ref,
                   q_weights.image, k_weights.image, text_q_weight, text_k_weight)
     ]  # fmt: skip
-    return ops.qk_norm_rope(q, k, v, k_cache, v_cache, k_ref, *dense, text_len, eps, interleaved)
+    return ops.qk_norm_rope(
+        q, k, v, k_cache, v_cache, k_ref, *contiguous, text_len, eps, interleaved
+    )
 
 
-def _dense(x: Tensor | None) -> Tensor | None:
+def _unit_stride(x: Tensor | None) -> Tensor | None:
     """Return `x` with its last dimension contiguous."""
     return x if x is None or x.stride(-1) == 1 else x.contiguous()

@@ -1,4 +1,6 @@
-"""Selection in two kernels, or three: each image's cut, its active tokens, and their list.
+"""Selection in up to three kernels: each image's cut, its active tokens, and their list.
+
+The first kernel runs only where there is no threshold.
 
 Names in the kernels: ``p_`` pointer, ``m_`` mask, ``b_`` tile; ``stride_scores_b`` is the stride of
 the scores along the batch. Tiles and masks have the shape [X], with X = BLOCK tokens of one image.
@@ -33,7 +35,7 @@ def _cut(
     batch = tl.program_id(0).to(tl.int64)
     p_scores += batch * stride_scores_b
 
-    # Iterate. At first every score is above the cut, which makes the mean the second cut
+    # Iterate. The first cut is below every score, so the second cut is the mean of all scores
     cut = float("-inf")
     width = 0.0
     for _ in range(1 + ITERATIONS):
@@ -89,7 +91,8 @@ def _mark(
 ):  # fmt: skip
     """Write which tokens are active to p_active [B, N]; each token looks at its neighbours.
 
-    AUTO: the cut at p_cut takes the place of the threshold. RULE says how the mask applies.
+    AUTO: the cut at p_cut takes the place of the threshold. PREVIOUS: only tokens that were active
+    before can be judged active. RULE: the mode of the mask, or "none" without a mask.
     """
     batch = tl.program_id(1).to(tl.int64)
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -97,14 +100,14 @@ def _mark(
     m_token = token < num_tokens
     b_active = tl.zeros([BLOCK], dtype=tl.int1)
     if RULE != "replace":
-        # Which tokens join if a neighbour is judged active
+        # Tokens that join the active set if a neighbour is judged active
         cut = tl.load(p_cut + batch) if AUTO else threshold
         b_score = tl.load(p_scores + batch * stride_scores_b + token, mask=m_token, other=0.0)
         b_share = tl.full([BLOCK], hysteresis, dtype=tl.float32)
         b_least = tl.where(b_share > 0, b_share * cut, float("-inf"))  # 0 * -inf would be NaN
         b_joins = (b_score >= b_least) | ~(tl.abs(b_score) < float("inf"))
 
-        # Judge the neighbours, and the token itself, which needs no joining
+        # Judge the neighbours and the token itself, which is active whether or not it may join
         row, col = token // cols, token % cols
         side = 2 * dilation + 1
         for i in range(0, side * side):
@@ -134,7 +137,7 @@ def _list(p_active, p_index, p_count, num_tokens, length, BLOCK: tl.constexpr):
     p_active += batch * num_tokens
     p_index += batch * length
 
-    # The running count of active tokens is the place of the next one
+    # `count` tokens are in the list so far, so the next active token goes to that place
     count = 0
     for i in range(0, tl.cdiv(num_tokens, BLOCK)):
         token = i * BLOCK + tl.arange(0, BLOCK)
@@ -205,13 +208,14 @@ def select_tokens(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Follow the same contract as the reference."""
     rows, cols = grid
-    previous = None if previous is None else _dense(previous)
-    mask = None if mask is None else _dense(mask)
+    scores = _unit_stride(scores)
+    previous = None if previous is None else _unit_stride(previous)
+    mask = None if mask is None else _unit_stride(mask)
     return ops.select_tokens(
-        _dense(scores), previous, mask, rows, cols, threshold, dilation, hysteresis, rule, pad_to
+        scores, previous, mask, rows, cols, threshold, dilation, hysteresis, rule, pad_to
     )
 
 
-def _dense(x: Tensor) -> Tensor:
+def _unit_stride(x: Tensor) -> Tensor:
     """Return `x` ``[B, N]`` with a stride of 1 along N."""
     return x if x.stride(1) == 1 else x.contiguous()

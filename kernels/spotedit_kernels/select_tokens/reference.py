@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ITERATIONS = 16  # of the two-means cut, after it starts at the mean
+ITERATIONS = 16  # number of steps of the two-means cut after it starts at the mean
 
 
 def select_tokens(
@@ -45,7 +45,7 @@ def two_means_cut(scores: Tensor) -> Tensor:
     """Return each image's cut ``[B, 1]``; it is -inf if the two clusters do not separate."""
     finite = scores.isfinite()
     value = torch.where(finite, scores, 0.0)
-    # At first every score is above the cut, which makes the mean the second cut.
+    # The first cut is below every score, so the second cut is the mean of all scores.
     cut = scores.new_full((scores.shape[0], 1), -math.inf)
     width = torch.zeros_like(cut)
     for _ in range(1 + ITERATIONS):
