@@ -108,7 +108,7 @@ def caption() -> list[str]:
     chosen = {"px": 128, "steps": 28}
     dense = value(results, EDIT, " s", mode="dense", **chosen)
     spot = value(results, EDIT, " s", mode="default", **chosen)
-    return [f"*An edit of this size takes {dense} on two CPU cores, and {spot} with `spotedit`.*"]
+    return [f"*A 128 x 128 edit like these takes {dense} on two CPU cores, and {spot} with `spotedit`.*"]
 
 
 def speed_origin() -> list[str]:
