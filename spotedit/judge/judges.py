@@ -1,8 +1,8 @@
 """Judges score how far each token of the predicted clean image is from the source.
 
-A judge is made once a call, from the source's tokens `y` [B, N, C], their grid (rows, cols), a
-function that computes the VAE decoder's first feature maps, and the choice of kernels. The
-perceptual score is that of SpotEdit (arXiv 2512.22323, section on SpotSelector).
+One judge is made for each call of the pipeline, from the source's tokens `y` [B, N, C], their grid
+(rows, cols), a function that computes the VAE decoder's first feature maps, and the choice of
+kernels. The perceptual score is that of SpotEdit (arXiv 2512.22323, section on SpotSelector).
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..options.choices import CustomJudge, Features, Grid, JudgeName
 
-# The calibrated judge divides each distance by a cut: from there on, a token counts as changed.
+# The calibrated judge divides each distance by a cut. A token with a larger distance than its cut
+# counts as changed.
 CUT_MULTIPLE = 20.0  # the cut is this times the lower quartile of the picture's distances
 LATENT_CUTS = (0.03, 0.1)  # lowest and highest cut of the latent distance
 PERCEPTUAL_CUTS = (0.06, 0.3)  # lowest and highest cut of the perceptual distance
@@ -77,7 +78,10 @@ def cosine(y: Tensor, grid: Grid, features: Features, impl: Impl) -> Judge:
 
 
 def l2(y: Tensor, grid: Grid, features: Features, impl: Impl) -> Judge:
-    """Make a judge whose score is the mean squared difference of latents (about unit variance)."""
+    """Make a judge whose score is the mean squared difference of latents.
+
+    Latents have about unit variance, which sets the scale of the score.
+    """
 
     def score(prediction: Prediction, fresh: bool = True) -> Tensor:
         return latent_distance(
@@ -99,9 +103,9 @@ class Calibrated:
 
     The latent distance is measured at every judgement. The perceptual distance needs the decoder's
     first layers, so it is measured only at fresh judgements and kept until the next one. These
-    layers normalise over the whole picture, so an edit changes the features of a flat ground far
-    away from it. The perceptual distance therefore does not count for a still token, which is one
-    whose latent distance is below `STILL_SHARE` of the cut.
+    layers normalise over the whole picture, so an edit changes the features of a flat background
+    far away from it. The perceptual distance therefore does not count for a still token, which is
+    one whose latent distance is below `STILL_SHARE` of the cut.
     """
 
     def __init__(self, y: Tensor, grid: Grid, features: Features, impl: Impl) -> None:

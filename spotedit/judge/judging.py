@@ -11,7 +11,7 @@ from ..options.config import SpotEditConfig
 from .judges import Judge, Prediction, make_judge
 from .mask import UserMask
 from .misalignment import MIN_CHANGED_SHARE, Misalignment, detect
-from .select import NotFiniteError, Selection, SpotSelector, repeated, select_all
+from .select import NotFiniteError, Selection, SpotSelector, carry_over, select_all
 
 
 class Judging:
@@ -70,22 +70,22 @@ class Judging:
             prediction: the clean image that the step predicts.
 
         Raises:
-            ValueError: the velocity is not finite.
+            ValueError: the model's output is not finite.
         """
         if self.misalignment is not None:  # every token stays active
             return
         previous = self.selection
         is_due = full or step - self._judged_step >= self.settings.judge_every
         if previous is not None and not is_due:
-            self.selection = repeated(previous)
+            self.selection = carry_over(previous)
             return
         self._judged_step = step
         try:
             self.selection = self._selector(prediction, previous, full)
         except NotFiniteError:
             raise ValueError(
-                f"step {step}: the latents are not finite; check the image and `latents`, or "
-                "use bfloat16 or float32 if the model overflows in float16"
+                f"step {step}: the model's output is not finite; check the image and `latents`, "
+                "or use bfloat16 or float32 if the model overflows in float16"
             ) from None
         self.max_active = max(self.max_active, self.selection.num_active)
         if self.selection.num_reactivated:
@@ -110,13 +110,15 @@ class Judging:
         edit = self.spec.latents(x0, self.grid)[0]  # [c, h, w]
         source = self.spec.latents(self.y, self.grid)[0]
         height_in_pixels = self.spec.token_pixels(self.pipe) * self.grid[0]
-        self.misalignment = detect(edit, source, height_in_pixels / edit.shape[1])
+        cell_pixels = height_in_pixels / edit.shape[1]
+        self.misalignment = detect(edit, source, cell_pixels)
         if self.misalignment is not None:
             self.selection = select_all(selection, self.pad_to)
 
     def _make_selector(self) -> SpotSelector:
         settings, mask = self.settings, self.mask
         judge = None
+        # in mode "replace", the mask alone decides
         if mask is None or mask.mode != "replace":
             judge = _make_judge(self.pipe, self.spec, self.config, self.y, self.grid)
         return SpotSelector(
@@ -126,16 +128,16 @@ class Judging:
             hysteresis=settings.hysteresis,
             grid=self.grid,
             allowed=self.allowed,
-            mode="intersect" if mask is None else mask.mode,
+            mode="intersect" if mask is None else mask.mode,  # no effect without a mask
             impl=self.config.impl,
             pad_to=self.pad_to,
         )
 
 
 def _make_judge(pipe: Any, spec: Spec, config: SpotEditConfig, y: Tensor, grid: Grid) -> Judge:
+    # The decoder's first layers are copied at their first use, because not every judge needs them.
     @functools.cache
     def decoder_features() -> Features:
-        """Copy the VAE decoder's first layers when a judge first needs them."""
         return spec.features(pipe, y, grid)
 
     def features(tokens: Tensor) -> list[Tensor]:

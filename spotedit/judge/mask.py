@@ -12,19 +12,21 @@ from spotedit_kernels.select_tokens import Mode
 from torch import Tensor
 
 from ..models.spec import Arguments, Spec
-from ..options.choices import Grid
+from ..options.choices import Grid, Size
 
 MODES: tuple[Mode, ...] = ("intersect", "union", "replace")
 KEEPS_ALL = "the mask keeps every token, so the picture is the source"
 _WHITES = (1, 255, 65535)
 _MAX_CHANNELS = 4
 _LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # Pillow's weights of R, G, B
+_SHAPES = "[H, W], [B, H, W], [B, 1, H, W], [H, W, C] or [B, H, W, C] with up to 4 channels C"
 # The following are fractions of white.
 _GREY_TOLERANCE = 1 / 16  # lossy formats make R, G and B of a grey pixel differ by up to this
 _OPAQUE_TOLERANCE = 1 / 512
-_MAX_FLOAT = 2.0  # resampled floats may exceed white
-_MAX_UNDERSHOOT = 0.5  # resampled floats may fall below 0
-_SHAPES = "[H, W], [B, H, W], [B, 1, H, W], [H, W, C] or [B, H, W, C] with up to 4 channels C"
+_MAX_BLACK = 1 / 3  # a drawing in black and white has pixels that are darker than this
+_MIN_WHITE = 2 / 3  # and pixels that are lighter than this
+_MAX_OVERSHOOT = 1.0  # resampled floats may exceed white by this
+_MAX_UNDERSHOOT = 0.5  # resampled floats may fall below 0 by this, see `_lowest_value`
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,13 @@ def as_mask(mask: object) -> Tensor:
     of shape [H, W], [B, H, W], [B, 1, H, W], [H, W, C] or [B, H, W, C]. A last dimension of up to 4
     is C: grey, grey and alpha, RGB, or RGBA.
 
-    Without transparency, a pixel may change if it is brighter than half of white. The mode of a PIL
-    image says what white is: 255 with 8 bits a channel, 65535 with 16. Elsewhere white is the first
-    of 1, 255 and 65535 that no value exceeds. Floats may overshoot it, as they do after resampling.
+    Without alpha, a pixel may change if it is light, that is brighter than half of white. The mode
+    of a PIL image says what white is: 255 with 8 bits a channel, 65535 with 16. Elsewhere white is
+    the first of 1, 255 and 65535 that no value exceeds. Floats may overshoot it, as they do after
+    resampling.
 
-    With transparency, alpha decides: a pixel of any colour may change if it is more than half
-    opaque. There is one exception: if the opaque pixels are a drawing in black and white, only the
-    white ones may change.
+    With alpha, a pixel may change if it is more than half opaque. It must also be light if the
+    whole image is opaque, or if the opaque pixels are a drawing in black and white.
 
     Raises:
         TypeError: the mask is neither a PIL image, nor an array or tensor of numbers.
@@ -88,7 +90,7 @@ def _picture(image: PIL.Image.Image) -> tuple[np.ndarray, int | None]:
         return np.atleast_3d(np.asarray(image))[None], None
     if image.mode.startswith("I;16"):
         return _grey_16_bit(image), 65535
-    if image.mode == "La":
+    if image.mode == "La":  # Pillow converts this mode, with premultiplied alpha, only to LA
         image = image.convert("LA")
     pixels = np.asarray(image.convert("RGBA" if image.has_transparency_data else "L"))
     return np.atleast_3d(pixels)[None], 255
@@ -137,8 +139,8 @@ def _white(values: np.ndarray) -> int:
     if is_float and not np.isfinite(values).all():
         raise ValueError("mask has values that are not finite; expected 0 (keep) to 1 (may change)")
     low, high = values.min().item(), values.max().item()
-    max_share = _MAX_FLOAT if is_float else 1
-    white = next((white for white in _WHITES if high <= max_share * white), None)
+    max_value = 1 + _MAX_OVERSHOOT if is_float else 1  # as a fraction of white
+    white = next((white for white in _WHITES if high <= max_value * white), None)
     if white is None or low < _lowest_value(white, high, is_float):
         raise ValueError(
             f"mask has values from {low:g} to {high:g}; expected 0 (keep) to 1, 255 or 65535 "
@@ -148,15 +150,23 @@ def _white(values: np.ndarray) -> int:
 
 
 def _lowest_value(white: int, high: float, is_float: bool) -> float:
-    """Return the lowest value that a mask may have whose highest value is `high`."""
-    return -_MAX_UNDERSHOOT * min(white, max(high, 1)) if is_float else 0
+    """Return the lowest value that a mask may have whose highest value is `high`.
+
+    Integers may not be negative. Resampled floats may fall below 0 by a fraction of `high`, which
+    counts as at least 1 and at most white here.
+    """
+    if not is_float:
+        return 0
+    reference = min(max(high, 1), white)
+    return -_MAX_UNDERSHOOT * reference
 
 
 def _may_change(values: np.ndarray, white: int) -> np.ndarray:
     """Decide which pixels may change: [B, H, W, C] to bool [B, H, W].
 
-    A pixel may change if it is light. With an alpha channel it has to be opaque, and light only in
-    images that are opaque everywhere or that are drawn in black and white.
+    Without alpha, a pixel may change if it is light. With alpha, a pixel may change if it is more
+    than half opaque. It must also be light if the whole image is opaque, or if the opaque pixels
+    are a drawing in black and white. For these two, opaque means that alpha is nearly white.
     """
     num_channels = values.shape[-1]
     has_colour, has_alpha = num_channels > 2, num_channels in (2, 4)
@@ -173,8 +183,8 @@ def _may_change(values: np.ndarray, white: int) -> np.ndarray:
     is_opaque = alpha > (1 - _OPAQUE_TOLERANCE) * white
     is_coloured = np.ptp(colour, axis=-1) > _GREY_TOLERANCE * white
     is_drawn_in_black_and_white = (
-        any_pixel(is_opaque & (luminance < white / 3))
-        & any_pixel(is_opaque & (luminance > 2 * white / 3))
+        any_pixel(is_opaque & (luminance < _MAX_BLACK * white))
+        & any_pixel(is_opaque & (luminance > _MIN_WHITE * white))
         & ~any_pixel(is_opaque & is_coloured)
     )
     is_all_opaque = np.all(is_opaque, axis=(1, 2), keepdims=True)
@@ -182,12 +192,12 @@ def _may_change(values: np.ndarray, white: int) -> np.ndarray:
     return (alpha > white / 2) & (is_light | ~luminance_counts)
 
 
-def same_aspect(size: Grid, other: Grid) -> bool:
+def same_aspect(size: Size, other: Size) -> bool:
     """Return whether one (height, width) is the other one, scaled and rounded to whole pixels."""
     return _is_scaled(size, other) or _is_scaled(other, size)
 
 
-def _is_scaled(size: Grid, original: Grid) -> bool:
+def _is_scaled(size: Size, original: Size) -> bool:
     """Return whether `size` is `original` scaled by the width or the height, to within a pixel."""
     height, width = size
     original_height, original_width = original
@@ -196,13 +206,13 @@ def _is_scaled(size: Grid, original: Grid) -> bool:
     return abs(height - scaled_height) < 1 or abs(width - scaled_width) < 1
 
 
-def resized(mask: Tensor, size: Grid) -> Tensor:
+def resized(mask: Tensor, size: Size) -> Tensor:
     """Scale bool [B, H, W] to `size`; True wherever a pixel touches one that was True."""
     return F.adaptive_max_pool2d(mask[:, None].float(), size)[:, 0] > 0
 
 
 def token_mask(
-    mask: Tensor, grid: Grid, batch: int, sizes: Sequence[Grid], allow_scaled: bool = True
+    mask: Tensor, grid: Grid, batch: int, sizes: Sequence[Size], allow_scaled: bool = True
 ) -> Tensor:
     """Reduce a mask in pixels to tokens. A token may change if any of its pixels may.
 
@@ -291,7 +301,8 @@ def allowed_tokens(
         mask = UserMask(pipeline_mask.repeat(repeats, 1, 1), "intersect")
     source_size = spec.source_size(arguments, source_index)
     sizes = [output_size] if source_size is None else [source_size, output_size]
-    # if the model sees only a part of the source, a mask of the source would be misplaced
+    # The size is None if no mask of the source would fit, for example because the model sees only a
+    # part of the source. A scaled mask would be misplaced then.
     allow_scaled = source_size is not None
     allowed = token_mask(mask.pixels, grid, batch, sizes, allow_scaled)
     return mask, allowed, mask_note(allowed, mask.mode)

@@ -32,8 +32,8 @@ MIN_EDGE_MOVE = 0.75  # smallest move of the frame's edge that counts, in cells
 BLUR_SIGMA = 1.0  # of the Gaussian that blurs both latents, in cells
 LOW_PASS_SIGMA = 0.12  # of the Gaussian over the correlation's frequencies, in cycles per cell
 # A part is still if its squared difference is below this share of the mean over all parts.
-STILL_DIFFERENCE = 0.02
-# More still parts than this share mean that one large object changed colour, not the whole frame.
+MAX_STILL_DIFFERENCE_SHARE = 0.02
+# If a larger share of the parts is still, one large object changed colour, not the whole frame.
 MAX_STILL_SHARE = 0.12
 NEGLIGIBLE_DIFFERENCE = 1e-3  # as a share of the edit's mean square
 EPSILON = 1e-9  # keeps divisors above 0
@@ -44,8 +44,8 @@ class Fit(NamedTuple):
 
     Attributes:
         explained: share of the squared difference between edit and source that the change removes.
-        worsened: share of the change, by squared size, that lies in parts where the unchanged
-            source is closer to the edit.
+        worsened: share of the squared difference between the source and the changed source that
+            lies in parts which the change moves further from the edit.
         correlation: correlation of the changed source with the edit, -1..1.
     """
 
@@ -105,7 +105,9 @@ class Misalignment:
         if self.kind == "colour":
             return "the colours of the whole picture changed"
         down, right = self.shift
-        moved = f"moved by {down:+.0f} px down, {right:+.0f} px right"
+        vertical = f"{abs(down):.0f} px {'down' if down >= 0 else 'up'}"
+        horizontal = f"{abs(right):.0f} px {'right' if right >= 0 else 'left'}"
+        moved = f"moved by {vertical}, {horizontal}"
         return moved if self.kind == "shift" else f"scaled by {self.scale:.2f} and {moved}"
 
 
@@ -123,26 +125,28 @@ def detect(edit: Tensor, source: Tensor, cell_pixels: float) -> Misalignment | N
     height, width = edit.shape[1:]
     if min(height, width) < MIN_CELLS:
         return None
-    # autocast would take half precision, which has no FFT of every size
+    # autocast would use half precision, in which FFTs do not support every size
     with torch.autocast(edit.device.type, enabled=False):
-        found = _measure(edit.float(), source.float())
-    if _is_colour_change(found):
-        return Misalignment("colour", (0.0, 0.0), 1.0, found.colour_fit.explained)
-    move_by_zoom = [abs(found.scale - 1) * side / 2 for side in (height, width)]
-    move_down = abs(found.down) + move_by_zoom[0]
-    move_right = abs(found.right) + move_by_zoom[1]
-    if _is_within(found.move_fit, MOVE_LIMITS) and max(move_down, move_right) >= MIN_EDGE_MOVE:
-        kind = "zoom" if max(move_by_zoom) >= MIN_EDGE_MOVE else "shift"
-        shift = (found.down * cell_pixels, found.right * cell_pixels)
-        return Misalignment(kind, shift, found.scale, found.move_fit.explained)
+        measured = _measure(edit.float(), source.float())
+    if _is_colour_change(measured):
+        return Misalignment("colour", (0.0, 0.0), 1.0, measured.colour_fit.explained)
+    # how far the frame's edges move, by the zoom alone and in all
+    vertical_zoom = abs(measured.scale - 1) * height / 2
+    horizontal_zoom = abs(measured.scale - 1) * width / 2
+    edge_move = max(abs(measured.down) + vertical_zoom, abs(measured.right) + horizontal_zoom)
+    if _is_within(measured.move_fit, MOVE_LIMITS) and edge_move >= MIN_EDGE_MOVE:
+        is_zoom = max(vertical_zoom, horizontal_zoom) >= MIN_EDGE_MOVE
+        kind = "zoom" if is_zoom else "shift"
+        shift = (measured.down * cell_pixels, measured.right * cell_pixels)
+        return Misalignment(kind, shift, measured.scale, measured.move_fit.explained)
     return None
 
 
-def _is_colour_change(found: Measurements) -> bool:
+def _is_colour_change(measured: Measurements) -> bool:
     return (
-        found.still_share <= MAX_STILL_SHARE
-        and _is_within(found.colour_fit, COLOUR_LIMITS)
-        and found.colour_fit.explained > found.move_fit.explained
+        measured.still_share <= MAX_STILL_SHARE
+        and _is_within(measured.colour_fit, COLOUR_LIMITS)
+        and measured.colour_fit.explained > measured.move_fit.explained
     )
 
 
@@ -177,31 +181,36 @@ def _recolour(source: Tensor, edit: Tensor) -> Tensor:
 def _still_share(edit: Tensor, source: Tensor) -> Tensor:
     """Return the share of the parts that hardly differ between edit and source, fp32 scalar."""
     difference = _difference_by_part(edit, source, torch.ones_like(edit[0]))
-    return (difference < STILL_DIFFERENCE * difference.mean()).float().mean()
+    return (difference < MAX_STILL_DIFFERENCE_SHARE * difference.mean()).float().mean()
 
 
-def _fit(edit: Tensor, source: Tensor, changed: Tensor, known: Tensor) -> Tensor:
-    """Measure how well `changed`, which is made from the source, explains the edit.
+def _fit(edit: Tensor, source: Tensor, candidate: Tensor, known: Tensor) -> Tensor:
+    """Measure how well `candidate`, which is a changed source, explains the edit.
 
     Args:
-        edit, source, changed: latents, [C, h, w].
-        known: fp32 [h, w], 1 where `changed` shows the source and 0 where it had to be filled in.
+        edit, source, candidate: latents, [C, h, w].
+        known: fp32 [h, w], 1 where `candidate` shows the source and 0 where it had to be filled in.
 
     Returns:
         The fields of `Fit`, fp32 [3].
     """
     source_error = _difference_by_part(edit, source, known)
-    changed_error = _difference_by_part(edit, changed, known)
-    change = _difference_by_part(changed, source, known)
-    # added to both errors: equal pictures have nothing to explain, and 0 / 0 would be NaN
+    candidate_error = _difference_by_part(edit, candidate, known)
+    change = _difference_by_part(candidate, source, known)
+    # Added to both errors: equal pictures have nothing to explain, and 0 / 0 would be NaN. Like the
+    # errors, it is summed over the channels.
     negligible = NEGLIGIBLE_DIFFERENCE * edit.square().mean() * len(edit)
-    remaining = (changed_error.mean() + negligible) / (source_error.mean() + negligible)
-    worsened = (change * (changed_error > source_error)).sum() / change.sum().clamp_min(EPSILON)
-    return torch.stack([1 - remaining, worsened, _correlation(edit, changed, known)])
+    remaining = (candidate_error.mean() + negligible) / (source_error.mean() + negligible)
+    worsened = (change * (candidate_error > source_error)).sum() / change.sum().clamp_min(EPSILON)
+    return torch.stack([1 - remaining, worsened, _correlation(edit, candidate, known)])
 
 
 def _difference_by_part(a: Tensor, b: Tensor, known: Tensor) -> Tensor:
-    """Return the mean squared difference of [C, h, w] in each part: [1, parts, parts]."""
+    """Return the squared difference of [C, h, w] in each part: [1, parts, parts].
+
+    It is summed over the channels and averaged over all cells of the part, where unknown cells
+    count as 0.
+    """
     squared = (a - b).square().sum(0) * known  # [h, w]
     return F.adaptive_avg_pool2d(squared[None], PARTS_PER_SIDE)
 
@@ -295,17 +304,18 @@ def _find_shift(edit: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
     """
     height, width = edit.shape[1:]
     max_down, max_right = height // MAX_SHIFT_DIVISOR, width // MAX_SHIFT_DIVISOR
-    surface = _correlation_surface(edit, candidates)  # [K, h, w], no shift at [0, 0]
-    # keep the allowed shifts: no shift is at [max_down, max_right] then
+    surface = _correlation_surface(edit, candidates)  # [K, h, w]
+    # keep the allowed shifts; the zero shift moves from [0, 0] to [max_down, max_right]
     surface = surface.roll((max_down, max_right), dims=(1, 2))
     surface = surface[:, : 2 * max_down + 1, : 2 * max_right + 1]
     num_rows, num_cols = surface.shape[1:]
     peak = surface.flatten(1).argmax(dim=1)
     row, col = peak // num_cols, peak % num_cols  # [K]
-    candidate = torch.arange(len(surface), device=edit.device)
+    candidate_index = torch.arange(len(surface), device=edit.device)
 
     def value_at(row: Tensor, col: Tensor) -> Tensor:
-        return surface[candidate, row.clamp(0, num_rows - 1), col.clamp(0, num_cols - 1)]
+        row, col = row.clamp(0, num_rows - 1), col.clamp(0, num_cols - 1)
+        return surface[candidate_index, row, col]
 
     top = value_at(row, col)
     row_fraction = _parabola_peak(value_at(row - 1, col), top, value_at(row + 1, col))

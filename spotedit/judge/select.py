@@ -23,16 +23,17 @@ class Selection:
     """The active and the reused tokens of a spot step.
 
     An index is int64 [X] for one image. For several images it is [B, X], padded with -1 to the
-    longest one.
+    longest one. A fresh judgement is one of every token, after a full step.
 
     Attributes:
         active_mask: bool [B, N], True for the tokens to compute.
         active_index: index of the active tokens, padded with -1 to a multiple of `pad_to`.
         reused_index: index of the tokens that are not active.
-        dropped_index: index of the tokens that are reused now and were active before.
+        dropped_index: index of the tokens that were active in the previous step and are reused from
+            now on. Empty after a fresh judgement.
         num_active: number of active tokens, over all images.
-        num_reactivated: number of tokens that a fresh judgement made active and that were reused
-            before.
+        num_reactivated: number of tokens that were reused before and that a fresh judgement made
+            active.
         num_empty: number of images without an active token.
     """
 
@@ -46,7 +47,7 @@ class Selection:
 
 
 class NotFiniteError(ValueError):
-    """Raised when the predicted clean image has NaN or infinite values."""
+    """Raised when the model's output has NaN or infinite values."""
 
 
 def select_all(previous: Selection, pad_to: int) -> Selection:
@@ -57,19 +58,19 @@ def select_all(previous: Selection, pad_to: int) -> Selection:
         pad_to: see `SpotSelector`.
     """
     num_tokens = previous.active_mask.shape[1]
-    every_index = torch.arange(num_tokens, device=previous.active_mask.device)
-    no_index = every_index[:0]
+    all_indices = torch.arange(num_tokens, device=previous.active_mask.device)
+    no_index = all_indices[:0]
     return Selection(
         active_mask=torch.ones_like(previous.active_mask),
-        active_index=F.pad(every_index, (0, -num_tokens % pad_to), value=-1),
+        active_index=F.pad(all_indices, (0, -num_tokens % pad_to), value=-1),
         reused_index=no_index,
         dropped_index=no_index,
         num_active=num_tokens,
     )
 
 
-def repeated(selection: Selection) -> Selection:
-    """Return the selection for a further step that is not preceded by a judgement."""
+def carry_over(selection: Selection) -> Selection:
+    """Return the selection for another step with the same active tokens, without a judgement."""
     no_index = selection.dropped_index[..., :0]
     return replace(selection, dropped_index=no_index, num_reactivated=0)
 
@@ -125,24 +126,28 @@ class SpotSelector:
                 Otherwise a token that `previous` reuses stays reused.
 
         Raises:
-            NotFiniteError: the prediction has NaN or infinite values.
+            NotFiniteError: the model's output has NaN or infinite values.
         """
-        output = prediction.sample if prediction.velocity is None else prediction.velocity
+        # without a velocity, the model's output is the clean tokens themselves
+        model_output = prediction.sample if prediction.velocity is None else prediction.velocity
         if self.judge is not None:
             self.scores = self.judge(prediction, fresh)
-        active_mask, active_index, num_active = self._select(output, previous, fresh)
+        active_mask, active_index, num_active_by_image = self._select(model_output, previous, fresh)
         reused_mask = ~active_mask
-        nothing = torch.zeros_like(active_mask)
-        was_active = nothing if previous is None else previous.active_mask
-        dropped_mask = nothing if fresh else was_active & reused_mask
-        reactivated_mask = active_mask & ~was_active if fresh and previous is not None else nothing
+        dropped_mask = torch.zeros_like(active_mask)
+        reactivated_mask = torch.zeros_like(active_mask)
+        if previous is not None:
+            if fresh:  # the full step has cached every token's values, so none counts as dropped
+                reactivated_mask = active_mask & ~previous.active_mask
+            else:
+                dropped_mask = previous.active_mask & reused_mask
         numbers = _read_together(
             {
-                "is_finite": output.isfinite().all(),
-                "num_active": num_active.sum(),
+                "is_finite": model_output.isfinite().all(),
+                "num_active": num_active_by_image.sum(),
                 "num_reactivated": reactivated_mask.sum(),
-                "num_empty": (num_active == 0).sum(),
-                "max_active": num_active.max(),
+                "num_empty": (num_active_by_image == 0).sum(),
+                "max_active": num_active_by_image.max(),
                 "max_reused": reused_mask.sum(dim=1).max(),
                 "max_dropped": dropped_mask.sum(dim=1).max(),
             }
@@ -161,12 +166,12 @@ class SpotSelector:
         )
 
     def _select(
-        self, output: Tensor, previous: Selection | None, fresh: bool
+        self, model_output: Tensor, previous: Selection | None, fresh: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the active tokens as a mask [B, N] and an index [B, P], and their number [B]."""
         scores = self.scores
         if scores is None:  # the mask alone decides, and the scores have no effect
-            scores = output.new_zeros(output.shape[:2], dtype=torch.float32)
+            scores = model_output.new_zeros(model_output.shape[:2], dtype=torch.float32)
         return select_tokens(
             scores,
             self.grid,
@@ -182,6 +187,7 @@ class SpotSelector:
 
     def _index_of(self, mask: Tensor) -> Tensor:
         """Return the True entries of a mask [B, N] as an index [B, N], padded with -1."""
+        # select_tokens also turns a mask into an index, if True is a score of 1 and False one of 0
         _, index, _ = select_tokens(mask.float(), self.grid, threshold=0.5, impl=self.impl)
         return index
 

@@ -8,7 +8,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from ..options.choices import Grid
+from ..options.choices import Grid, Size
 from ..options.temporal import TeaCache
 from .copies import compute_dtype, copy_without_hooks, weight_of, with_loaded_weights
 from .spec import Arguments, Projection, Spec, register
@@ -46,7 +46,7 @@ def narrow(arguments: Arguments, index: Tensor) -> dict[str, Any]:
 
 def modulated(block: Any, arguments: Arguments) -> Tensor:
     hidden = arguments["hidden_states"]
-    norm = with_loaded_weights(block.norm1, block, hidden.device)
+    norm = with_loaded_weights(block.norm1, component=block, device=hidden.device)
     modulated_input, *_ = norm(hidden, emb=arguments["temb"])
     return modulated_input
 
@@ -66,20 +66,20 @@ def project(attn: Any, hidden: Tensor, prompt: Tensor | None) -> Projection:
     """Project the rows of a dual-stream block, or of a single-stream block if `prompt` is None."""
 
     def project_to_heads(
-        fused: str, separate: tuple[str, str, str], states: Tensor
+        fused_name: str, separate_names: tuple[str, str, str], states: Tensor
     ) -> list[Tensor]:
         if attn.fused_projections:
-            projected = getattr(attn, fused)(states).chunk(3, dim=-1)
+            projected = getattr(attn, fused_name)(states).chunk(3, dim=-1)
         else:
-            projected = [getattr(attn, name)(states) for name in separate]
+            projected = [getattr(attn, name)(states) for name in separate_names]
         head_dim = attn.inner_dim // attn.heads
         return [x.unflatten(-1, (-1, head_dim)) for x in projected]  # [B, rows, H, D] each
 
     norms = rms_norms(attn, hidden.device)
     qkv = project_to_heads("to_qkv", ("to_q", "to_k", "to_v"), hidden)
     if prompt is not None:
-        added = ("add_q_proj", "add_k_proj", "add_v_proj")
-        prompt_qkv = project_to_heads("to_added_qkv", added, prompt)
+        prompt_names = ("add_q_proj", "add_k_proj", "add_v_proj")
+        prompt_qkv = project_to_heads("to_added_qkv", prompt_names, prompt)
         qkv = [torch.cat(pair, dim=1) for pair in zip(prompt_qkv, qkv, strict=True)]
         norms["text_q_weight"] = weight_of(attn.norm_added_q, hidden.device)
         norms["text_k_weight"] = weight_of(attn.norm_added_k, hidden.device)
@@ -164,6 +164,7 @@ def matched_size(pipe: Any, arguments: Arguments, reference: int | str) -> dict[
         return {}
     multiple = pipe.vae_scale_factor * 2
     channels = pipe.vae.config.latent_channels
+    # the stock pipeline takes such a tensor for latents
     if isinstance(image, Tensor) and image.ndim == 4 and image.shape[1] == channels:
         height, width = (side * pipe.vae_scale_factor for side in image.shape[2:])
     else:
@@ -187,8 +188,11 @@ def _nearest_preferred_size(aspect: float) -> tuple[int, int]:
     return width, height
 
 
-def source_size(arguments: Arguments, source_index: int) -> Grid | None:
-    """Return the size of the condition image. A list holds one for each image of the batch."""
+def source_size(arguments: Arguments, source_index: int) -> Size | None:
+    """Return the size of the condition image, if the model takes one for each output.
+
+    A list holds one condition image for each output of the batch. They have the same size.
+    """
     image = arguments.get("image")
     if isinstance(image, list | tuple):
         image = image[0]
@@ -201,8 +205,11 @@ def source_size(arguments: Arguments, source_index: int) -> Grid | None:
     return None
 
 
-def listed_size(arguments: Arguments, source_index: int) -> Grid | None:
-    """Return the size of a condition image. A list holds all condition images of one output."""
+def source_size_in_list(arguments: Arguments, source_index: int) -> Size | None:
+    """Return the size of the source, if the model takes several condition images for each output.
+
+    A list holds all condition images of an output.
+    """
     image = arguments["image"]
     if isinstance(image, list):
         image = image[source_index]

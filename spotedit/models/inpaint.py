@@ -11,14 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ..options.choices import Grid
+from ..options.choices import Size
 from .flux import KONTEXT, source_size
 from .flux2 import FLUX2
 from .qwen import EDIT
 from .spec import Arguments, register
 
 
-def own_mask(pipe: Any, arguments: Arguments, size: Grid) -> Tensor | None:
+def own_mask(pipe: Any, arguments: Arguments, size: Size) -> Tensor | None:
     """Return `mask_image` as the pipeline itself will see it."""
     height, width = size
     mask_image = arguments.get("mask_image")
@@ -33,7 +33,7 @@ def own_mask(pipe: Any, arguments: Arguments, size: Grid) -> Tensor | None:
     return mask[:, 0] > 0.5  # bool [b, H, W]
 
 
-def uncropped_size(arguments: Arguments, source_index: int) -> Grid | None:
+def uncropped_size(arguments: Arguments, source_index: int) -> Size | None:
     """Return the size of the source, or None if the model does not see the whole of it."""
     is_cropped = arguments.get("padding_mask_crop") is not None
     if is_cropped or source_index > 0:
@@ -41,11 +41,11 @@ def uncropped_size(arguments: Arguments, source_index: int) -> Grid | None:
     return source_size(arguments, 0)
 
 
-def kontext_mask(pipe: Any, arguments: Arguments, size: Grid) -> Tensor | None:
+def kontext_mask(pipe: Any, arguments: Arguments, size: Size) -> Tensor | None:
     return None if _has_other_condition(arguments) else own_mask(pipe, arguments, size)
 
 
-def kontext_size(arguments: Arguments, source_index: int) -> Grid | None:
+def kontext_size(arguments: Arguments, source_index: int) -> Size | None:
     if _has_other_condition(arguments):
         raise ValueError(
             "set_mask keeps the condition image, which image_reference replaces; expected no mask "

@@ -53,7 +53,8 @@ def modulated(block: Any, arguments: Arguments) -> Tensor:
     """
     hidden = arguments["hidden_states"]
     batch = len(hidden)
-    modulation = with_loaded_weights(block.img_mod, block, hidden.device)(arguments["temb"])
+    layer = with_loaded_weights(block.img_mod, component=block, device=hidden.device)
+    modulation = layer(arguments["temb"])
     shift, scale, *_ = modulation[:batch, None].chunk(6, dim=-1)
     return block.img_norm1(hidden) * (1 + scale) + shift
 
@@ -131,7 +132,7 @@ EDIT = Spec(
     output=flux.output,
     features=features,
     matched_size=lambda pipe, arguments, reference: {},  # the pipeline's own choice matches
-    source_size=flux.listed_size,
+    source_size=flux.source_size_in_list,
     token_pixels=lambda pipe: pipe.vae_scale_factor * 2,
     prompt_mask=prompt_mask,
     narrow_block=narrow_block,

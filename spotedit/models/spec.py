@@ -1,4 +1,4 @@
-"""A `Spec` tells the wrapper about one model family. The registry lists the known families."""
+"""A `Spec` tells SpotEdit about one model family. The registry lists the known families."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..options.choices import Grid
+from ..options.choices import Grid, Size
 from ..options.temporal import TeaCache
 
 Arguments = Mapping[str, Any]  # keyword arguments of the transformer or of the pipeline
@@ -49,12 +49,13 @@ class Spec:
 
         B   number of images in the batch
         P   number of prompt tokens
-        N   number of noise tokens, also of the source's tokens
+        N   number of noise tokens; the source has as many tokens
         S   length of the joint sequence
-        M   number of rows that a step computes
+        M   number of rows that a step computes, of image tokens and, unless cached, of the prompt
+        X   length of an image-token index
         H   number of attention heads, D the head dimension
 
-    An "image-token index" is int64 [M] or [B, M], counts from the first noise token and is padded
+    An "image-token index" is int64 [X] or [B, X], counts from the first noise token and is padded
     with -1. "Transformer arguments" and "call arguments" are the keyword arguments of the
     transformer's forward and of the pipeline's call, the latter with their defaults.
 
@@ -65,8 +66,8 @@ class Spec:
         rotary: takes the transformer and its arguments. Returns cos and sin of the joint sequence,
             fp32 [S, D] each.
         narrow: takes the transformer arguments and an image-token index. Returns those arguments
-            that have a row for every image token, cut to M rows. `hidden_states` is not among them.
-            The positions in them do not matter, because attention uses those of `rotary`.
+            that have a row for every image token, cut to X rows. `hidden_states` is not among them.
+            Position ids may have any value, because attention takes its positions from `rotary`.
         project: takes an attention module, the hidden states, and the prompt's hidden states or
             None. Returns a `Projection`.
         output: takes an attention module, the attention result [B, M, H, D], the prompt's hidden
@@ -77,7 +78,7 @@ class Spec:
             because the pipeline's VAE may be offloaded.
         matched_size: takes the pipeline, the call arguments and `SpotEditConfig.reference`. Returns
             the call arguments that give the output the grid of the condition image. They are empty
-            if there is no image, if the pipeline takes no size, or if its own choice is right.
+            if there is no image, if the pipeline takes no size, or if it chooses that size anyway.
         source_size: takes the call arguments and the index of the condition image that is the
             source. Returns the (height, width) of the source picture, which a user's mask may also
             have, or None if no mask of that size would fit.
@@ -85,12 +86,12 @@ class Spec:
         prompt_mask: takes the transformer arguments. Returns bool [B, P], True for the prompt
             tokens to attend to, or None to attend to all.
         narrow_block: takes the arguments of a block of `transformer_blocks` and an image-token
-            index. Returns those arguments that have a row for every image token, cut to M rows. It
+            index. Returns those arguments that have a row for every image token, cut to X rows. It
             is needed if the model makes such arguments from the whole sequence, and None otherwise.
         modulated: takes the first block of `transformer_blocks` and its arguments. Returns the
             block's modulated image input [B, S - P, width], which TeaCache watches.
-            `copies.with_loaded_weights` gets a part of the block whose weights are offloaded. None
-            if the family has no TeaCache.
+            `copies.with_loaded_weights` gets a part of the block whose weights are offloaded. The
+            field is None if the family has no TeaCache.
         without_prompt: takes the transformer arguments. Returns the arguments that make a forward
             run without the prompt's rows.
         tea: the default threshold and coefficients of TeaCache. Coefficients belong to a
@@ -105,8 +106,8 @@ class Spec:
         latents: takes tokens [B, N, C] and their grid. Returns the latents [B, c, h, w], in which a
             shift of the whole picture can be found. None turns that check off.
         heads: takes the transformer. Returns H and D.
-        followed: position in the list of condition images of the one whose size the pipeline gives
-            the output: 0 for the first, -1 for the last.
+        followed: index of the condition image whose size the pipeline's output follows: 0 for the
+            first, -1 for the last.
         interleaved: whether a rotary pair is (2i, 2i + 1). Otherwise it is (i, i + D / 2).
     """
 
@@ -118,7 +119,7 @@ class Spec:
     output: Callable[[nn.Module, Tensor, Tensor | None, Projection], Tensor | tuple[Tensor, Tensor]]
     features: Callable[[Any, Tensor, Grid], Callable[[Tensor], list[Tensor]]]
     matched_size: Callable[[Any, Arguments, int | str], dict[str, Any]]
-    source_size: Callable[[Arguments, int], Grid | None]
+    source_size: Callable[[Arguments, int], Size | None]
     token_pixels: Callable[[Any], int]
     prompt_mask: Callable[[Arguments], Tensor | None] = lambda arguments: None
     narrow_block: Callable[[Arguments, Tensor], dict[str, Any]] | None = None
@@ -126,7 +127,7 @@ class Spec:
     without_prompt: Callable[[Arguments], dict[str, Any]] = _cut_prompt
     tea: TeaCache = field(default_factory=lambda: TeaCache(threshold=0.25))
     processors: tuple[str, ...] = ()
-    own_mask: Callable[[Any, Arguments, Grid], Tensor | None] = lambda pipe, arguments, size: None
+    own_mask: Callable[[Any, Arguments, Size], Tensor | None] = lambda pipe, arguments, size: None
     latents: Callable[[Tensor, Grid], Tensor] | None = None
     heads: Callable[[Any], tuple[int, int]] = _configured_heads
     followed: int = 0
@@ -142,7 +143,8 @@ def reference_index(
         grids: the token grids of the noise and of every condition image.
         choice: the index of the source. `"auto"` chooses among the condition images with the
             output's grid, or among all if none has it.
-        followed: which of these `"auto"` takes: 0 for the first, -1 for the last.
+        followed: index among these of the one that `"auto"` takes: 0 for the first, -1 for the
+            last. See `Spec.followed`.
 
     Returns:
         (index, None), or (None, the reason why no condition image can be the source).
@@ -154,9 +156,9 @@ def reference_index(
     if not condition_grids:
         return None, "the call has no condition image"
     if choice == "auto":
-        every_index = list(range(len(condition_grids)))
-        on_the_grid = [index for index in every_index if condition_grids[index] == noise_grid]
-        candidates = on_the_grid or every_index
+        all_indices = list(range(len(condition_grids)))
+        on_the_grid = [index for index in all_indices if condition_grids[index] == noise_grid]
+        candidates = on_the_grid or all_indices
         index = candidates[followed]
     else:
         index = int(choice)
@@ -169,7 +171,8 @@ def reference_index(
         rows, cols = condition_grids[index]
         return None, (
             f"the output's token grid, {noise_grid[0]} x {noise_grid[1]}, differs from the "
-            f"condition image's, {rows} x {cols}; leave height, width and max_area to match_size"
+            f"condition image's, {rows} x {cols}; leave out height, width and max_area, and keep "
+            "match_size=True"
         )
     return index, None
 

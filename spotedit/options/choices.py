@@ -9,7 +9,8 @@ else:
     Tensor = Any  # the command line reads the options before it imports PyTorch
 
 Impl = Literal["auto", "triton", "reference"]  # `spotedit_kernels.impl.Impl`, which needs PyTorch
-Grid = tuple[int, int]  # rows and columns of tokens, or height and width in pixels
+Grid = tuple[int, int]  # rows and columns of tokens
+Size = tuple[int, int]  # height and width in pixels
 Features = Callable[[Tensor], list[Tensor]]  # tokens [B, N, C] -> feature maps [B, C_l, H_l, W_l]
 
 JudgeName = Literal["calibrated", "perceptual", "cosine", "l2"]

@@ -38,7 +38,7 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
-            f"{path}: the folder cannot be made ({reason(error)}); choose another"
+            f"{path}: the folder cannot be made ({describe_error(error)}); choose another"
         ) from error
 
 
@@ -58,7 +58,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         raise OutputError(
-            f"{path}: cannot be written ({reason(error)}); make room there or choose another folder"
+            f"{path}: cannot be written ({describe_error(error)}); make room there or choose "
+            "another folder"
         ) from error
     finally:
         with suppress(OSError):
@@ -110,6 +111,6 @@ def _temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
 
 
-def reason(error: OSError) -> str:
+def describe_error(error: OSError) -> str:
     """Return why the system refused, or the whole message of libraries that do not set that."""
     return error.strerror or str(error)

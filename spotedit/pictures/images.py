@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-from .files import OutputError, atomic_write, reason, try_writing
+from .files import OutputError, atomic_write, describe_error, try_writing
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -46,8 +46,8 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
 
     Raises:
         ImageError: the file does not exist, is no picture or is damaged; it has more than
-            `MAX_PIXELS` pixels, which is checked before anything is decoded; or the range of its
-            pixel values is not defined.
+            `MAX_PIXELS` pixels, which is checked before anything is decoded; or its pixels are
+            floats, or integers outside 0..65535.
     """
     return _load(Path(path), _to_rgb)
 
@@ -138,7 +138,8 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     low, high = int(grey.min()), int(grey.max())
     if low < 0 or high > 65535:
         raise ImageError(f"grey values from {low} to {high}; expected 0..65535: convert it")
-    return Image.fromarray(((grey + 128) // 257).astype(np.uint8))  # 65535 / 257 = 255, rounded
+    # divide by 257 and round: 65535 becomes 255
+    return Image.fromarray(((grey + 128) // 257).astype(np.uint8))
 
 
 def _flatten(image: Image.Image) -> Image.Image:
@@ -183,7 +184,8 @@ def check_output(
         try_writing(path)
     except OSError as error:
         raise OutputError(
-            f"{path}: cannot write to the folder {path.parent} ({reason(error)}); choose another"
+            f"{path}: cannot write to the folder {path.parent} ({describe_error(error)}); "
+            "choose another"
         ) from error
     return path
 

@@ -75,7 +75,7 @@ def test_latents_that_are_not_finite_are_refused(pipe, mode):
     handle = spotedit.enable(pipe)
     if mode:
         handle.set_mask(np.ones((48, 64)), mode=mode)
-    with pytest.raises(ValueError, match="step 0: the latents are not finite"):
+    with pytest.raises(ValueError, match="step 0: the model's output is not finite"):
         pipe(**call_arguments(latents=torch.full((1, NUM_TOKENS, TOKEN_CHANNELS), torch.nan)))
     assert torch.isfinite(pipe(**call_arguments()).images).all()
 
