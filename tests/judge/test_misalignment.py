@@ -145,10 +145,10 @@ def run(pipe, monkeypatch):
 
         def predict(**kwargs):
             stock(pipe.transformer, **kwargs)  # spotedit checks that every layer runs
-            forward = layer.processor.thread.forward
-            is_spot = forward is not None and forward.mode == "spot"
+            state = layer.processor.thread.state
+            is_spot = state is not None and state.mode == "spot"
             rows = kwargs["hidden_states"]
-            clean = target[:, forward.image_index] if is_spot else target
+            clean = target[:, state.image_index] if is_spot else target
             sigma = kwargs["timestep"][0]
             return ((rows[:, : clean.shape[1]] - clean) / sigma,)
 
