@@ -91,7 +91,8 @@ class Misalignment:
 
     Attributes:
         kind: "shift", "zoom" or "colour".
-        shift: (down, right) in output pixels, by which the centre of the source moved.
+        shift: (down, right) in output pixels, by which the centre of the source moved. Negative
+            numbers mean up and left.
         scale: size of the edit's content divided by the source's; 1 = unchanged.
         confidence: share of the squared difference that this explains, 0..1.
     """
@@ -102,12 +103,11 @@ class Misalignment:
     confidence: float
 
     def __str__(self) -> str:
+        """Describe the change in one phrase. Benchmark rows contain it, signs included."""
         if self.kind == "colour":
             return "the colours of the whole picture changed"
         down, right = self.shift
-        vertical = f"{abs(down):.0f} px {'down' if down >= 0 else 'up'}"
-        horizontal = f"{abs(right):.0f} px {'right' if right >= 0 else 'left'}"
-        moved = f"moved by {vertical}, {horizontal}"
+        moved = f"moved by {down:+.0f} px down, {right:+.0f} px right"
         return moved if self.kind == "shift" else f"scaled by {self.scale:.2f} and {moved}"
 
 

@@ -175,7 +175,7 @@ def test_a_moved_frame_is_computed_whole_and_the_report_says_so(run):
     assert kinds(report) == ["full", "spot", "spot", "full", "spot", "full", "spot", "spot"]
     assert report.mean_ratio == 1
     assert report.region.all()
-    assert "moved by 8 px down, 8 px right; only the condition is cached" in report.summary()
+    assert "moved by +8 px down, +8 px right; only the condition is cached" in report.summary()
     assert json.loads(json.dumps(report.to_dict()))["misalignment"]["kind"] == "shift"
 
 
