@@ -108,7 +108,8 @@ def caption() -> list[str]:
     chosen = {"px": 128, "steps": 28}
     dense = value(results, EDIT, " s", mode="dense", **chosen)
     spot = value(results, EDIT, " s", mode="default", **chosen)
-    return [f"*A 128 x 128 edit like these takes {dense} on two CPU cores, and {spot} with `spotedit`.*"]
+    takes = f"{dense} on two CPU cores, and {spot} with `spotedit`"
+    return [f"*A 128 x 128 edit like these takes {takes}.*"]
 
 
 def speed_origin() -> list[str]:
