@@ -66,7 +66,7 @@ class Handle:
 
     def __init__(self, pipe: Any, config: SpotEditConfig) -> None:
         self._spec = spec_for(pipe)
-        # raises if the method lacks coefficients for this pipeline
+        # raises if TeaCache is chosen and has no coefficients for this pipeline
         resolve_temporal(config.settings.temporal, self._spec.tea, type(pipe).__name__)
         guards.refuse_unsupported(pipe, self._spec)
         self.config = config
@@ -75,7 +75,7 @@ class Handle:
         self._mask: UserMask | None = None
         self._accepted_mask: UserMask | None = None  # mask of the last call that was not refused
         self._running = threading.Lock()
-        self._views: patch.Views = {}
+        self._views: patch.Views = {}  # in place of transformer and scheduler during a call
         self._outer: Handle | None = patch.owner_of(pipe)
         if self._outer is not None:
             self._outer.disable()
@@ -103,16 +103,16 @@ class Handle:
     def set_mask(self, mask: Any, mode: Mode = "intersect") -> None:
         """Say where the picture may change in the calls that follow.
 
-        Use `call` if several threads make calls. If a call is refused because another one runs, the
-        mask goes back to the one with which the running call began.
+        Use `call` if several threads make calls. A call that is refused, because another one runs,
+        also undoes every `set_mask` made since that one began.
 
         Args:
             mask: a PIL image of any mode, or an array or tensor [H, W], [B, H, W], [B, 1, H, W],
                 [H, W, C] or [B, H, W, C] of any number type. It has the size of the source picture,
                 of the output or of the token grid, or the aspect ratio of one of the first two.
-                Pixels brighter than mid-grey may change. In a partly transparent mask, all opaque
-                pixels may change; if these are only black and white, the white ones may. None
-                clears the mask.
+                Pixels brighter than mid-grey may change. If the mask has transparency, its opaque
+                pixels may change instead; but if these are all black or white, only the white ones
+                may. None clears the mask.
             mode: `"intersect"` regenerates what is judged to change and lies in the mask, `"union"`
                 what is judged to change or lies in the mask, and `"replace"` what lies in the
                 mask, without judging.
@@ -139,10 +139,10 @@ class Handle:
         Raises:
             TypeError, ValueError: see `set_mask`.
         """
-        run = CallScope(_user_mask(mask, mode), on_step)
-        token = _SCOPES.set({**_SCOPES.get(), self: run})
+        scope = CallScope(_user_mask(mask, mode), on_step)
+        token = _SCOPES.set({**_SCOPES.get(), self: scope})
         try:
-            yield run
+            yield scope
         finally:
             _SCOPES.reset(token)
 
@@ -164,8 +164,8 @@ class Handle:
         """
         if not self.enabled:
             raise RuntimeError("this handle is not in force; enable the pipeline again")
-        run = _SCOPES.get().get(self)
-        mask = self._mask if run is None else run.mask
+        scope = _SCOPES.get().get(self)
+        mask = self._mask if scope is None else scope.mask
         if mask is not None and mask.mode == "replace":
             raise ValueError(
                 "the mask replaces the judgement, so there is nothing to preview; "
@@ -173,8 +173,8 @@ class Handle:
             )
         if not hasattr(type(self._pipe), "interrupt"):
             raise ValueError(
-                f"{type(self._pipe).__name__} cannot be interrupted; expected a pipeline whose "
-                "loop can: preview with the stock pipeline class on the same components"
+                f"{type(self._pipe).__name__} cannot be interrupted, as a preview must; expected a "
+                "pipeline class of diffusers that can: make one from the same components"
             )
         for_preview = call | {"output_type": "pil", "return_dict": True}
         output = self._run(PreviewSession, self._base, (), for_preview)
@@ -187,7 +187,7 @@ class Handle:
     def _run(self, begin: BeginSession, base: type, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Make one call of the pipeline, whose stock class is `base`."""
         if not self._running.acquire(blocking=False):
-            self._mask = self._accepted_mask  # a mask set since then was for this call
+            self._mask = self._accepted_mask  # a newer mask was meant for the refused call
             raise RuntimeError(
                 "this pipeline is already running; an enabled pipeline makes one call at a time: "
                 "wait, or give each thread a pipeline of its own (copy.copy(pipe)) and enable that"
@@ -210,7 +210,7 @@ class Handle:
                 finally:
                     if running.session is not None:
                         scope.report = self.report = EditReport(running.session.record())
-            announce(scope.report, dense_asked=not self.config.spatial)
+            announce(scope.report, dense_requested=not self.config.spatial)
             return output
         finally:
             self._running.release()

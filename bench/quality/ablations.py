@@ -33,8 +33,8 @@ def recursive() -> Iterator[None]:
         cache: LayerCache, layout: SequenceLayout, dropped: Tensor, stale: Tensor, *more: Any
     ) -> None:
         stock(cache, layout, dropped, stale, *more)
-        if cache.sources is not None and stale.numel():
-            for kept, blended in ((cache.sources.k, cache.k), (cache.sources.v, cache.v)):
+        if cache.blend_inputs is not None and stale.numel():
+            for kept, blended in ((cache.blend_inputs.k, cache.k), (cache.blend_inputs.v, cache.v)):
                 kept.write(stale, blended.part(layout.noise).read(stale))
 
     with patch.object(forwards, "blend", blend):

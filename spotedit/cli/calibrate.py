@@ -18,10 +18,10 @@ from .options import CalibrateOptions
 from .pipelines import (
     choose_device,
     explain_errors,
+    image_to_edit,
     load,
     load_pairs,
     one_thread_for_tiny,
-    prepared,
 )
 
 _FIRST_SEED = 1000  # results are reported for the scenes from seed 0 on, so fit to other ones
@@ -43,7 +43,7 @@ def run(options: CalibrateOptions) -> None:
         pipe = load(options.model, call.dtype, device, call.offload)
         pipe.set_progress_bar_config(disable=True)
         settings = loop_settings(pipe, call.call_arguments())
-        edits = [(prepared(pipe, options.model, image), text) for image, text in edits]
+        edits = [(image_to_edit(pipe, options.model, image), text) for image, text in edits]
         if not edits:
             edits = list(_scenes(options.scenes))
         fit = calibrate(pipe, _calls(options, edits))

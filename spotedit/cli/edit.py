@@ -23,9 +23,9 @@ from .pipelines import (
     check_call_arguments,
     choose_device,
     explain_errors,
+    image_to_edit,
     load,
     one_thread_for_tiny,
-    prepared,
     timed,
 )
 
@@ -76,8 +76,8 @@ def run(options: EditOptions) -> None:
         config = spotedit_config(options.config)
         pipe = load(model, call.dtype, device, call.offload)
         check_call_arguments(pipe, call.call_arguments())
-        image = prepared(pipe, model, image)
-        if mask is not None and model == "tiny":
+        image = image_to_edit(pipe, model, image)
+        if mask is not None and model == "tiny":  # `image_to_edit` has resized the image
             mask = resized(mask, (image.height, image.width))
         result = _edit(options, pipe, config, image, mask)
     problems = _write(options, outputs, image, result)
@@ -181,7 +181,9 @@ def _write(
     problem = write_or_fall_back(outputs.spot, write_picture)
     problems = [problem]
     print(result.report.summary())
-    label = outputs.spot if problem is None else "spot"  # no path if the file is not there
+    label = (
+        outputs.spot if problem is None else "spot"
+    )  # the path only if the file was written to it
     size = f"{result.picture.width} x {result.picture.height} pixels"
     print(f"{label}: {size}, {result.seconds:.2f} s in all")
     if result.dense and outputs.dense and outputs.figure:

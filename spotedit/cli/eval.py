@@ -23,7 +23,7 @@ from ..pictures.images import check_output
 from .edit import require_model
 from .errors import BadInput, Failure
 from .options import EvalOptions, spotedit_config
-from .pipelines import choose_device, explain_errors, load, one_thread_for_tiny, prepared
+from .pipelines import choose_device, explain_errors, image_to_edit, load, one_thread_for_tiny
 
 _PATIENCE = timedelta(days=7)  # how long a process may wait for the slowest one
 
@@ -96,7 +96,7 @@ def _edit(
         pipe.set_progress_bar_config(disable=True)
         arguments = call.call_arguments()
         settings = settings_of(pipe, model, data, arguments, call.seed, config, call.offload)
-        prepare = partial(prepared, pipe, model)
+        prepare = partial(image_to_edit, pipe, model)
         edit_all(pipe, share, options.out, settings, arguments, config, prepare, process)
 
 

@@ -114,8 +114,8 @@ def one_thread_for_tiny(model: str, device: torch.device) -> Iterator[None]:
     """Use one PyTorch thread inside the block if the tiny editor runs on a CPU.
 
     Other models keep all threads. The tiny editor's operations are so short that several threads
-    would mostly wait for each other. If another process keeps a core busy, they wait many times as
-    long as they work.
+    would mostly wait for each other. If another process keeps a core busy, they spend far more time
+    waiting than working.
     """
     if model != "tiny" or device.type != "cpu":
         yield
@@ -132,8 +132,8 @@ def one_thread_for_tiny(model: str, device: torch.device) -> Iterator[None]:
 def explain_errors(device: torch.device) -> Iterator[None]:
     """Turn exceptions of the work inside the block into the errors that a command reports.
 
-    An `OutputError` becomes a `Failure` (exit status 1). Before the work begins, when only the
-    options are checked, it means a wrong path and has exit status 2.
+    An `OutputError` becomes a `Failure` (exit status 1). Outside this block, while the options are
+    checked, an `OutputError` means a wrong path (exit status 2).
     """
     try:
         yield
@@ -147,10 +147,11 @@ def explain_errors(device: torch.device) -> Iterator[None]:
         raise BadInput(str(error)) from error
 
 
-def prepared(pipe: Any, model: str, image: Image.Image) -> Image.Image:
+def image_to_edit(pipe: Any, model: str, image: Image.Image) -> Image.Image:
     """Return `image` at the size to edit.
 
-    The tiny editor works at about one number of pixels. Other models get the image unchanged.
+    The tiny editor works only near the number of pixels that it was trained on. Other models get
+    the image unchanged.
     """
     return resize_to_native(pipe, image) if model == "tiny" else image
 
@@ -170,7 +171,7 @@ def resize_to_native(pipe: Any, image: Image.Image) -> Image.Image:
 
 def check_call_arguments(pipe: Any, arguments: Mapping[str, Any]) -> None:
     """Raise ValueError if the pipeline's call does not take one of `arguments`."""
-    loop_settings(pipe, arguments)
+    loop_settings(pipe, arguments)  # raises for an unknown argument
 
 
 def load_pairs(pairs: Sequence[str]) -> list[tuple[Image.Image, str]]:

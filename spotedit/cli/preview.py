@@ -17,9 +17,9 @@ from .pipelines import (
     check_call_arguments,
     choose_device,
     explain_errors,
+    image_to_edit,
     load,
     one_thread_for_tiny,
-    prepared,
 )
 
 _COLUMNS = ("source", "draft", "scores, region outlined")
@@ -40,7 +40,7 @@ def run(options: PreviewOptions) -> None:
     with explain_errors(device), one_thread_for_tiny(model, device):
         config = spotedit_config(options.config)
         pipe = load(model, call.dtype, device, call.offload)
-        source = prepared(pipe, model, image)
+        source = image_to_edit(pipe, model, image)
         check_call_arguments(pipe, call.call_arguments())
         with spotedit.enable(pipe, config) as handle:
             preview = handle.preview(

@@ -20,10 +20,10 @@ from .options import VerifyOptions, changed_fields, spotedit_config
 from .pipelines import (
     choose_device,
     explain_errors,
+    image_to_edit,
     load,
     load_pairs,
     one_thread_for_tiny,
-    prepared,
 )
 
 _COLUMNS = {
@@ -59,7 +59,7 @@ def run(options: VerifyOptions) -> None:
         settings = loop_settings(pipe, arguments) | _edit_settings(options, config)
         figures = []
         for image, instruction in tqdm(pairs, desc="5 edits a picture", unit="picture"):
-            source = prepared(pipe, options.model, image)
+            source = image_to_edit(pipe, options.model, image)
             figures.append(verify(pipe, source, instruction, arguments, call.seed, config))
         row = _row(options.model, pipe, settings, figures)
     print(_table(options.pairs[::2], figures))

@@ -62,7 +62,7 @@ def quantise(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass
-class BlendSources:
+class BlendInputs:
     """The cached and the source's keys and values, which are blended in the reused rows.
 
     The paper calls the blend SpotFusion (see `fusion`). The rows are in the noise tokens' order.
@@ -70,7 +70,8 @@ class BlendSources:
     Attributes:
         k, v: keys and values of each noise token at the last step that computed it.
         k_ref: the source's keys, rotated to the noise tokens' positions. Rows after the first N
-            belong to condition images that follow the source. There is no `v_ref`, because values
+            belong to condition images that follow the source; they are written in the same kernel
+            call, and not read. There is no `v_ref`, because values
             are not rotated: `LayerCache.v` holds them.
     """
 
@@ -85,22 +86,22 @@ class LayerCache:
 
     Attributes:
         k, v: what attention reads, S rows each in the order [prompt, noise, conditions].
-        sources: what is blended into the reused rows. None if reused tokens always take their
+        blend_inputs: what is blended into the reused rows. None if reused tokens always take their
             cached rows, unblended: `k` and `v` hold these already.
         has_run: whether the layer ran in the last forward, and so wrote its rows.
     """
 
     k: CachedRows
     v: CachedRows
-    sources: BlendSources | None
+    blend_inputs: BlendInputs | None
     has_run: bool = False
 
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers."""
         buffers = [self.k, self.v]
-        if self.sources is not None:
-            buffers += [self.sources.k, self.sources.v, self.sources.k_ref]
+        if self.blend_inputs is not None:
+            buffers += [self.blend_inputs.k, self.blend_inputs.v, self.blend_inputs.k_ref]
         return sum(tensor.nbytes for rows in buffers for tensor in rows.tensors())
 
 
@@ -157,10 +158,10 @@ def allocate(
         scale = like.new_empty(shape[:-1], dtype=torch.float32)
         return CachedRows(like.new_empty(shape, dtype=torch.int8), scale)
 
-    cache = LayerCache(empty(layout.num_tokens), empty(layout.num_tokens), sources=None)
+    cache = LayerCache(empty(layout.num_tokens), empty(layout.num_tokens), blend_inputs=None)
     if needs_blend:
         num_reference = layout.num_tokens - layout.source.start
-        cache.sources = BlendSources(
+        cache.blend_inputs = BlendInputs(
             empty(layout.num_noise), empty(layout.num_noise), empty(num_reference)
         )
     return cache
@@ -168,9 +169,9 @@ def allocate(
 
 def remember_noise_rows(cache: LayerCache, layout: SequenceLayout) -> None:
     """Remember the noise tokens' keys and values after a full forward."""
-    if cache.sources is not None:
-        cache.sources.k.copy_from(cache.k.part(layout.noise))
-        cache.sources.v.copy_from(cache.v.part(layout.noise))
+    if cache.blend_inputs is not None:
+        cache.blend_inputs.k.copy_from(cache.k.part(layout.noise))
+        cache.blend_inputs.v.copy_from(cache.v.part(layout.noise))
 
 
 def blend(
@@ -190,22 +191,22 @@ def blend(
         weight: weight of the cached value.
         impl: which kernels run.
     """
-    sources = cache.sources
-    if sources is None:
+    inputs = cache.blend_inputs
+    if inputs is None:
         return
     k, v = cache.k.part(layout.noise), cache.v.part(layout.noise)
     if dropped_index.numel():
-        sources.k.write(dropped_index, k.read(dropped_index))
-        sources.v.write(dropped_index, v.read(dropped_index))
+        inputs.k.write(dropped_index, k.read(dropped_index))
+        inputs.v.write(dropped_index, v.read(dropped_index))
     if not stale_index.numel():
         return
-    k_ref, v_ref = sources.k_ref.part(slice(layout.num_noise)), cache.v.part(layout.source)
+    k_ref, v_ref = inputs.k_ref.part(slice(layout.num_noise)), cache.v.part(layout.source)
     if cache.k.scale is None:
         kv_blend(
             k.data,
             v.data,
-            sources.k.data,
-            sources.v.data,
+            inputs.k.data,
+            inputs.v.data,
             k_ref.data,
             v_ref.data,
             stale_index,
@@ -214,6 +215,6 @@ def blend(
         )
         return
     # kv_blend does not take int8
-    for out, cached, reference in ((k, sources.k, k_ref), (v, sources.v, v_ref)):
+    for out, cached, reference in ((k, inputs.k, k_ref), (v, inputs.v, v_ref)):
         blended = reference.read(stale_index).lerp_(cached.read(stale_index), weight)
         out.write(stale_index, blended)

@@ -30,8 +30,8 @@ class Branch:
         prompt_index: joint index of each prompt token, [P].
         rope: cos and sin of the joint sequence, fp32 [S, D] each.
         rope_ref: cos and sin [R, D] for the keys of the source and of the condition images after
-            it. They rotate the source's keys to the noise tokens' positions, and the others to
-            their own. None if nothing is ever blended.
+            it, R tokens. They rotate the source's keys to the noise tokens' positions, and the
+            others to their own. None if nothing is ever blended.
         caches: buffers of every attention layer, by its name.
         weight: weight of the cached keys and values in the last blend; 1 before any.
     """
@@ -151,7 +151,8 @@ class Forwards:
             [prompt_index.expand(*image_index.shape[:-1], -1), joint_index], dim=-1
         )
         if self.config.cache_dtype == "int8":
-            # Keys are rotated before they are rounded, in a buffer that has these rows alone.
+            # With int8, the keys of the rows that run are rotated in a temporary buffer and then
+            # rounded, so cos and sin must have these rows only.
             rows = state.joint_index.clamp(min=0)
             cos, sin = branch.rope
             state.rope = cos[rows], sin[rows]
@@ -201,7 +202,11 @@ class Forwards:
         return output, bypassed_layers[0] if bypassed_layers else None
 
     def _blend(self, branch: Branch, selection: Selection, weight: float) -> None:
-        """Bring the reused rows up to date."""
+        """Bring the reused rows up to date.
+
+        Blended rows stay right while the weight stays the same. Only newly reused rows then need a
+        blend.
+        """
         no_index = selection.dropped_index[..., :0]
         if weight != branch.weight:  # all reused rows must be blended with the new weight
             stale_index = selection.reused_index

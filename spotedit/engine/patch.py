@@ -4,6 +4,8 @@
 call runs, that pipeline sees views in place of its transformer and its scheduler. Through them the
 session sees every forward and every step. Other pipelines may share both objects: they do not see
 the views, and in their forwards our attention processors behave like the stock ones.
+
+A view is an object of a subclass that shares the original's attributes; its own state is in slots.
 """
 
 import copy
@@ -30,8 +32,8 @@ _LOCK = threading.RLock()  # held while a transformer that may be shared is chan
 def swap_class(pipe: Any, call: Callable[..., Any], owner: object, views: Views) -> type:
     """Give `pipe` a subclass of its class whose calls are `call(base, ...)`; returns `base`.
 
-    Copies and pickles of `pipe` are instances of `base`, and so are pipelines that are made from it
-    or by its class.
+    Copies and pickles of `pipe` are instances of `base`, and so are pipelines made by
+    `from_pipe(pipe)` or `type(pipe)(...)`.
     """
     base: Any = type(pipe)
 
@@ -135,10 +137,10 @@ class RunningCall:
 def attached(
     pipe: Any, spec: Spec, views: Views, begin: Callable[[Hooks, Arguments], Session]
 ) -> Iterator[RunningCall]:
-    """Let a session see the transformer's forwards and the scheduler's steps in a block.
+    """Let a session see forwards and scheduler steps, for the duration of the `with` statement.
 
     Args:
-        views: is filled for the time of the block.
+        views: is filled for that time.
         begin: makes the session from our hooks and the first forward's keyword arguments.
     """
     transformer, scheduler = pipe.transformer, pipe.scheduler
@@ -185,58 +187,59 @@ def _transformer_view(transformer: Any, call: RunningCall, undo: ExitStack) -> A
 
 @contextmanager
 def _processors(model: Any, spec: Spec) -> Iterator[dict[str, SpotProcessor]]:
-    """Install our attention processors in a block; they may serve several calls at once.
+    """Install our attention processors for the duration of the `with` statement.
 
-    Yields them by the layers' names.
+    They may serve several calls at once. The generator yields them by the layers' names.
     """
-    layers: dict[str, SpotProcessor] = {}
+    processors: dict[str, SpotProcessor] = {}
     try:
         with _LOCK:
             for name in model.attn_processors:
-                layers[name] = _install(model, name, spec)
-        yield layers
+                processors[name] = _install(model, name, spec)
+        yield processors
     finally:
         with _LOCK:
-            for name, layer in layers.items():
-                _uninstall(model, name, layer)
+            for name, processor in processors.items():
+                _uninstall(model, name, processor)
 
 
 def _install(model: Any, name: str, spec: Spec) -> SpotProcessor:
     attention = model.get_submodule(name.removesuffix(".processor"))
     if not isinstance(attention.processor, SpotProcessor):
-        layer = spot_processor(attention.processor)
-        attention.set_processor(layer)
+        processor = spot_processor(attention.processor)
+        attention.set_processor(processor)
         if spec.narrow_block is not None:
             blocks, number, *_ = name.split(".")  # such as "transformer_blocks.3.attn.processor"
             block = model.get_submodule(f"{blocks}.{number}")
-            hook = functools.partial(_narrow_block, layer)
-            layer.narrowing = block.register_forward_pre_hook(hook, with_kwargs=True)
+            hook = functools.partial(_narrow_block, processor)
+            processor.narrow_hook = block.register_forward_pre_hook(hook, with_kwargs=True)
     attention.processor.num_calls += 1
     return attention.processor
 
 
-def _uninstall(model: Any, name: str, layer: SpotProcessor) -> None:
+def _uninstall(model: Any, name: str, processor: SpotProcessor) -> None:
     attention = model.get_submodule(name.removesuffix(".processor"))
-    layer.num_calls -= 1
-    if layer.num_calls:
+    processor.num_calls -= 1
+    if processor.num_calls:
         return
-    if attention.processor is layer:  # nobody has set another one meanwhile
-        attention.set_processor(layer.stock)
-    if layer.narrowing is not None:
-        layer.narrowing.remove()
+    if attention.processor is processor:  # nobody has set another one meanwhile
+        attention.set_processor(processor.stock)
+    if processor.narrow_hook is not None:
+        processor.narrow_hook.remove()
 
 
 def _narrow_block(
-    layer: Any, block: Any, args: tuple, kwargs: dict[str, Any] | None = None
+    processor: Any, block: Any, args: tuple, kwargs: dict[str, Any] | None = None
 ) -> tuple[tuple, dict[str, Any]] | None:
-    """Cut a block's arguments to a spot forward's rows, see `Spec.narrow_block`.
+    """Keep only the rows that a spot forward runs, in arguments of a block that have one per token.
 
-    Other threads' forwards are left alone. One that meets this hook while it is being registered
-    has no `kwargs`. In a deep copy of the model, `layer` has been copied to a stock processor.
+    See `Spec.narrow_block`. Other threads' forwards are left alone. A forward in another thread may
+    reach this hook before its flag `with_kwargs` is set, and then `kwargs` is None. Deep-copying
+    the model turns `processor` into the stock processor.
     """
-    if kwargs is None or not isinstance(layer, SpotProcessor):
+    if kwargs is None or not isinstance(processor, SpotProcessor):
         return None
-    state = layer.thread.state
+    state = processor.thread.state
     if state is None or state.mode != "spot":
         return None
     assert state.spec.narrow_block is not None
@@ -291,8 +294,8 @@ def _scheduler_view(scheduler: Any, call: RunningCall, undo: ExitStack) -> Any:
 
     The view has a copy of the scheduler's state, because a scheduler counts its steps, and two
     calls may run at once. It shares the state in two cases: something in it cannot be copied, or
-    `step` was replaced on the instance, to which the replacement may belong. Such a scheduler must
-    not serve two calls at once.
+    `step` was replaced on the instance, and the replacement may be bound to that instance. Such a
+    scheduler must not serve two calls at once.
     """
     base: Any = type(scheduler)
     viewed = view(scheduler, _scheduler_class(base))
@@ -315,8 +318,8 @@ def _scheduler_view(scheduler: Any, call: RunningCall, undo: ExitStack) -> Any:
 def _stop(pipe: Any, views: Views, undo: ExitStack) -> None:
     """Let the running call's own loop skip its remaining steps, and decode what it has.
 
-    Outside its mask, an inpainting pipeline writes the source with the next step's noise at every
-    step. From here on it writes the source without noise.
+    Outside its mask, an inpainting pipeline writes the source at every step, with the noise that
+    `scheduler.scale_noise` adds. From here on that adds none.
     """
     undo.callback(setattr, pipe, "_interrupt", False)
     pipe._interrupt = True

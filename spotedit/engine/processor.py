@@ -48,8 +48,8 @@ class ForwardState:
         rope: cos and sin of the joint sequence, fp32 [S, D] each. With an int8 cache, a spot
             forward has only those of its rows, [M, D] or [B, M, D], because it computes its keys in
             a buffer of M rows before it rounds them.
-        rope_ref: cos and sin [R, D] that rotate the condition's keys to the noise tokens' positions
-            (`BlendSources.k_ref`). None: these keys are not written.
+        rope_ref: cos and sin [R, D] that rotate the source's keys to the noise tokens' positions,
+            where they are blended into the keys of reused tokens. None: they are not written.
         key_mask: bool [B, S], True = attend, or None.
     """
 
@@ -88,14 +88,14 @@ class SpotProcessor:
     Attributes:
         num_calls: number of running calls that use it.
         thread: what the layer works with in the current thread.
-        narrowing: the hook on the layer's block (see `Spec.narrow_block`), or None.
+        narrow_hook: the hook on the layer's block (see `Spec.narrow_block`), or None.
         stock: the processor that it stands in for.
     """
 
-    __slots__ = ("narrowing", "num_calls", "stock", "thread")
+    __slots__ = ("narrow_hook", "num_calls", "stock", "thread")
     num_calls: int
     thread: ThreadState
-    narrowing: RemovableHandle | None
+    narrow_hook: RemovableHandle | None
     stock: Any
 
 
@@ -137,7 +137,7 @@ def spot_processor(stock: Any) -> Any:
     """Make the `SpotProcessor` that stands in for `stock` and shares all attributes with it."""
     stock_class: Any = type(stock)
     spot_class = _spot_class(stock_class)
-    return view(stock, spot_class, stock=stock, thread=ThreadState(), num_calls=0, narrowing=None)
+    return view(stock, spot_class, stock=stock, thread=ThreadState(), num_calls=0, narrow_hook=None)
 
 
 def _chosen_backend(processor: Any) -> AttentionBackendName | None:
@@ -174,12 +174,14 @@ def attend(
     v = torch.empty_like(rows.v) if is_int8 else cache.v.data
     cos, sin = state.rope
     k_ref_arguments: dict[str, Any] = {}
-    if cache.sources is not None and state.rope_ref is not None:
+    if cache.blend_inputs is not None and state.rope_ref is not None:
         cos_ref, sin_ref = state.rope_ref
-        k_ref = cache.sources.k_ref.data
+        k_ref = cache.blend_inputs.k_ref.data
         if is_int8:
             k_ref = torch.empty_like(k_ref, dtype=k.dtype)
         k_ref_arguments = {"k_ref": k_ref, "cos_ref": cos_ref, "sin_ref": sin_ref}
+    # q is returned; keys and values are written into k, v and k_ref. With int8 they are first
+    # written in order, and `_quantise` scatters them.
     q = qk_norm_rope(
         rows.q,
         rows.k,
@@ -197,7 +199,7 @@ def attend(
     )
     if is_int8:
         _quantise(state, cache, k, v, k_ref_arguments.get("k_ref"))
-    if state.mode == "spot":  # attend to all keys; a full forward has just computed them
+    if state.mode == "spot":  # it computed only some of the keys; the cache has all of them
         k, v = cache.k.data, cache.v.data
     attended = _attention(state, cache, backend, q, k, v)
     return state.spec.output(attn, attended, prompt, rows)
@@ -213,8 +215,8 @@ def _quantise(
         else:
             cached.write(state.joint_index, values)
     if k_ref is not None:
-        assert cache.sources is not None
-        cache.sources.k_ref.fill(k_ref)
+        assert cache.blend_inputs is not None
+        cache.blend_inputs.k_ref.fill(k_ref)
 
 
 def _attention(

@@ -16,7 +16,7 @@ Timestamp = float | torch.cuda.Event  # time.perf_counter() in seconds, or a rec
 
 
 def timestamp(like: Tensor) -> Timestamp:
-    """Mark this point in time, on the device of `like`.
+    """Mark this point in time on the device of the tensor `like`.
 
     On CUDA it is an event on the current stream, which is read later, so that nothing waits here.
     Elsewhere it is the host's clock in seconds.
@@ -91,8 +91,8 @@ class CallRecord:
         unedited: number of images that came out equal to the source.
         mask_note: a sentence about a mask that protects every token or none, or None.
         largest: largest number of active tokens, over all images, that a judgement found.
-        returned: (step, number of tokens) for each full step that found reused tokens changed,
-            which then returned to the active ones.
+        returned: (step, number of tokens) for each full step that found that reused tokens had
+            changed. These tokens became active again.
         moved: bool [B, N], the regenerated tokens whose final latents differ from the source's, or
             None.
     """

@@ -54,8 +54,8 @@ class Session:
         index: index of the current step.
         branch_index: index of the next forward among those of this step.
         is_skipping: whether this step runs no forward.
-        rows: number of query rows of the last forward, prompt included.
-        sequence: number of rows of its joint sequence.
+        rows: number of query rows that the last forward ran, prompt included.
+        sequence: number of rows of the whole sequence, which is prompt, noise and conditions.
         num_unedited: number of images that ended as the source.
         moved: bool [B, N], the computed tokens whose final latents differ noticeably from the
             source's; None before the end.
@@ -121,7 +121,7 @@ class Session:
         self.rows = self.sequence
         if branch_index == 0:
             self.is_skipping = self._decide_to_skip(kwargs)
-        if self._has_prediction(branch_index):
+        if self._should_skip_forward(branch_index):
             self.rows = 0
             return self._predict(branch_index, hidden)
         output = self._compute(branch_index, forward, kwargs)
@@ -129,17 +129,20 @@ class Session:
         return output
 
     def _decide_to_skip(self, kwargs: dict[str, Any]) -> bool:
-        """Let the temporal method decide whether this step runs no forward."""
+        """Let the temporal method decide whether this step runs no forward.
+
+        TeaCache looks at the first block's modulated input for that, so it can be computed alone.
+        """
         if self.temporal_state is None or self.index == 0:
             return False
         must_fill_cache = self.kind == "full" and self.next_kind == "spot"
         if must_fill_cache:
             return False
         is_last = self.index + 1 == self.loop.num_steps
-        modulated_input = partial(self.hooks.modulated_input, kwargs)
-        return self.temporal_state.decide_to_skip(self.index, is_last, modulated_input)
+        compute_input = partial(self.hooks.modulated_input, kwargs)
+        return self.temporal_state.decide_to_skip(self.index, is_last, compute_input)
 
-    def _has_prediction(self, branch_index: int) -> bool:
+    def _should_skip_forward(self, branch_index: int) -> bool:
         """Tell whether to skip this forward. That takes an earlier forward of the same branch."""
         if self.temporal_state is None or not self.is_skipping:
             return False
@@ -206,8 +209,8 @@ class Session:
         else:
             self.temporal_state.update(branch_index, self.index, velocity)
         if branch_index == 0:
-            modulated_input = partial(self.hooks.modulated_input, kwargs)
-            self.temporal_state.note_computed_step(self.index, modulated_input)
+            compute_input = partial(self.hooks.modulated_input, kwargs)
+            self.temporal_state.note_computed_step(self.index, compute_input)
 
     def _go_dense(self) -> None:
         """Make every later step a step of the stock pipeline."""
@@ -284,9 +287,9 @@ class Session:
         source, active_mask = self.reuse.source, self.selection.active_mask
         final = result[0] if isinstance(result, tuple) else result.prev_sample
         self.num_unedited = self.selection.num_empty
-        lowest_cut, _ = LATENT_CUTS
+        noticeable, _ = LATENT_CUTS  # the lowest distance at which the judge sees a change
         distance = latent_distance(final, source, impl=self.config.impl)
-        self.moved = active_mask & (distance > lowest_cut)
+        self.moved = active_mask & (distance > noticeable)
         replaced = torch.where(active_mask[..., None], final, source.to(final.dtype))
         return with_sample(result, replaced)
 

@@ -1,7 +1,7 @@
 """Which steps run no forward, and the velocities that are used there instead.
 
 TeaCache and TaylorSeer both act on the transformer's output, the velocity, so a step that is
-skipped runs nothing at all. TaylorSeer does what diffusers does with
+skipped runs no block at all. TaylorSeer does what diffusers does with
 `TaylorSeerCacheConfig(use_lite_mode=True)`. TeaCache uses the last velocity again, whereas its
 authors' code adds the blocks' last residual to the new input: along a straight path, which these
 models are trained to follow, it is the velocity that stays the same.
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..options.temporal import TaylorSeer, TeaCache, Temporal
 
-# Computes the first block's modulated input [B, S, D] at this step.
-ModulatedInput = Callable[[], Tensor]
+# A function that computes the first block's modulated image input at this step.
+ComputeInput = Callable[[], Tensor]
 
 
 class VelocityHistory:
@@ -26,8 +26,8 @@ class VelocityHistory:
     Each of the N noise tokens has a past of its own, because spot steps compute only some of them.
 
     Attributes:
-        derivatives: each token's last velocity (order 0), and the finite differences with respect
-            to the step up to `order`, fp32 [B, N, C] each.
+        derivatives: each token's last velocity, and its finite differences over the steps, of
+            orders 1 to `order`; fp32 [B, N, C] each.
         last_step: fp32 [B, N, 1], the step of a token's last velocity.
         num_known: fp32 [B, N, 1], how many velocities a token has had.
     """
@@ -84,11 +84,11 @@ class TemporalState:
         self.order = order
         self.histories: dict[int, VelocityHistory] = {}
 
-    def decide_to_skip(self, step: int, is_last: bool, modulated_input: ModulatedInput) -> bool:
+    def decide_to_skip(self, step: int, is_last: bool, compute_input: ComputeInput) -> bool:
         """Decide whether a step that may be skipped runs no forward. Called once a step."""
         raise NotImplementedError
 
-    def note_computed_step(self, step: int, modulated_input: ModulatedInput) -> None:
+    def note_computed_step(self, step: int, compute_input: ComputeInput) -> None:
         """Take note of a step that was computed."""
         raise NotImplementedError
 
@@ -109,11 +109,11 @@ class TaylorState(TemporalState):
         self.method = method
         self.last_computed = 0
 
-    def decide_to_skip(self, step: int, is_last: bool, modulated_input: ModulatedInput) -> bool:
+    def decide_to_skip(self, step: int, is_last: bool, compute_input: ComputeInput) -> bool:
         is_warm = step >= self.method.warm_up
         return is_warm and step - self.last_computed < self.method.interval
 
-    def note_computed_step(self, step: int, modulated_input: ModulatedInput) -> None:
+    def note_computed_step(self, step: int, compute_input: ComputeInput) -> None:
         self.last_computed = step
 
 
@@ -129,11 +129,11 @@ class TeaState(TemporalState):
         self.accumulated_change = 0.0  # since the last computed step
         self.last_input: tuple[int, Tensor] | None = None  # a step, and its modulated input
 
-    def decide_to_skip(self, step: int, is_last: bool, modulated_input: ModulatedInput) -> bool:
+    def decide_to_skip(self, step: int, is_last: bool, compute_input: ComputeInput) -> bool:
         if is_last or self.last_input is None:
             return False
         _, before = self.last_input
-        now = modulated_input().float()
+        now = compute_input().float()
         self.last_input = (step, now)
         change = self._predicted_change(relative_change(now, before))
         self.accumulated_change += max(change, 0.0)  # a polynomial may be negative
@@ -146,11 +146,11 @@ class TeaState(TemporalState):
             value = value * input_change + coefficient
         return value
 
-    def note_computed_step(self, step: int, modulated_input: ModulatedInput) -> None:
+    def note_computed_step(self, step: int, compute_input: ComputeInput) -> None:
         self.accumulated_change = 0.0
         was_asked = self.last_input is not None and self.last_input[0] == step
         if not was_asked:  # otherwise `decide_to_skip` has stored this step's input
-            self.last_input = (step, modulated_input().float())
+            self.last_input = (step, compute_input().float())
 
 
 def relative_change(now: Tensor, before: Tensor) -> float:

@@ -21,7 +21,7 @@ class Judging:
         y: the source's tokens, [B, N, C].
         mask: the user's mask, or None.
         allowed: the same mask on tokens, bool [B, N], or None.
-        pad_to: the index of the active tokens is padded to a multiple of this length.
+        pad_to: the list of active token indices is padded to a multiple of this length.
 
     Attributes:
         selection: the tokens of the next spot step, or None before the first judgement.
@@ -110,8 +110,8 @@ class Judging:
         edit = self.spec.latents(x0, self.grid)[0]  # [c, h, w]
         source = self.spec.latents(self.y, self.grid)[0]
         height_in_pixels = self.spec.token_pixels(self.pipe) * self.grid[0]
-        cell_pixels = height_in_pixels / edit.shape[1]
-        self.misalignment = detect(edit, source, cell_pixels)
+        pixels_per_latent = height_in_pixels / edit.shape[1]
+        self.misalignment = detect(edit, source, pixels_per_latent)
         if self.misalignment is not None:
             self.selection = select_all(selection, self.pad_to)
 
@@ -123,6 +123,7 @@ class Judging:
             judge = _make_judge(self.pipe, self.spec, self.config, self.y, self.grid)
         return SpotSelector(
             judge=judge,
+            # for the selector, None is the threshold that it finds itself
             threshold=None if settings.threshold == "auto" else settings.threshold,
             dilation=settings.dilation,
             hysteresis=settings.hysteresis,
@@ -137,10 +138,11 @@ class Judging:
 def _make_judge(pipe: Any, spec: Spec, config: SpotEditConfig, y: Tensor, grid: Grid) -> Judge:
     # The decoder's first layers are copied at their first use, because not every judge needs them.
     @functools.cache
-    def decoder_features() -> Features:
+    def get_decoder_layers() -> Features:
         return spec.features(pipe, y, grid)
 
     def features(tokens: Tensor) -> list[Tensor]:
-        return decoder_features()(tokens)
+        decoder_layers = get_decoder_layers()
+        return decoder_layers(tokens)
 
     return make_judge(config.settings.judge, y, grid, features, config.impl)

@@ -23,7 +23,7 @@ class Selection:
     """The active and the reused tokens of a spot step.
 
     An index is int64 [X] for one image. For several images it is [B, X], padded with -1 to the
-    longest one. A fresh judgement is one of every token, after a full step.
+    longest one. A fresh judgement judges every token again, and follows a full step.
 
     Attributes:
         active_mask: bool [B, N], True for the tokens to compute.
@@ -128,7 +128,7 @@ class SpotSelector:
         Raises:
             NotFiniteError: the model's output has NaN or infinite values.
         """
-        # without a velocity, the model's output is the clean tokens themselves
+        # without a velocity, `prediction.sample` holds the predicted clean tokens themselves
         model_output = prediction.sample if prediction.velocity is None else prediction.velocity
         if self.judge is not None:
             self.scores = self.judge(prediction, fresh)

@@ -164,7 +164,7 @@ def matched_size(pipe: Any, arguments: Arguments, reference: int | str) -> dict[
         return {}
     multiple = pipe.vae_scale_factor * 2
     channels = pipe.vae.config.latent_channels
-    # the stock pipeline takes such a tensor for latents
+    # the stock pipeline treats a tensor with the VAE's number of channels as latents
     if isinstance(image, Tensor) and image.ndim == 4 and image.shape[1] == channels:
         height, width = (side * pipe.vae_scale_factor for side in image.shape[2:])
     else:
@@ -189,7 +189,7 @@ def _nearest_preferred_size(aspect: float) -> tuple[int, int]:
 
 
 def source_size(arguments: Arguments, source_index: int) -> Size | None:
-    """Return the size of the condition image, if the model takes one for each output.
+    """Return the source's size, for models that take one condition image for each output.
 
     A list holds one condition image for each output of the batch. They have the same size.
     """
@@ -206,7 +206,7 @@ def source_size(arguments: Arguments, source_index: int) -> Size | None:
 
 
 def source_size_in_list(arguments: Arguments, source_index: int) -> Size | None:
-    """Return the size of the source, if the model takes several condition images for each output.
+    """Return the source's size, for models that take several condition images for each output.
 
     A list holds all condition images of an output.
     """

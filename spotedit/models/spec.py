@@ -55,9 +55,9 @@ class Spec:
         X   length of an image-token index
         H   number of attention heads, D the head dimension
 
-    An "image-token index" is int64 [X] or [B, X], counts from the first noise token and is padded
-    with -1. "Transformer arguments" and "call arguments" are the keyword arguments of the
-    transformer's forward and of the pipeline's call, the latter with their defaults.
+    An "image-token index" holds positions of image tokens, of which 0 is the first noise token. It
+    is int64 [X] or [B, X], padded with -1. "Transformer arguments" are the keyword arguments of the
+    transformer's forward. "Call arguments" are those of the pipeline's call, with its defaults.
 
     Attributes:
         pipelines: class names of the pipelines that this spec serves. Subclasses are served too.
@@ -77,8 +77,9 @@ class Spec:
             decoder's first layers. That function needs its own copy of the layers on y's device,
             because the pipeline's VAE may be offloaded.
         matched_size: takes the pipeline, the call arguments and `SpotEditConfig.reference`. Returns
-            the call arguments that give the output the grid of the condition image. They are empty
-            if there is no image, if the pipeline takes no size, or if it chooses that size anyway.
+            call arguments (such as height and width) with which the output has the grid of the
+            condition image. It returns none if there is no image, if the pipeline takes no size, or
+            if the pipeline chooses the right size by itself.
         source_size: takes the call arguments and the index of the condition image that is the
             source. Returns the (height, width) of the source picture, which a user's mask may also
             have, or None if no mask of that size would fit.
@@ -87,7 +88,8 @@ class Spec:
             tokens to attend to, or None to attend to all.
         narrow_block: takes the arguments of a block of `transformer_blocks` and an image-token
             index. Returns those arguments that have a row for every image token, cut to X rows. It
-            is needed if the model makes such arguments from the whole sequence, and None otherwise.
+            is needed only if the transformer's own forward makes such arguments for its blocks, at
+            full length. None otherwise.
         modulated: takes the first block of `transformer_blocks` and its arguments. Returns the
             block's modulated image input [B, S - P, width], which TeaCache watches.
             `copies.with_loaded_weights` gets a part of the block whose weights are offloaded. The
@@ -143,8 +145,8 @@ def reference_index(
         grids: the token grids of the noise and of every condition image.
         choice: the index of the source. `"auto"` chooses among the condition images with the
             output's grid, or among all if none has it.
-        followed: index among these of the one that `"auto"` takes: 0 for the first, -1 for the
-            last. See `Spec.followed`.
+        followed: which of these candidates `"auto"` takes: 0 for the first, -1 for the last. See
+            `Spec.followed`.
 
     Returns:
         (index, None), or (None, the reason why no condition image can be the source).

@@ -19,8 +19,8 @@ class SpotEditConfig:
     """What `spotedit.enable` does to a pipeline. Every field has a default that fits most edits.
 
     A full step computes all tokens. A spot step computes only the active tokens, which a judgement
-    of the predicted clean image has found to change, and reuses the others. A reset is a full step
-    after the first spot step.
+    of the predicted clean image has found to change, and reuses the others. Any full step later
+    than the first spot step is called a reset.
 
     Attributes:
         preset: chooses judge, threshold, dilation, hysteresis, judge_every, resets and temporal
@@ -31,11 +31,11 @@ class SpotEditConfig:
             the latents and the output of the VAE decoder's first layers, each against the level
             that unchanged tokens have in this picture. `"perceptual"` compares those layers alone;
             `"cosine"` and `"l2"` compare the latents alone. A function of your own has the form
-            ``(y, grid, features, impl) -> (x0 -> scores)``. It is called once a call with the
-            source's tokens y [B, N, C], their grid (rows, cols), a function from tokens to the
-            decoder's feature maps [B, C_l, H_l, W_l], and `impl`. What it returns is called at
-            every judgement with the predicted clean tokens x0, fp32 [B, N, C], and returns scores
-            [B, N]. It needs a threshold.
+            ``(y, grid, features, impl) -> (x0 -> scores)``. It is called once for each run of the
+            pipeline, with the source's tokens y [B, N, C], their grid (rows, cols), a function from
+            tokens to the decoder's feature maps [B, C_l, H_l, W_l], and `impl`. What it returns is
+            called at every judgement with the predicted clean tokens x0, fp32 [B, N, C], and
+            returns scores [B, N]. It needs a threshold.
         threshold: tokens whose score is at most this are reused. A threshold belongs to its judge.
             None takes the judge's own: 1 for `"calibrated"` (0.5 finds changes half as large), 0.2
             for `"perceptual"`, 0.05 for `"cosine"` and `"l2"`. `"auto"` splits the scores of each
@@ -50,12 +50,14 @@ class SpotEditConfig:
             publication.
         reset_steps: 0-based indices of the resets. None places them as the preset says.
         reset_every: number of steps from one full step to the next. Excludes `reset_steps`.
-        verify_last: make the last step with sigma >= 0.5 a full step. Later, a missed edit can no
-            longer be made. The tokens that it finds changed stay active to the next full step.
-        fusion: `"cosine"`, or a function `sigma -> weight` (sigma 1 = noise, 0 = image). The weight
-            is the fraction of the cached value in a reused token's keys and values, 0..1.
+        verify_last: make the last step with sigma >= 0.5 a full step. After it, a missed edit can
+            no longer be made. Tokens that this step finds changed stay active until the next full
+            step.
+        fusion: `"cosine"`, or a function `sigma -> weight` (sigma 1 = noise, 0 = image). The keys
+            and values of a reused token are `weight * cached + (1 - weight) * source`.
         condition_cache: take the condition tokens' keys and values from the last full step. False
-            computes them at every step, which is slower, and exact if all tokens are active.
+            computes them at every step, which is slower. If all tokens are active, the picture then
+            equals the stock pipeline's.
         cache_dtype: `"auto"` keeps keys and values in the model's dtype. `"int8"` takes about half
             the bytes of a 16-bit dtype, with a scale for each token and head.
         reference: index of the condition image that is the source, 0 or more. `"auto"` chooses one
@@ -124,7 +126,7 @@ class SpotEditConfig:
         preset = PRESETS[self.preset]
         overrides = {
             field.name: value
-            for field in fields(Settings)  # `reset_fractions` is no field of this class
+            for field in fields(Settings)  # one of them, `reset_fractions`, is missing here
             if (value := getattr(self, field.name, None)) is not None
         }
         judge = overrides.get("judge", preset.judge)
@@ -146,11 +148,11 @@ def _or_none(is_allowed: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _is_count(value: object) -> bool:
-    return is_int(value, 1)
+    return is_int(value, minimum=1)
 
 
 def _are_step_indices(value: object) -> bool:
-    return isinstance(value, Sequence) and all(is_int(index, 0) for index in value)
+    return isinstance(value, Sequence) and all(is_int(index, minimum=0) for index in value)
 
 
 _STEPS = (_or_none(_is_count), "a number of steps >= 1, or None")
@@ -168,11 +170,11 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         "a finite number >= 0, 'auto', or None for the judge's own",
     ),
     "dilation": (
-        _or_none(lambda dilation: is_int(dilation, 0)),
+        _or_none(lambda dilation: is_int(dilation, minimum=0)),
         "a number of tokens >= 0, or None for the preset's",
     ),
     "hysteresis": (
-        _or_none(lambda hysteresis: is_number(hysteresis, 1.0)),
+        _or_none(lambda hysteresis: is_number(hysteresis, maximum=1.0)),
         "a share of the threshold, 0 to 1, or None for the preset's",
     ),
     "judge_every": _STEPS,
@@ -185,7 +187,7 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "cache_dtype": (_one_of("auto", "int8"), "'auto' or 'int8'"),
     "reference": (
-        lambda reference: reference == "auto" or is_int(reference, 0),
+        lambda reference: reference == "auto" or is_int(reference, minimum=0),
         "the index of a condition image, 0 or more, or 'auto'",
     ),
     "verify_last": _SWITCH,

@@ -10,9 +10,9 @@ def require(ok: bool, options: object, field: str, expected: str) -> None:
         raise ValueError(f"{name} is {getattr(options, field)!r}; expected {expected}")
 
 
-def is_number(value: object, high: float = math.inf) -> bool:
-    """Tell whether `value` is a finite number from 0 to `high`."""
-    return is_finite(value) and 0 <= value <= high  # type: ignore[operator]
+def is_number(value: object, maximum: float = math.inf) -> bool:
+    """Tell whether `value` is a finite number from 0 to `maximum`."""
+    return is_finite(value) and 0 <= value <= maximum  # type: ignore[operator]
 
 
 def is_finite(value: object) -> bool:
@@ -20,6 +20,6 @@ def is_finite(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def is_int(value: object, low: int) -> bool:
-    """Tell whether `value` is an integer of at least `low`. True and False are not integers."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+def is_int(value: object, minimum: int) -> bool:
+    """Tell whether `value` is an integer of at least `minimum`. True and False are not integers."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum

@@ -45,17 +45,16 @@ class Figures:
         reason: why no token was reused, or None.
         threshold, judge: the rule by which tokens were reused; `"auto"`: a threshold from the
             scores of each picture.
-        misalignment: how the whole frame differs from the source's. It is set if most tokens
-            changed because the frame moved, grew or changed colour; every token was computed then.
-            None if it did not, or if the call was not checked.
+        misalignment: how the whole frame differs from the source's, if it was found to have moved,
+            grown or changed colour; every token was computed then. None if the frame matches the
+            source's, or was not checked.
         temporal: the method that chose the steps without a forward, or None.
         unedited: number of images in which nothing was edited, so that they equal the source.
         mask_note: a sentence about a mask that protects every token or none, or None.
         judged: whether tokens were judged. False in a dense call, and if the mask alone decides.
-        largest: size of the largest region: the most active tokens, over all images, that a
-            judgement found.
-        returned: (step, number of tokens) for each full step that found reused tokens changed,
-            which then returned to the active ones.
+        largest: the largest number of active tokens that a judgement found, over all images.
+        returned: (step, number of tokens) for each full step that found that reused tokens had
+            changed. These tokens became active again.
     """
 
     def __init__(self, record: CallRecord) -> None:
@@ -129,6 +128,7 @@ class Figures:
             moved=_image_of(whole.moved, image),
             batch=1,
             unedited=int(is_unedited),
+            # the following are known for the whole batch only
             misalignment=None,
             largest=0,
             returned=(),
@@ -136,7 +136,7 @@ class Figures:
 
     @cached_property
     def region(self) -> np.ndarray | None:
-        """Tokens that were regenerated: bool [rows, cols], [B, rows, cols] for a batch, or None."""
+        """Tokens of the last region: bool [rows, cols], [B, rows, cols] for a batch, or None."""
         return self._on_grid(self._record.region)
 
     @cached_property
@@ -167,8 +167,9 @@ class Figures:
 
         The cost of linear layers and of attention is proportional to the number of query rows.
         """
-        dense = sum(step.sequence for step in self._record.records)
-        return 1 - sum(step.rows for step in self._record.records) / dense if dense else 0.0
+        num_rows = sum(step.rows for step in self._record.records)
+        num_dense_rows = sum(step.sequence for step in self._record.records)
+        return 1 - num_rows / num_dense_rows if num_dense_rows else 0.0
 
     @property
     def seconds(self) -> float:

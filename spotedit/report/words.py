@@ -13,12 +13,12 @@ from .figures import Figures
 
 logger = logging.getLogger("spotedit")
 
-# It is a doubt if a full step finds that reused tokens had changed, and these are more than this
+# `doubts` mentions reused tokens that a full step found changed only if they are more than this
 # fraction of the largest region.
 _MAX_WRONGLY_REUSED = 0.5
 
 
-def announce(report: Figures | None, dense_asked: bool) -> None:
+def announce(report: Figures | None, dense_requested: bool) -> None:
     """Log, in one record, what the caller may not expect of a call.
 
     That is: it ran dense, its whole frame does not match the source's, nothing was edited, or its
@@ -26,7 +26,7 @@ def announce(report: Figures | None, dense_asked: bool) -> None:
 
     Args:
         report: the report of a call that has returned, or None if no forward ran.
-        dense_asked: whether the configuration asks for a dense call, which is then no warning.
+        dense_requested: whether the configuration asks for a dense call, which is then no warning.
     """
     if report is None:
         return
@@ -39,7 +39,7 @@ def announce(report: Figures | None, dense_asked: bool) -> None:
     ]
     text = "; ".join(sentence for sentence in sentences if sentence)
     if text:
-        level = logging.INFO if dense_asked else logging.WARNING
+        level = logging.INFO if dense_requested else logging.WARNING
         logger.log(level, "%s: %s", report.pipeline, text)
 
 
@@ -63,7 +63,7 @@ def summary(report: Figures) -> str:
 
 def doubts(report: Figures) -> list[str]:
     """Return sentences about what may be wrong with the edit."""
-    unedited = [number for number, image in enumerate(report.images) if image.unedited]
+    unedited = [index for index, image_report in enumerate(report.images) if image_report.unedited]
     sentences = [
         _how_misaligned(report),
         _how_many_unedited(report, unedited),
@@ -144,7 +144,9 @@ def _how_misaligned(report: Figures) -> str | None:
     if report.misalignment is None:
         return None
     consequence = (
-        "the rest ran dense" if "dense" in report.kinds else "only the condition is cached"
+        "the remaining steps ran dense"
+        if "dense" in report.kinds
+        else "only the condition is cached"
     )
     return (
         f"the whole frame does not match the source: {report.misalignment}; {consequence}. "
@@ -183,8 +185,8 @@ def _what_was_wrongly_reused(report: Figures) -> str | None:
         return None
     return (
         f"the full step {step} found that {_tokens(num_returned)} reused until then had changed "
-        f"(the largest region has {_tokens(report.largest)}); more resets (reset_every=4) or half "
-        "the threshold may help"
+        f"(the largest region has {_tokens(report.largest)}); more full steps (reset_every=4) or "
+        "half the threshold may help"
     )
 
 

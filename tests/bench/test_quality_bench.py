@@ -29,7 +29,7 @@ from bench.quality.record import Setting, counted_work, edit
 from bench.quality.variants import VARIANTS, Variant
 from bench.rows import RESULTS
 from spotedit.engine import forwards
-from spotedit.engine.cache import BlendSources, CachedRows, LayerCache, SequenceLayout
+from spotedit.engine.cache import BlendInputs, CachedRows, LayerCache, SequenceLayout
 from spotedit.evaluation.networks import Networks, networks
 from spotedit.tiny.scenes import KINDS
 
@@ -129,10 +129,10 @@ def test_recursion_equals_one_made_by_hand():
     def rows(count):
         return CachedRows(torch.randn(1, count, *heads, generator=generator))
 
-    cache = LayerCache(rows(7), rows(7), BlendSources(rows(3), rows(3), rows(3)))
+    cache = LayerCache(rows(7), rows(7), BlendInputs(rows(3), rows(3), rows(3)))
     stale, none = torch.tensor([0, 2]), torch.tensor([], dtype=torch.int64)
-    k, k_ref = cache.sources.k.data.clone(), cache.sources.k_ref.data
-    v, v_ref = cache.sources.v.data.clone(), cache.v.data[:, 4:]
+    k, k_ref = cache.blend_inputs.k.data.clone(), cache.blend_inputs.k_ref.data
+    v, v_ref = cache.blend_inputs.v.data.clone(), cache.v.data[:, 4:]
     with ablations.recursive():
         for weight in (0.1, 0.5, 0.8):
             forwards.blend(cache, layout, none, stale, weight, "reference")

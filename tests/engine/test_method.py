@@ -45,7 +45,7 @@ def active_counts(report) -> list[int]:
     return [step["active"] for step in report.steps]
 
 
-def always_judge(scores):
+def judge_with_fixed_scores(scores):
     """Make a judge that gives the tokens the same scores [B, N] in every judgement."""
 
     def judge(y, grid, features, impl):
@@ -129,7 +129,7 @@ def test_a_reset_judges_every_token_afresh(pipe):
     """Between resets, a token that was once judged unchanged stays reused."""
 
     def judge_multiples(y, grid, features, impl):
-        """Find multiples of 20 changed in the first judgement, then of 19, 18, ..."""
+        """Judge multiples of 20 as changed in the first judgement, then of 19, 18, ..."""
         divisors = itertools.count(20, -1)
 
         def score(x0):
@@ -218,7 +218,7 @@ def test_judge_every_judges_less_often(pipe):
 def test_the_auto_threshold_splits_the_scores_into_two_groups(pipe):
     scores = torch.linspace(0.0, 0.01, NUM_TOKENS)[None]
     high = torch.arange(NUM_TOKENS) % 9 == 4
-    judge = always_judge(scores + 0.1 * high)
+    judge = judge_with_fixed_scores(scores + 0.1 * high)
     handle = spotedit.enable(pipe, judge=judge, threshold="auto", dilation=0)
     pipe(**call_arguments())
     spot_steps = [step for step in handle.report.steps if step["kind"] == "spot"]
@@ -227,7 +227,7 @@ def test_the_auto_threshold_splits_the_scores_into_two_groups(pipe):
 
 
 def test_the_auto_threshold_reuses_nothing_if_the_scores_are_one_group(pipe):
-    judge = always_judge(torch.linspace(0.0, 1.0, NUM_TOKENS)[None])
+    judge = judge_with_fixed_scores(torch.linspace(0.0, 1.0, NUM_TOKENS)[None])
     handle = spotedit.enable(pipe, judge=judge, threshold="auto", dilation=0)
     pipe(**call_arguments())
     assert handle.report.mean_ratio == 1
@@ -330,7 +330,7 @@ def test_every_output_type_has_its_usual_shape(pipe, output_type):
     assert np.array_equal(np.asarray(images_in_tuple[1]), np.asarray(second))
 
 
-def test_several_images_a_prompt_each_follow_their_own_generator(pipe):
+def test_each_image_of_a_prompt_follows_its_own_generator(pipe):
     spotedit.enable(pipe).set_mask(CORNER, mode="replace")
     generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
     images = pipe(**call_arguments(num_images_per_prompt=2, generator=generators)).images

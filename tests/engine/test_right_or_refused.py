@@ -282,8 +282,8 @@ def poisoned_buffers(monkeypatch):
     def allocate_poisoned(*args):
         layer = allocate(*args)
         buffers = [layer.k, layer.v]
-        if layer.sources:
-            buffers += vars(layer.sources).values()
+        if layer.blend_inputs:
+            buffers += vars(layer.blend_inputs).values()
         for buffer in buffers:
             for tensor in buffer.tensors():
                 tensor.fill_(torch.nan if tensor.is_floating_point() else -77)

@@ -183,7 +183,7 @@ def test_a_moved_frame_runs_dense_if_asked_to(run):
     report, error = run(view(tiny.heldout_photos()[0], shift=(8, 8)), on_misaligned="dense")
     assert error < 1e-3
     assert kinds(report) == ["full"] + ["dense"] * 7
-    assert "the rest ran dense" in report.summary()
+    assert "the remaining steps ran dense" in report.summary()
 
 
 def test_the_frame_is_only_checked_if_many_tokens_change(run, monkeypatch):

@@ -270,7 +270,7 @@ def test_demo_verify_and_calibrate_lose_nothing(elsewhere, monkeypatch, capsys):
     asked.mkdir()
     results = {
         "loop_settings": {},
-        "prepared": NOISE,
+        "image_to_edit": NOISE,
         "verify": row,
         "_row": row,
         "_table": "table",
@@ -284,7 +284,7 @@ def test_demo_verify_and_calibrate_lose_nothing(elsewhere, monkeypatch, capsys):
 
     asked.mkdir()
     fit = SimpleNamespace(coefficients=(1.0, 2.0), r2=1.0, inputs=[0, 1], outputs=[0, 1])
-    results = {"loop_settings": {}, "prepared": NOISE, "calibrate": fit, "machine": {}}
+    results = {"loop_settings": {}, "image_to_edit": NOISE, "calibrate": fit, "machine": {}}
     stub(monkeypatch, calibrate, asked, **results)
     assert main(["calibrate", *given, "--out", str(asked / "c.json")]) == 1
     out, error = capsys.readouterr()

@@ -90,7 +90,7 @@ def test_a_call_with_a_surprise_logs_one_record(call, extra, options, level, wor
 
 @pytest.mark.parametrize(
     ("on_misaligned", "words"),
-    [("cache", "only the condition is cached"), ("dense", "the rest ran dense")],
+    [("cache", "only the condition is cached"), ("dense", "the remaining steps ran dense")],
 )
 def test_a_frame_that_moved_logs_one_warning(call, monkeypatch, on_misaligned, words):
     monkeypatch.setattr("spotedit.judge.judging.detect", lambda *args: SHIFT)

@@ -45,8 +45,8 @@ def gathered_attention(
         q: ``[B, M, H, D]`` without `index`, ``[B, S, H, D]`` with it; fp16, bf16, fp32 or fp64.
         k, v: ``[B, S, H, D]``, of q's dtype, or both int8 with `k_scale` and `v_scale`. Every
             element must be finite, also where the mask hides its key.
-        index: the rows of the joint sequence to compute, int32 or int64, ``[M]`` or ``[B, M]``. A
-            batch row lists each row, in 0..S-1, at most once; negative entries are padding.
+        index: the rows of the joint sequence to compute, int32 or int64, ``[M]`` or ``[B, M]``. The
+            rows of one batch entry lie in 0..S-1 and do not repeat; negative numbers are padding.
         key_mask: bool ``[B, S]``, True = attend. A batch row that masks every key gives 0.
         k_scale, v_scale: fp32 ``[B, S, H]``; an int8 value times its scale is the key or value.
         scale: factor on the logits; default ``1 / sqrt(D)``.

@@ -248,8 +248,8 @@ def _launch(
     tile = choose_tile(target, q.dtype, d, int8=k_scale is not None)
     qkv: tuple = (q, k, v)
     uses_descriptors = False
-    has_no_options = index is None and key_mask is None and k_scale is None
-    allows_descriptors = has_no_options and q.dtype != torch.float32
+    is_plain = index is None and key_mask is None and k_scale is None
+    allows_descriptors = is_plain and q.dtype != torch.float32
     if allows_descriptors and target in DESCRIPTOR_TILES and TensorDescriptor is not None:
         descriptor_tile = choose_tile(target, q.dtype, d, descriptors=True)
         described = (

@@ -41,23 +41,23 @@ def _load_features(
 
 @triton.jit
 def _inverse_length(b_squares):
-    """Return 1 / |vector| [P] from squares [P, C]; a zero vector times it stays zero."""
+    """Return 1 / |vector| [P] from squares [P, C]. It is finite, also for a zero vector."""
     return 1.0 / tl.maximum(tl.sqrt(tl.sum(b_squares, 1)), 1e-12)
 
 
-# num_positions is specialised, unlike other sizes: Triton vectorises the masked loads only if it
-# knows that num_positions is divisible by 16. The strides of a dense map have the same
-# divisibility, so this adds no further variant.
+# Triton may specialise on num_positions (`_pool` forbids that for its sizes): it vectorises the
+# masked loads only if it knows that num_positions is divisible by 16. It specialises on the strides
+# of a dense map anyway, and these are multiples of num_positions, so no more variants are compiled.
 @triton.jit
 def _distance(
     p_x, p_y, p_map, num_positions, num_channels,
     stride_xb, stride_xc, stride_xp, stride_yb, stride_yc, stride_yp,
     UNIT_Y: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Write ``|x/|x| - y/|y||^2`` at every position to p_map [B, num_positions].
+    """Write the squared distance of the unit vectors of x and y to p_map [B, num_positions].
 
-    UNIT_Y: the vectors of y have unit length. The difference is taken before it is squared, so that
-    close vectors keep their relative accuracy.
+    UNIT_Y: the vectors of y have unit length already. The distance is computed as a sum of squared
+    differences, not as 2 - 2 cos, which loses accuracy for close vectors.
     """
     batch = tl.program_id(1).to(tl.int64)
     position = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)  # [P]
