@@ -20,18 +20,21 @@ from .timing import DECODE, ENCODE, JUDGE, SELECT, TRANSFORMER, alternate, call_
 
 NO_SPOT_STEP = "no spot step"
 NOTES = (
-    "Spot edits and dense ones (the stock pipeline) of the tiny editor, measured in one run. The "
-    "modes take turns there and back (A B C D D C B A), so that a drift of the machine meets all "
-    "alike. Values are medians with [20th, 80th percentile].",
-    "Mode `default` is `spotedit.enable(pipe)` without a mask; `r` and `tokens` are means over the "
-    "spot steps. In the other spot modes a mask makes a centred rectangle active. In `mask` mode "
-    'only the mask decides (`set_mask(mode="replace")`) and nothing is judged. In `mask + judge` '
-    'mode the default judge runs too (`mode="intersect"`), but with threshold 0 it calls every '
-    f"token changed. Where `r` is `{NO_SPOT_STEP}`, every step computed all tokens.",
+    "Edits of the tiny editor by the stock pipeline (dense) and with spotedit (spot), measured in "
+    "one run. The modes run forwards and then backwards (A B C D D C B A), so that a drift of the "
+    "machine affects all of them equally. Values are medians with [20th, 80th percentile].",
+    "Spot steps are the steps that skip tokens; the tokens that they recompute are active. `r` is "
+    "the share of active tokens. Mode `default` is `spotedit.enable(pipe)` without a mask; its `r` "
+    "and `tokens` are means over the spot steps. In the other spot modes a mask makes a centred "
+    'rectangle active. In `mask` mode only the mask decides (`set_mask(mode="replace")`) and '
+    'nothing is judged. In `mask + judge` mode the default judge runs too (`mode="intersect"`), '
+    "but with threshold 0 it calls every token changed. Where `r` is "
+    f"`{NO_SPOT_STEP}`, every step computed all tokens.",
     "The judge's share is the part of the whole edit's seconds that is spent in the scheduler's "
     "steps. They include the judgements and the scheduler's own arithmetic.",
     "S/M is the ideal ratio of a dense to a spot step: S is the number of all tokens, M that of "
-    "the prompt's and the active tokens. The share of S/M is dense ms / spot ms / (S/M).",
+    "the prompt's and the active tokens. The share of S/M is how much of this ideal is reached: "
+    "the measured ratio of the step times, divided by S/M.",
 )
 DEFAULT = "default"  # mode in which the judge finds the active tokens; the others have a mask
 JUDGED = ("mask + judge", DEFAULT)
@@ -57,7 +60,7 @@ class Samples:
         noise: number of noise tokens.
         active: mean number of active tokens in the spot steps; None if there is no spot step.
         sequence: number of all tokens, those of the prompt included.
-        query_rows: different numbers of query rows in the spot steps.
+        query_rows: the distinct numbers of query rows that occur in spot steps.
         cache_bytes: size of the caches.
     """
 
@@ -160,57 +163,69 @@ def edit(
             samples.parts.setdefault(name, []).append(part)
 
 
-def result_rows(all_samples: dict[str, Samples], size: int, targets: bool) -> Iterator[Row]:
-    """Make the rows of one size and ratio; `targets` says whether there are targets for them."""
+def result_rows(all_samples: dict[str, Samples], size: int, check_targets: bool) -> Iterator[Row]:
+    """Make the rows of one size and ratio; with `check_targets`, compare them with the targets."""
     dense = all_samples["dense"]
     for mode, samples in all_samples.items():
-        shape: dict[str, Any] = {"px": size, "mode": mode}
-        has_target = targets and mode == "mask" and samples.noise == TARGET_TOKENS
+        columns: dict[str, Any] = {"px": size, "mode": mode}
+        check_mask_targets = check_targets and mode == "mask" and samples.noise == TARGET_TOKENS
         if mode != "dense":
-            shape["r"] = samples.active_share
+            columns["r"] = samples.active_share
             if samples.active is not None:
                 tokens = f"{samples.prompt}+{samples.active:.0f} of {samples.sequence}"
-                shape["tokens"] = tokens
+                columns["tokens"] = tokens
         for kind, seconds in samples.forwards.items():
-            yield Row.milliseconds(f"transformer, {kind} step", seconds, shape)
+            yield Row.milliseconds(f"transformer, {kind} step", seconds, columns)
         if mode != "dense":
-            yield from _step_rows(dense, samples, shape, STEP_TARGET if has_target else None)
+            target = STEP_TARGET if check_mask_targets else None
+            yield from _step_rows(dense, samples, columns, target)
         first_num_steps = next(iter(samples.edits))
-        at = shape | {"steps": first_num_steps}
+        columns_with_steps = columns | {"steps": first_num_steps}
         for name, seconds in samples.parts.items():
-            yield Row.median(f"whole edit: {name}", seconds, "s", parameters=at)
+            yield Row.median(f"whole edit: {name}", seconds, "s", parameters=columns_with_steps)
         if mode in JUDGED:
             pairs = zip(samples.parts[SELECT], samples.edits[first_num_steps], strict=True)
             shares = [select / whole for select, whole in pairs]
-            goal = JUDGE_SHARE if targets else None
-            yield Row.median("judge's share", shares, "share", at_most=goal, parameters=at)
+            target = JUDGE_SHARE if check_targets else None
+            yield Row.median(
+                "judge's share", shares, "share", at_most=target, parameters=columns_with_steps
+            )
         for num_steps, seconds in samples.edits.items():
-            at = shape | {"steps": num_steps}
-            yield Row.median("whole edit", seconds, "s", parameters=at)
+            columns_with_steps = columns | {"steps": num_steps}
+            yield Row.median("whole edit", seconds, "s", parameters=columns_with_steps)
             if mode != "dense":
                 ratios = [d / s for d, s in zip(dense.edits[num_steps], seconds, strict=True)]
-                goal = WHOLE_EDIT_TARGETS.get(num_steps) if has_target else None
+                target = WHOLE_EDIT_TARGETS.get(num_steps) if check_mask_targets else None
                 yield Row.median(
-                    "whole edit, dense / spot", ratios, "x", at_least=goal, parameters=at
+                    "whole edit, dense / spot",
+                    ratios,
+                    "x",
+                    at_least=target,
+                    parameters=columns_with_steps,
                 )
 
 
 def _step_rows(
-    dense: Samples, samples: Samples, shape: Mapping[str, Any], goal: float | None
+    dense: Samples, samples: Samples, columns: Mapping[str, Any], target: float | None
 ) -> Iterator[Row]:
-    """Compare spot steps with dense ones; the values are nan if there is no spot step."""
+    """Compare spot steps with dense ones; the values are nan if there is no spot step.
+
+    Args:
+        columns: the first columns of the rows.
+        target: smallest share of S/M, or None.
+    """
     speedup = math.nan
     if "spot" in samples.forwards:
         spot_seconds = float(np.median(samples.forwards["spot"]))
         speedup = float(np.median(dense.forwards["dense"])) / spot_seconds
-    for name, value, unit, target in (
+    for name, value, unit, smallest in (
         ("S/M", samples.ideal, "x", None),
         ("transformer, dense / spot step", speedup, "x", None),
-        ("share of S/M", speedup / samples.ideal, "share", goal),
+        ("share of S/M", speedup / samples.ideal, "share", target),
     ):
         count = 0 if math.isnan(value) else 1
-        yield Row(name, value, unit, samples=count, at_least=target, parameters=shape)
-    yield Row.milliseconds("one judgement", samples.judgements, shape)
+        yield Row(name, value, unit, samples=count, at_least=smallest, parameters=columns)
+    yield Row.milliseconds("one judgement", samples.judgements, columns)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -220,7 +235,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--ratio", type=float, nargs="+", default=[0.25], help="shares of active tokens"
     )
     parser.add_argument("--steps", type=int, nargs="+", default=[28, 50])
-    parser.add_argument("--repeats", type=int, default=1, help="number of passes there and back")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=1,
+        help="number of passes through the modes, each forwards and then backwards",
+    )
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -238,7 +258,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     result: list[Row] = []
     for size, ratio in product(args.sizes, args.ratio):
         samples = measure(pipe, call, size, ratio, args.steps, args.repeats)
-        result += result_rows(samples, size, (args.device, ratio) == ("cpu", TARGET_RATIO))
+        check_targets = args.device == "cpu" and ratio == TARGET_RATIO
+        result += result_rows(samples, size, check_targets)
         print(rows.save("speed", result, machine, NOTES, args.out))
 
 

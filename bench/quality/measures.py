@@ -33,8 +33,10 @@ class Measure:
 
 
 # In the names, "against" is a comparison of pictures, and "above" a difference of two figures.
-# Committed rows record the keys, so these stay: `same_db` compares with the dense picture, and
-# `still_db` with the source, where the true edit changes nothing.
+# The keys and names cannot change, because committed rows contain them. Three keys need a word:
+# - `same_db` compares with the dense picture.
+# - `still_db` compares with the source, where the true edit changes nothing.
+# - `above_floor` is the background's PSNR minus the PSNR of `Truth.source_round_trip` there.
 MEASURES = {
     "edit_db": Measure("edited region against the truth", "dB", True),
     "edit_ssim": Measure("edited region against the truth, SSIM", "", True),
@@ -61,8 +63,8 @@ class Truth:
         seed: the seed of the scene and of the noise that its edits start from.
         touched: tokens in which the true edit changes at least one pixel.
         edited: tokens in which it changes at least `metrics.EDITED_SHARE` of the pixels.
-        source_round_trip: the source after encoding and decoding by the VAE. Its errors are the
-            "floor" of the measures: no reused token can look better.
+        source_round_trip: the source after encoding and decoding by the VAE. Reused tokens can
+            look no better than this.
         touched_and_ring: the touched tokens and a ring of one token around them.
     """
 
@@ -90,9 +92,10 @@ class Truth:
             dense: the dense edit with the same seed and denoising loop; None if `picture` is it.
             region: the tokens that were recomputed; None if the method does not select tokens.
         """
-        scene, mask = self.scene, self.scene.mask
+        scene, mask = self.scene, self.scene.mask  # the mask has the pixels of the true edit
         figures: Figures = {
             "edit_db": quality.psnr(picture, scene.target, mask),
+            # mean squared errors of the edit and of the source
             "to_truth": quality.squared_error(picture, scene.target, mask),
             "source_to_truth": quality.squared_error(scene.source, scene.target, mask),
             "still_db": quality.psnr(
@@ -113,7 +116,8 @@ class Truth:
     def _region_figures(
         self, picture: np.ndarray, dense: np.ndarray | None, region: np.ndarray
     ) -> Figures:
-        background = quality.background(region, self.size)  # far from the recomputed tokens
+        # pixels farther than `quality.MARGIN` tokens from the recomputed ones
+        background = quality.background(region, self.size)
         figures: Figures = {
             "background_db": quality.psnr(picture, self.scene.source, background),
             "floor_db": quality.psnr(self.source_round_trip, self.scene.source, background),
@@ -126,6 +130,7 @@ class Truth:
         if dense is not None:
             difference = metrics.difference(dense, self.source_round_trip, self.grid)
             changed = difference > metrics.VISIBLE
+            # the smallest region that would cover the edit, with a margin of one token
             needed = quality.grown(self.touched | changed, 1)
             seam = quality.seam(region, self.size)
             figures["recall_dense"] = _share(region, changed)
@@ -136,9 +141,10 @@ class Truth:
         return figures
 
     def _undone(self, picture: np.ndarray, dense: np.ndarray) -> float | None:
-        """Return 1 if the picture changes the region less than half as much as dense, else 0.
+        """Return 1 if the picture changes the pixels of the edit less than half as much as dense.
 
-        Return None if dense itself changes it less than half as much as the true edit.
+        Otherwise return 0. Return None if dense itself changes these pixels less than half as much
+        as the true edit does.
         """
         mask, scene = self.scene.mask, self.scene
         true_change = _mean_difference(scene.target, scene.source, mask)

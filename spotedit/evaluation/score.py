@@ -1,8 +1,8 @@
 """Measure the finished pictures, and exchange pictures and scores with an external rater.
 
-A line of `metrics-N.jsonl`, which process N writes, describes one picture in one mode. It has the
-key, the mode, the sha256 of the measured picture, the CLIP model, and `values`, which maps each
-metric to its figure or to the reason why there is none.
+Process N writes `metrics-N.jsonl`. A line describes the edit of one item (`key`) in one `mode`:
+"dense" without spotedit, "spot" with it. The line also has the sha256 of the edited picture, the
+CLIP model, and `values`, which maps each metric to its figure or to the reason why there is none.
 
 A vision-language model that scores the edits runs outside this program. `prompts.jsonl` has a line
 for every picture, {key, mode, category, instruction, source, picture}, with paths relative to its
@@ -30,11 +30,11 @@ Rows = Mapping[tuple[str, str], Row]
 
 
 class PictureChanged(ValueError):
-    """Raised when a picture is not the one that was edited."""
+    """Raised when a picture file no longer holds what the edit wrote."""
 
 
 def score_all(items: Sequence[Item], out: Path, networks: Networks, process: int = 0) -> None:
-    """Measure the pictures of `items` that were edited and are not fully measured yet.
+    """Measure the finished edits of `items` that are not fully measured yet.
 
     Args:
         items: this process's share of the items.
@@ -43,7 +43,7 @@ def score_all(items: Sequence[Item], out: Path, networks: Networks, process: int
         process: index of this process.
 
     Raises:
-        PictureChanged: a picture has been replaced since it was edited.
+        PictureChanged: a picture file no longer holds what the edit wrote, or is missing.
         OutputError: the metrics cannot be written.
     """
     edits = JsonLines(out, "rows").read()
@@ -61,7 +61,8 @@ def score_all(items: Sequence[Item], out: Path, networks: Networks, process: int
             path = picture_path(out, item.key, mode)
             if not path.is_file() or digest(path) != edit["sha256"]:
                 raise PictureChanged(
-                    f"{path} is not the picture that was edited; delete it and edit anew"
+                    f"{path} is not the picture that the edit wrote; delete it and run the edit "
+                    "again"
                 )
             metrics_file.append(
                 {

@@ -23,7 +23,7 @@ from ..options.choices import CustomJudge, Features, Grid, JudgeName
 CUT_MULTIPLE = 20.0  # the cut is this times the lower quartile of the picture's distances
 LATENT_CUTS = (0.03, 0.1)  # lowest and highest cut of the latent distance
 PERCEPTUAL_CUTS = (0.06, 0.3)  # lowest and highest cut of the perceptual distance
-STILL_SHARE = 0.05  # a token is still if its latent distance is below this share of the cut
+AT_REST_SHARE = 0.05  # a token is at rest if its latent distance is below this share of the cut
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ class Calibrated:
     The latent distance is measured at every judgement. The perceptual distance needs the decoder's
     first layers, so it is measured only at fresh judgements and kept until the next one. These
     layers normalise over the whole picture, so an edit changes the features of a flat background
-    far away from it. The perceptual distance therefore does not count for a still token, which is
-    one whose latent distance is below `STILL_SHARE` of the cut.
+    far away from it. The perceptual distance therefore does not count for a token at rest: its
+    latent distance is below `AT_REST_SHARE` of the cut.
     """
 
     def __init__(self, y: Tensor, grid: Grid, features: Features, impl: Impl) -> None:
@@ -118,7 +118,7 @@ class Calibrated:
         if fresh or self._perceptual is None:
             distances = self._perceptual_judge(prediction, fresh)
             self._perceptual = divide_by_cut(distances, PERCEPTUAL_CUTS)
-        return torch.where(latent < STILL_SHARE, latent, torch.maximum(latent, self._perceptual))
+        return torch.where(latent < AT_REST_SHARE, latent, torch.maximum(latent, self._perceptual))
 
 
 def divide_by_cut(distances: Tensor, cut_range: tuple[float, float]) -> Tensor:
@@ -142,22 +142,24 @@ def judge_name(judge: JudgeName | CustomJudge) -> str:
 def make_judge(
     judge: JudgeName | CustomJudge, y: Tensor, grid: Grid, features: Features, impl: Impl
 ) -> Judge:
-    """Make the judge of that name, or wrap a custom one so that its scores are checked.
+    """Make the judge of that name, or let a custom factory make one and check its scores.
+
+    A `CustomJudge` is a factory: it returns the scoring function.
 
     Raises (when the judge is called):
-        ValueError: a custom judge did not return a tensor [B, N].
+        ValueError: a custom scoring function did not return a tensor [B, N].
     """
     if isinstance(judge, str):
         return JUDGES[judge](y, grid, features, impl)
     score_tokens = judge(y, grid, features, impl)
 
     def checked(prediction: Prediction, fresh: bool = True) -> Tensor:
-        scores = score_tokens(prediction.x0)  # a custom judge gets the clean tokens alone
+        scores = score_tokens(prediction.x0)  # a custom function gets only the clean tokens
         if not isinstance(scores, Tensor) or scores.shape != y.shape[:2]:
             actual = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise ValueError(
-                f"the custom judge returned {actual}; expected one score for each token, a tensor "
-                f"of shape [B, N] = {list(y.shape[:2])}"
+                f"the custom judge's scoring function returned {actual}; expected one score for "
+                f"each token, a tensor of shape [B, N] = {list(y.shape[:2])}"
             )
         return scores.to(y.device, torch.float32)
 

@@ -54,8 +54,9 @@ def as_mask(mask: object) -> Tensor:
     the first of 1, 255 and 65535 that no value exceeds. Floats may overshoot it, as they do after
     resampling.
 
-    With alpha, a pixel may change if it is more than half opaque. It must also be light if the
-    whole image is opaque, or if the opaque pixels are a drawing in black and white.
+    With alpha, a pixel may change if its alpha is more than half of white. Alpha alone decides,
+    unless the image is fully opaque, or its fully opaque pixels are a black-and-white drawing; then
+    the pixel must also be light.
 
     Raises:
         TypeError: the mask is neither a PIL image, nor an array or tensor of numbers.
@@ -152,8 +153,8 @@ def _white(values: np.ndarray) -> int:
 def _lowest_value(white: int, high: float, is_float: bool) -> float:
     """Return the lowest value that a mask may have whose highest value is `high`.
 
-    Integers may not be negative. Resampled floats may fall below 0 by a fraction of `high`, which
-    counts as at least 1 and at most white here.
+    Integers may not be negative. Resampled floats may fall below 0 by a fraction of `high`. For
+    this, `high` is clamped to the range from 1 to white.
     """
     if not is_float:
         return 0
@@ -164,9 +165,7 @@ def _lowest_value(white: int, high: float, is_float: bool) -> float:
 def _may_change(values: np.ndarray, white: int) -> np.ndarray:
     """Decide which pixels may change: [B, H, W, C] to bool [B, H, W].
 
-    Without alpha, a pixel may change if it is light. With alpha, a pixel may change if it is more
-    than half opaque. It must also be light if the whole image is opaque, or if the opaque pixels
-    are a drawing in black and white. For these two, opaque means that alpha is nearly white.
+    `as_mask` states the rule. A pixel counts as fully opaque if its alpha is nearly white.
     """
     num_channels = values.shape[-1]
     has_colour, has_alpha = num_channels > 2, num_channels in (2, 4)
@@ -207,7 +206,10 @@ def _is_scaled(size: Size, original: Size) -> bool:
 
 
 def resized(mask: Tensor, size: Size) -> Tensor:
-    """Scale bool [B, H, W] to `size`; True wherever a pixel touches one that was True."""
+    """Scale bool [B, H, W] to `size`.
+
+    A pixel of the result is True if it overlaps a True pixel of the mask.
+    """
     return F.adaptive_max_pool2d(mask[:, None].float(), size)[:, 0] > 0
 
 
@@ -299,10 +301,10 @@ def allowed_tokens(
             return None, None, None
         repeats = batch // len(pipeline_mask)
         mask = UserMask(pipeline_mask.repeat(repeats, 1, 1), "intersect")
+    # `source_size` is None if a mask drawn on the source cannot fit, for example because the model
+    # sees only a part of the source. A scaled mask would be misplaced then.
     source_size = spec.source_size(arguments, source_index)
     sizes = [output_size] if source_size is None else [source_size, output_size]
-    # The size is None if no mask of the source would fit, for example because the model sees only a
-    # part of the source. A scaled mask would be misplaced then.
     allow_scaled = source_size is not None
     allowed = token_mask(mask.pixels, grid, batch, sizes, allow_scaled)
     return mask, allowed, mask_note(allowed, mask.mode)

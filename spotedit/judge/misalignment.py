@@ -31,10 +31,10 @@ MIN_EDGE_MOVE = 0.75  # smallest move of the frame's edge that counts, in cells
 # Fine detail in latents does not shift with the picture, so it is suppressed.
 BLUR_SIGMA = 1.0  # of the Gaussian that blurs both latents, in cells
 LOW_PASS_SIGMA = 0.12  # of the Gaussian over the correlation's frequencies, in cycles per cell
-# A part is still if its squared difference is below this share of the mean over all parts.
-MAX_STILL_DIFFERENCE_SHARE = 0.02
-# If a larger share of the parts is still, one large object changed colour, not the whole frame.
-MAX_STILL_SHARE = 0.12
+# A part is unchanged if its squared difference is below this share of the mean over all parts.
+MAX_UNCHANGED_DIFFERENCE_SHARE = 0.02
+# If more of the parts than this are unchanged, one large object changed colour, not the frame.
+MAX_UNCHANGED_SHARE = 0.12
 NEGLIGIBLE_DIFFERENCE = 1e-3  # as a share of the edit's mean square
 EPSILON = 1e-9  # keeps divisors above 0
 
@@ -44,8 +44,8 @@ class Fit(NamedTuple):
 
     Attributes:
         explained: share of the squared difference between edit and source that the change removes.
-        worsened: share of the squared difference between the source and the changed source that
-            lies in parts which the change moves further from the edit.
+        worsened: how much of the change is harmful, 0..1: the share of its squared size that falls
+            in parts where it increases the difference to the edit.
         correlation: correlation of the changed source with the edit, -1..1.
     """
 
@@ -74,7 +74,7 @@ class Measurements(NamedTuple):
         scale: zoom of the best candidate.
         move_fit: fit of the best candidate.
         colour_fit: fit of the recoloured source.
-        still_share: share of the parts that hardly differ between edit and source.
+        unchanged_share: share of the parts that hardly differ between edit and source.
     """
 
     down: float
@@ -82,7 +82,7 @@ class Measurements(NamedTuple):
     scale: float
     move_fit: Fit
     colour_fit: Fit
-    still_share: float
+    unchanged_share: float
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def detect(edit: Tensor, source: Tensor, cell_pixels: float) -> Misalignment | N
         measured = _measure(edit.float(), source.float())
     if _is_colour_change(measured):
         return Misalignment("colour", (0.0, 0.0), 1.0, measured.colour_fit.explained)
-    # how far the frame's edges move, by the zoom alone and in all
+    # how far the frame's edges move: through the zoom alone, and with the shift added
     vertical_zoom = abs(measured.scale - 1) * height / 2
     horizontal_zoom = abs(measured.scale - 1) * width / 2
     edge_move = max(abs(measured.down) + vertical_zoom, abs(measured.right) + horizontal_zoom)
@@ -144,7 +144,7 @@ def detect(edit: Tensor, source: Tensor, cell_pixels: float) -> Misalignment | N
 
 def _is_colour_change(measured: Measurements) -> bool:
     return (
-        measured.still_share <= MAX_STILL_SHARE
+        measured.unchanged_share <= MAX_UNCHANGED_SHARE
         and _is_within(measured.colour_fit, COLOUR_LIMITS)
         and measured.colour_fit.explained > measured.move_fit.explained
     )
@@ -162,8 +162,8 @@ def _measure(edit: Tensor, source: Tensor) -> Measurements:
     """Fit the moved and the recoloured source to the edit, and read the numbers in one transfer."""
     transform, move_fit = _register(_blur(edit), _blur(source))
     colour_fit = _fit(edit, source, _recolour(source, edit), torch.ones_like(edit[0]))
-    still_share = _still_share(edit, source)
-    numbers = torch.cat([transform, move_fit, colour_fit, still_share[None]]).tolist()
+    unchanged_share = _unchanged_share(edit, source)
+    numbers = torch.cat([transform, move_fit, colour_fit, unchanged_share[None]]).tolist()
     down, right, scale = numbers[:3]
     return Measurements(down, right, scale, Fit(*numbers[3:6]), Fit(*numbers[6:9]), numbers[9])
 
@@ -178,10 +178,10 @@ def _recolour(source: Tensor, edit: Tensor) -> Tensor:
     return slope * centred_source + edit.mean((1, 2), keepdim=True)
 
 
-def _still_share(edit: Tensor, source: Tensor) -> Tensor:
+def _unchanged_share(edit: Tensor, source: Tensor) -> Tensor:
     """Return the share of the parts that hardly differ between edit and source, fp32 scalar."""
     difference = _difference_by_part(edit, source, torch.ones_like(edit[0]))
-    return (difference < MAX_STILL_DIFFERENCE_SHARE * difference.mean()).float().mean()
+    return (difference < MAX_UNCHANGED_DIFFERENCE_SHARE * difference.mean()).float().mean()
 
 
 def _fit(edit: Tensor, source: Tensor, candidate: Tensor, known: Tensor) -> Tensor:
@@ -251,7 +251,10 @@ def _register(edit: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
     down, right = _find_shift(edit, zoomed)
     moved, known = _zoom_and_shift(source, scale, down, right)
     fits = torch.stack(
-        [_fit(edit, source, *candidate) for candidate in zip(moved, known, strict=True)]
+        [
+            _fit(edit, source, candidate, candidate_known)
+            for candidate, candidate_known in zip(moved, known, strict=True)
+        ]
     )  # [K, 3]
     best = fits[:, Fit._fields.index("explained")].argmax(keepdim=True)
     transforms = torch.stack([down, right, scale])  # [3, K]

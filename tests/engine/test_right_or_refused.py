@@ -51,7 +51,10 @@ def assert_no_processor_of_ours(transformer):
 
 
 def assert_refused(pipe, change, match):
-    """Assert that `change` is refused by the call after `enable`, and by `enable` after it."""
+    """Assert that `change` is refused.
+
+    If the change follows `enable`, the call refuses it. If it precedes `enable`, `enable` does.
+    """
     spotedit.enable(pipe)
     change(pipe)
     with pytest.raises(ValueError, match=match):
@@ -273,9 +276,9 @@ def test_a_users_hook_that_replaces_a_forward_is_refused(pipe):
 
 @pytest.fixture
 def poisoned_buffers(monkeypatch):
-    """Fill new buffers with NaN (integers with -77), so that a row read before it is written shows.
+    """Fill new buffers with NaN, so that reading a row before it is written spoils the picture.
 
-    The int8 cache's numbers are integers.
+    The int8 cache holds integers, which cannot be NaN. They are filled with -77.
     """
     allocate = cache.allocate
 
@@ -321,7 +324,8 @@ def test_a_call_that_bypasses_a_layer_falls_back_to_dense_and_says_why(pipe, byp
         spot = edit(pipe)
     report = handle.report
     assert "did not run its own attention" in report.reason
-    # The first step begins as a full one and finds the bypass.
+    # The first step starts as a full step, which fills the cache, and notices the bypass. It is
+    # reported as full; the steps after it run the stock pipeline.
     assert {step["kind"] for step in report.steps[1:]} <= {"dense", "skip"}
     assert report.cache_bytes == 0
     if "temporal" not in options:
@@ -330,7 +334,7 @@ def test_a_call_that_bypasses_a_layer_falls_back_to_dense_and_says_why(pipe, byp
 
 
 @pytest.mark.usefixtures("poisoned_buffers")
-def test_a_guidance_branch_that_bypasses_a_layer_makes_the_other_steps_dense(pipe):
+def test_a_guidance_branch_that_bypasses_a_layer_makes_all_steps_after_the_first_dense(pipe):
     """With skip-layer guidance, the second forward of each step leaves a block out."""
     block, forwards = pipe.transformer.transformer_blocks[1], []
     stock_forward = block.forward
@@ -370,6 +374,7 @@ def test_a_block_that_is_skipped_in_a_spot_step_raises(pipe):
         edit(pipe)
     assert_no_processor_of_ours(pipe.transformer)
     del block.forward
+    # The failed call leaves nothing behind: two edits with the mask agree.
     assert torch.equal(edit(pipe), edit(pipe))
     handle.disable()
     assert torch.equal(edit(pipe, **STOCK_SIZE), stock)
@@ -445,7 +450,7 @@ def test_a_transformer_that_is_replaced_during_a_call_raises(pipe):
 
     def replace(pipe, step, timestep, tensors):
         # During a call, `pipe.transformer` is a view of the original that shares its attributes.
-        # Replace what runs for both of them, and then the component itself.
+        # Replace the forward that both share, then the component `pipe.transformer` itself.
         vars(pipe.transformer)["forward"] = other.forward
         pipe.__dict__["transformer"] = other
         return {}
@@ -573,7 +578,7 @@ def test_a_mask_set_for_a_refused_call_is_dropped(pipe):
         ({"max_area": 40 * 40}, False),
         ({"height": HEIGHT, "max_area": HEIGHT * WIDTH}, False),
         ({"width": 40, "max_area": HEIGHT * WIDTH}, False),
-        (STOCK_SIZE, True),
+        ({"height": HEIGHT, "width": WIDTH, "max_area": HEIGHT * WIDTH}, True),
     ],
 )
 def test_a_size_that_the_caller_gives_wins_over_match_size(pipe, size, matches):

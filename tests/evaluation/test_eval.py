@@ -258,7 +258,7 @@ def test_a_replaced_picture_is_not_measured(data, copy, capsys):
         path.unlink()
     shutil.copy(copy / "dense" / "000000000001.png", copy / "spot" / "000000000001.png")
     assert main(command(data, copy, "--score-only")) == 2
-    assert "edit anew" in capsys.readouterr().err
+    assert "run the edit again" in capsys.readouterr().err
 
 
 # -- the table and the exchange with a judge

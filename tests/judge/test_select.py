@@ -260,5 +260,7 @@ def test_a_custom_judge_gets_clean_tokens_and_returns_one_score_each():
     assert received == [(torch.float32, GRID, "reference", 2)]
     for wrong, actual in ((torch.zeros(15), r"\[15\]"), (None, "NoneType")):
         score = make_judge(lambda *_, wrong=wrong: lambda x0: wrong, y, GRID, features, "auto")
-        with pytest.raises(ValueError, match=f"custom judge returned {actual}; expected one score"):
+        with pytest.raises(
+            ValueError, match=f"scoring function returned {actual}; expected one score"
+        ):
             score(Prediction(y))

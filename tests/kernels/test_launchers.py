@@ -36,7 +36,7 @@ FLAGS = {  # compile-time arguments that select a kernel's branches
     "_attend": ("INDEX", "KEY_MASK", "INT8", "SPLIT", "DESCRIPTORS"),
     "_reduce": ("INDEX",),
     "_kv_blend": ("WEIGHT",),
-    "_qk_norm_rope": ("ALIGNED", "INTERLEAVED"),
+    "_qk_norm_rope": ("TABLES_BY_ENTRY", "INTERLEAVED"),
     "_cut": (),
     "_list": (),
     "_mark": ("AUTO", "RULE", "PREVIOUS"),
@@ -211,7 +211,7 @@ def test_the_real_launcher_accepts_every_branch_inside_a_device_guard(capability
         "_attend": attended,
         "_reduce": {"", "INDEX"},
         "_kv_blend": {"number", "time", "weight"},
-        "_qk_norm_rope": {"", "ALIGNED", "INTERLEAVED", "ALIGNED INTERLEAVED"},
+        "_qk_norm_rope": {"", "TABLES_BY_ENTRY", "INTERLEAVED", "TABLES_BY_ENTRY INTERLEAVED"},
         "_cut": {""},
         "_list": {""},
         "_mark": {

@@ -29,7 +29,7 @@ def schedules(target: str) -> list[Schedule]:
             {
                 **dict.fromkeys(unit_strides, 1),
                 **dict.fromkeys((spot | full) - passed),
-                "ALIGNED": aligned,
+                "TABLES_BY_ENTRY": tables_by_entry,
                 "INTERLEAVED": interleaved,
                 "HEAD_DIM": head_dim,
                 "BLOCK_P": TILE // head_dim,
@@ -38,7 +38,7 @@ def schedules(target: str) -> list[Schedule]:
             NUM_WARPS,
             aligned=tuple(aligned_strides),
         )
-        for suffix, dtype, head_dim, passed, aligned, interleaved in (
+        for suffix, dtype, head_dim, passed, tables_by_entry, interleaved in (
             ("spot", "bf16", 64, spot, True, True),
             ("spot", "bf16", 128, spot, True, True),
             ("spot", "fp16", 128, spot, True, True),

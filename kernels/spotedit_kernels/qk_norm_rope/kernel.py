@@ -70,8 +70,8 @@ def _load_table(p_x, m_x, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, INTERLE
     """Load a table's values for the first and second members of the pairs, [P, D/2] each."""
     b_first, b_second = _load_pairs(p_x, 1, m_x, HEAD_DIM, BLOCK_D, INTERLEAVED)
     if not INTERLEAVED:
-        # Both members have the same angle, so one half is enough. The interleaved case uses both:
-        # if one of the halves it reads were unused, the compiler would make it a strided load.
+        # Both members have the same angle, so one half is enough. If the interleaved case used only
+        # one half, the compiler would turn the load into a strided one, so that case uses both.
         b_second = b_first
     return b_first, b_second
 
@@ -93,8 +93,8 @@ def _normalise(
     """
     scale = tl.rsqrt(tl.sum(b_first * b_first + b_second * b_second, 1) / HEAD_DIM + eps)[:, None]
     b_w_first, b_w_second = 1.0, 1.0
-    # Every item loads the weights itself: `+ o_w` (zeros) makes a [P, 1] pointer. A single copy for
-    # all items would pass through shared memory.
+    # A [1, D] tile of weights would be broadcast through shared memory. Adding zeros [P, 1] to the
+    # pointer makes each item load its own copy.
     o_w = tl.zeros(is_text.shape, tl.int32)
     if p_weight is not None:
         b_w_first, b_w_second = _load_pairs(p_weight + o_w, 1, True, HEAD_DIM, BLOCK_D, INTERLEAVED)
@@ -108,7 +108,8 @@ def _normalise(
     return b_first.to(DTYPE).to(tl.float32), b_second.to(DTYPE).to(tl.float32)
 
 
-# These vary between pictures and steps; specialised on, a new value could compile a new kernel.
+# These vary between pictures and steps. If Triton specialised on them, a new value could trigger a
+# compilation.
 @triton.jit(
     do_not_specialize=["num_entries", "num_rows", "num_condition", "text_len", "stride_slots_b"]
 )
@@ -126,13 +127,13 @@ def _qk_norm_rope(
     stride_slots_b,
     stride_cos_b, stride_cos_s, stride_sin_b, stride_sin_s,
     stride_cos_condition_s, stride_sin_condition_s,
-    ALIGNED: tl.constexpr, INTERLEAVED: tl.constexpr,
+    TABLES_BY_ENTRY: tl.constexpr, INTERLEAVED: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Process P items of one image.
 
-    Without p_slots the entries are all rows in order. ALIGNED: the tables cos and sin are indexed
-    by entry; otherwise by row.
+    Without p_slots the entries are all rows in order. The tables cos and sin are indexed by entry
+    with TABLES_BY_ENTRY, otherwise by row.
     """
     DTYPE: tl.constexpr = p_q.dtype.element_ty
 
@@ -159,7 +160,7 @@ def _qk_norm_rope(
     b_v = tl.load(p_v + d * stride_vd, mask=(d < HEAD_DIM) & m_entry, other=0.0)  # [P, D]
 
     # Load the tables
-    table_row = entry if ALIGNED else row
+    table_row = entry if TABLES_BY_ENTRY else row
     p_cos += batch * stride_cos_b + table_row * stride_cos_s
     p_sin += batch * stride_sin_b + table_row * stride_sin_s
     cos = _load_table(p_cos, m_row, HEAD_DIM, BLOCK_D, INTERLEAVED)
@@ -246,7 +247,7 @@ def _op(
     q_out = torch.empty_like(q, memory_format=torch.contiguous_format)
     block_d = triton.next_power_of_2(d)
     block_p = max(1, TILE // block_d)
-    is_aligned = cos.ndim == 3
+    has_tables_by_entry = cos.ndim == 3
     num_condition = 0 if k_ref is None else k_ref.shape[1]
     grid = (triton.cdiv(m * h, block_p), b)
     with launch_device(q):
@@ -260,7 +261,7 @@ def _op(
             *_table_strides(cos), *_table_strides(sin),
             0 if cos_ref is None else cos_ref.stride(0),
             0 if sin_ref is None else sin_ref.stride(0),
-            ALIGNED=is_aligned, INTERLEAVED=interleaved,
+            TABLES_BY_ENTRY=has_tables_by_entry, INTERLEAVED=interleaved,
             HEAD_DIM=d, BLOCK_P=block_p, BLOCK_D=block_d, num_warps=NUM_WARPS,
         )  # fmt: skip
     return q_out
@@ -291,7 +292,7 @@ def qk_norm_rope(
 ) -> Tensor:
     """Follow the reference's contract.
 
-    Padded rows of the result are 0 if q is finite there: they are q times tables that read as 0.
+    The result of a padding entry is 0 if its q is finite, because masked table loads give 0.
     """
     if q.numel() == 0:
         return torch.empty_like(q, memory_format=torch.contiguous_format)
