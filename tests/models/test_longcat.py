@@ -6,7 +6,7 @@ from families import FAMILIES
 from PIL import Image
 
 import spotedit
-from spotedit.cli.edit import _size
+from spotedit.cli.edit import _size_arguments
 
 FAMILY = FAMILIES["LongCatImageEditPipeline"]
 
@@ -27,4 +27,4 @@ def test_a_mask_may_have_the_size_of_a_tall_picture_or_of_the_output():
 
 
 def test_the_command_line_gives_it_no_size():
-    assert _size(FAMILY.make(), Image.new("RGB", (64, 48))) == {}
+    assert _size_arguments(FAMILY.make(), Image.new("RGB", (64, 48))) == {}

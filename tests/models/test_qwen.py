@@ -181,7 +181,7 @@ def test_two_images(reference, source, grids, zero_cond_t):
             k = layer.k.data[:, branch.layout.num_prompt :][:, start : start + tokens]
             plain = torch.view_as_complex(k.unflatten(-1, (-1, 2))) / turns[start:, None][:tokens]
             moved = torch.view_as_real(plain * turns[:tokens, None]).flatten(-2)
-            assert relative(layer.sources.k_ref.data[:, :tokens], moved) <= 1e-5
+            assert relative(layer.blend_inputs.k_ref.data[:, :tokens], moved) <= 1e-5
 
 
 def left_mask():
