@@ -74,7 +74,7 @@ QWEN = (qwen.random_qwen, guided_edit)
         pytest.param(KONTEXT, wrap_transformer, id="wrapped", marks=pytest.mark.full),
         pytest.param(LORA, compile_blocks, id="LoRA-blocks", marks=pytest.mark.full),
         pytest.param(LORA, compile_transformer, id="LoRA-transformer", marks=pytest.mark.full),
-        pytest.param(QWEN, compile_blocks, id="Qwen-CFG-blocks"),
+        pytest.param(QWEN, compile_blocks, id="Qwen-CFG-blocks", marks=pytest.mark.full),
         pytest.param(QWEN, compile_transformer, id="Qwen-CFG-transformer", marks=pytest.mark.full),
     ],
 )

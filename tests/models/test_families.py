@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from families import FAMILIES
+from families import FAMILIES, MARKS
 from spotedit_kernels.impl import HAS_TRITON
 
 import spotedit
@@ -61,7 +61,9 @@ def test_all_tokens_active_equals_stock(name, guided):
 
 
 # modular pipelines have the specs of the others
-@pytest.mark.parametrize("name", [n for n in FAMILIES if "Modular" not in n])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=MARKS[n]) for n in FAMILIES if "Modular" not in n]
+)
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 def test_the_triton_kernels_equal_the_references(name):
     """On a CPU, the kernels run in Triton's interpreter."""

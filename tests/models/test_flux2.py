@@ -78,7 +78,12 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize(
-    ("name", "reference"), [*((n, "auto") for n in FLUX2), ("Flux2Pipeline", 1)]
+    ("name", "reference"),
+    [
+        ("Flux2Pipeline", "auto"),
+        pytest.param("Flux2Pipeline", 1, marks=pytest.mark.full),
+        *(pytest.param(n, "auto", marks=pytest.mark.full) for n in FLUX2 if n != "Flux2Pipeline"),
+    ],
 )
 def test_every_size_gives_equal_grids(name, reference, monkeypatch):
     """The pipelines take the size of the first image, even if they shrink it to a megapixel."""

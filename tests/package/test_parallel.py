@@ -54,7 +54,13 @@ def probe(folder: Path, *options: str, **environment: str) -> dict[str, str]:
     [
         (["-n", "2"], {}, ["gw0", "gw1"], INTERPRETED),
         (["-n", "2", "-m", "gpu"], {}, ["gw0", "gw1"], COMPILED),
-        (["-n", "2", "-m", "gpu"], {"TRITON_INTERPRET": "1"}, ["gw0", "gw1"], INTERPRETED),
+        pytest.param(
+            ["-n", "2", "-m", "gpu"],
+            {"TRITON_INTERPRET": "1"},
+            ["gw0", "gw1"],
+            INTERPRETED,
+            marks=pytest.mark.full,
+        ),
         (["-m", "gpu", "-p", "no:xdist"], {}, ["alone"], COMPILED),
         (["-s"], {}, ["alone"], INTERPRETED),
     ],
