@@ -15,7 +15,7 @@ _LIMITS = {"score": 5.0, "difference of the pixels": 60.0}  # tops of the colour
 
 
 class Maps(NamedTuple):
-    """What is drawn of an edit; each map is [rows, cols]."""
+    """The pictures and maps that are drawn for an edit. Each map is [rows, cols]."""
 
     score: np.ndarray
     difference: np.ndarray

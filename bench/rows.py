@@ -59,7 +59,7 @@ class Row:
 
     @property
     def met(self) -> bool | None:
-        """Whether the value reaches its target; None if it has no target."""
+        """True if the value reaches its target, False if it does not; None without a target."""
         if self.at_least is None and self.at_most is None:
             return None
         above_minimum = self.at_least is None or self.value >= self.at_least

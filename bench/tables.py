@@ -235,7 +235,7 @@ def pipeline_origin() -> list[str]:
 
 
 def profile() -> list[str]:
-    """Where the time of a spot step goes on a GPU."""
+    """Return the table of where the time of a spot step goes on a GPU."""
     results = run("pipeline-profile", GPU)
     lines = []
     for mode, share in (("spot", "4.8%"), ("spot", "20.5%"), ("spot, compiled blocks", "4.8%")):

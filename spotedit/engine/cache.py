@@ -107,7 +107,7 @@ class LayerCache:
 
 @dataclass(frozen=True)
 class SequenceLayout:
-    """Where the parts of the joint sequence [prompt, noise, conditions] lie.
+    """The places of the parts of the joint sequence [prompt, noise, conditions].
 
     Attributes:
         num_prompt: number of prompt tokens.

@@ -23,7 +23,7 @@ StockForward = Callable[..., Any]
 
 @dataclass
 class Branch:
-    """What is kept of one guidance branch.
+    """The state that is kept of one guidance branch.
 
     Attributes:
         layout: where the tokens lie in the joint sequence.

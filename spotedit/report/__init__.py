@@ -1,4 +1,4 @@
-"""What people get to know about a call: `EditReport`, and the log record of a surprise."""
+"""What people are told about a call: `EditReport`, and a log record of what they may not expect."""
 
 from .figures import Step as Step
 from .figures import StepKind as StepKind

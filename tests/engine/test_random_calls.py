@@ -20,7 +20,7 @@ from world import HELPFUL
 
 import spotedit
 
-# The same examples come in every run, and a slow one is no failure.
+# Every run tries the same examples, and a slow example does not fail.
 SETTINGS = settings(
     derandomize=True,
     database=None,

@@ -20,7 +20,7 @@ class Weights(NamedTuple):
 
 
 class ConditionKeys(NamedTuple):
-    """Where to write the keys of the last C rows, ``[B, C, H, D]``, and their tables ``[C, D]``."""
+    """The tensor that receives the keys of the last C rows, ``[B, C, H, D]``; tables ``[C, D]``."""
 
     k_ref: Tensor
     cos_ref: Tensor

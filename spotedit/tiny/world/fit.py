@@ -71,7 +71,7 @@ class Fit:
 
     @property
     def right(self) -> bool:
-        """Whether the edit was made and nothing else was changed.
+        """True if the edit was made and nothing else was changed.
 
         In the region, the edit must be at least 8 dB closer to the valid picture than the source,
         or within 12/255 of it. No block elsewhere may have a distance above 40/255.
