@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from .. import __version__
+from ..editor.errors import BadInput, Failure
 from ..pictures.images import ImageError, OutputError
-from .errors import BadInput, Failure, Unedited
-from .options import COMMANDS, parse
+from .commands import COMMANDS, parse
+from .errors import Unedited
 
 FAILED, BAD_INPUT, UNEDITED = 1, 2, 3
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it

@@ -9,20 +9,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ..editor.errors import BadInput
+from ..editor.loading import choose_device, explain_errors, image_to_edit, load, one_thread_for_tiny
 from ..evaluation.calibrate import calibrate
 from ..evaluation.edits import loop_settings, machine
 from ..pictures.files import write_or_fall_back, write_text
 from ..pictures.images import check_output
-from .errors import BadInput, raise_if_any
-from .options import CalibrateOptions
-from .pipelines import (
-    choose_device,
-    explain_errors,
-    image_to_edit,
-    load,
-    load_pairs,
-    one_thread_for_tiny,
-)
+from .commands import CalibrateOptions
+from .errors import raise_if_any
+from .pipelines import load_pairs
 
 _FIRST_SEED = 1000  # results are reported for the scenes from seed 0 on, so fit to other ones
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 import spotedit
 
+from ..editor.loading import choose_device, explain_errors, load, one_thread_for_tiny
 from ..evaluation.quality import background, psnr
 from ..pictures.draw import plot_steps
 from ..pictures.files import make_folder, write_or_fall_back
@@ -20,10 +21,11 @@ from ..pictures.images import check_output
 from ..report import EditReport
 from ..tiny.pipeline import NATIVE_SIZE
 from ..tiny.scenes import KINDS, Scene, make_scene
+from .commands import DemoOptions
 from .errors import raise_if_any
 from .figure import save_figure
-from .options import DemoOptions, spotedit_config
-from .pipelines import choose_device, explain_errors, load, one_thread_for_tiny, timed
+from .options import spotedit_config
+from .pipelines import timed
 
 _ORDER = ("dense", "spot", "spot", "dense")  # a drift of the machine's speed hits both alike
 _WARM_UP_ORDER = ("dense", "spot")

@@ -12,22 +12,18 @@ from torch import Tensor
 
 import spotedit
 
+from ..editor.errors import BadInput
+from ..editor.loading import choose_device, explain_errors, image_to_edit, load, one_thread_for_tiny
+from ..editor.settings import MODELS
 from ..judge.mask import as_mask, resized, same_aspect
 from ..pictures.files import write_or_fall_back, write_text
 from ..pictures.images import check_output, load_image, load_mask, save_image
 from ..report import EditReport
-from .errors import BadInput, Unedited, raise_if_any
+from .commands import EditOptions, PictureOptions
+from .errors import Unedited, raise_if_any
 from .figure import save_figure
-from .options import MODELS, EditOptions, PictureOptions, spotedit_config
-from .pipelines import (
-    check_call_arguments,
-    choose_device,
-    explain_errors,
-    image_to_edit,
-    load,
-    one_thread_for_tiny,
-    timed,
-)
+from .options import spotedit_config
+from .pipelines import check_call_arguments, timed
 
 _WARM_UP_STEPS = 3  # one full step (all tokens), then two spot steps (active tokens only)
 

@@ -12,7 +12,7 @@ import torch
 from torch.utils import collect_env
 
 from .. import __version__
-from .options import EnvOptions
+from .commands import EnvOptions
 
 PACKAGES = (
     "torch", "triton", "diffusers", "transformers", "accelerate", "peft",

@@ -1,14 +1,8 @@
-"""The errors that a command reports in one line instead of a traceback."""
+"""How a command ends if something went wrong."""
 
 from collections.abc import Iterable
 
-
-class BadInput(Exception):
-    """Raised when the command line, or a file named on it, is wrong: exit status 2."""
-
-
-class Failure(Exception):
-    """Raised when the input is fine but the work could not be done: exit status 1."""
+from ..editor.errors import Failure
 
 
 class Unedited(Exception):

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
+from ..editor.errors import BadInput, Failure
+from ..editor.loading import choose_device, explain_errors, image_to_edit, load, one_thread_for_tiny
 from ..evaluation.data import DataSet, Item
 from ..evaluation.fair import check_data
 from ..evaluation.networks import CLIP, networks
@@ -20,10 +22,9 @@ from ..evaluation.store import JsonLines
 from ..evaluation.table import table
 from ..pictures.files import OutputError, make_folder, write_text
 from ..pictures.images import check_output
+from .commands import EvalOptions
 from .edit import require_model
-from .errors import BadInput, Failure
-from .options import EvalOptions, spotedit_config
-from .pipelines import choose_device, explain_errors, image_to_edit, load, one_thread_for_tiny
+from .options import spotedit_config
 
 _PATIENCE = timedelta(days=7)  # how long a process may wait for the slowest one
 

@@ -11,20 +11,16 @@ from tqdm import tqdm
 
 import spotedit
 
+from ..editor.errors import BadInput
+from ..editor.loading import choose_device, explain_errors, image_to_edit, load, one_thread_for_tiny
 from ..evaluation.edits import loop_settings, machine
 from ..evaluation.verify import Figures, verify
 from ..pictures.files import write_or_fall_back, write_text
 from ..pictures.images import check_output
-from .errors import BadInput, raise_if_any
-from .options import VerifyOptions, changed_fields, spotedit_config
-from .pipelines import (
-    choose_device,
-    explain_errors,
-    image_to_edit,
-    load,
-    load_pairs,
-    one_thread_for_tiny,
-)
+from .commands import VerifyOptions
+from .errors import raise_if_any
+from .options import changed_fields, spotedit_config
+from .pipelines import load_pairs
 
 _COLUMNS = {
     "r": "r", "seconds_dense": "dense s", "seconds_spot": "spot s",

@@ -19,7 +19,8 @@ from PIL import Image
 from small_kontext import NUM_PROMPT_TOKENS, random_kontext
 
 import spotedit
-from spotedit.cli import demo, edit, main, options, pipelines, preview
+from spotedit.cli import commands, demo, edit, main, options, preview
+from spotedit.editor import loading
 
 WIDTH, HEIGHT = 64, 48
 
@@ -109,7 +110,7 @@ def test_help_does_not_wait_for_pytorch():
 
 
 def test_help_of_a_command_does_not_wait_for_pytorch_either():
-    program = "import sys, spotedit.cli.options as o; print('torch' in sys.modules); o.parse{}"
+    program = "import sys, spotedit.cli.commands as o; print('torch' in sys.modules); o.parse{}"
     arguments = ("edit", ["--help"])
     command = [sys.executable, "-c", program.format(arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -143,7 +144,7 @@ def test_every_field_of_the_configuration_is_an_option(command, capsys):
     ],
 )
 def test_options_become_the_configuration(given, expected):
-    parsed = options.parse("edit", ["in.png", "add a hat", "-o", "out.png", *given.split()])
+    parsed = commands.parse("edit", ["in.png", "add a hat", "-o", "out.png", *given.split()])
     assert options.spotedit_config(parsed.config) == spotedit.SpotEditConfig(**expected)
 
 
@@ -152,7 +153,7 @@ def test_options_become_the_configuration(given, expected):
 )
 def test_a_temporal_method_that_does_not_exist(method, capsys):
     with pytest.raises(SystemExit) as stop:
-        options.parse("demo", ["--temporal", method])
+        commands.parse("demo", ["--temporal", method])
     assert stop.value.code == 2
     assert "expected" in capsys.readouterr().err
 
@@ -282,7 +283,7 @@ def test_an_unsupported_pipeline_is_refused_before_its_weights_are_read(run, cap
 def test_a_saved_pipeline_is_loaded_from_its_folder(tiny_editor, tmp_path):
     saved = FluxKontextPipeline(**tiny_editor.load().components)
     saved.save_pretrained(tmp_path / "model")
-    loaded = pipelines.load(str(tmp_path / "model"), None, torch.device("cpu"), "none")
+    loaded = loading.load(str(tmp_path / "model"), None, torch.device("cpu"), "none")
     assert type(loaded).__name__ == "FluxKontextPipeline"
     for a, b in zip(saved.vae.parameters(), loaded.vae.parameters(), strict=True):
         assert torch.equal(a, b)

@@ -19,9 +19,9 @@ from PIL import Image
 
 from spotedit.cli import calibrate, demo, main, verify
 from spotedit.cli import eval as evaluate
-from spotedit.cli.errors import Failure
 from spotedit.cli.figure import save_figure
-from spotedit.cli.pipelines import explain_errors
+from spotedit.editor.errors import Failure
+from spotedit.editor.loading import explain_errors
 from spotedit.evaluation import run as evaluation
 from spotedit.evaluation.data import DataSet, Item
 from spotedit.evaluation.edits import Edit

@@ -1,0 +1,180 @@
+"""The options of every command. tyro makes the command line from these dataclasses."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from ..editor.settings import MODELS
+from .options import ConfigOptions, PipelineOptions, SpotOptions, at_least
+
+
+@dataclass(kw_only=True)
+class DemoOptions:
+    """Compare the stock pipeline (dense) with SpotEdit (spot) on small scenes.
+
+    Edit held-out scenes with the tiny editor, dense and spot in turn, and compare time and quality.
+    This needs no GPU and no network.
+    """
+
+    out: Annotated[Path | None, arg(metavar="PATH")] = None
+    """Folder, or .png file of the figure. None writes to the folder spotedit-demo, which every run
+    overwrites."""
+    scenes: Annotated[int, at_least(1)] = 4
+    """Number of scenes."""
+    steps: Annotated[int, at_least(1)] = 28
+    """Number of steps."""
+    seed: Annotated[int, at_least(0)] = 0
+    """Seed of the first scene."""
+    force: bool = False
+    """Overwrite the files of --out."""
+    config: OmitArgPrefixes[ConfigOptions]
+
+
+@dataclass(kw_only=True)
+class PictureOptions(SpotOptions):
+    """The options of a command that edits one picture."""
+
+    image: Annotated[Positional[Path], arg(metavar="IMAGE")]
+    """The picture to edit."""
+    instruction: Annotated[Positional[str], arg(metavar="INSTRUCTION")]
+    """What to change, such as "add a scarf to the dog"."""
+    output: Annotated[Path, arg(aliases=["-o"], metavar="OUT")]
+    """File for the result."""
+    model: Annotated[str | None, arg(metavar="MODEL", help=f"{MODELS}.")] = None
+    force: bool = False
+    """Overwrite the output files."""
+
+
+@dataclass(kw_only=True)
+class EditOptions(PictureOptions):
+    """Edit a picture."""
+
+    mask: Path | None = None
+    """Picture with the aspect ratio of IMAGE that shows where IMAGE may change: in white, or in any
+    colour on a transparent background."""
+    mask_mode: Literal["intersect", "union", "replace"] = "intersect"
+    """How the mask is combined with the tokens that SpotEdit selects."""
+    compare: bool = False
+    """Also edit with the stock pipeline (dense). Write OUT-dense and OUT-compare.png, and print
+    both times."""
+    report: Annotated[Path | None, arg(metavar="R.json")] = None
+    """File for the report of what was skipped."""
+    fail_if_unchanged: bool = False
+    """Exit with status 3 if nothing was edited. OUT is still written."""
+
+
+@dataclass(kw_only=True)
+class PreviewOptions(PictureOptions):
+    """See what an edit would regenerate.
+
+    Run an edit until SpotEdit first decides which tokens change. Write a figure to OUT: the source,
+    the draft and the scores. OUT-mask.png has the size of IMAGE and is white where `spotedit edit`
+    with the same options would regenerate at first. You can change that mask and give it to --mask.
+    """
+
+
+@dataclass(kw_only=True)
+class VerifyOptions(SpotOptions):
+    """Compare the stock pipeline (dense) with SpotEdit (spot) on your own pictures.
+
+    Edit each picture in both ways, in the same loop. Compare the time, the background and the seam,
+    which is the ring of tokens around the regenerated region. Write the numbers to a JSON file that
+    you can share; it has no pictures, names or instructions.
+    """
+
+    model: Annotated[Positional[str], arg(metavar="MODEL", help=f"{MODELS}.")]
+    pairs: Annotated[Positional[tuple[str, ...]], arg(metavar="PICTURE INSTRUCTION ...")]
+    """Pictures, each followed by its instruction."""
+    row: Annotated[Path, arg(metavar="FILE.json")] = Path("spotedit-verify.json")
+    """File for the numbers: a row for bench/results/community, if you share it."""
+    force: bool = False
+    """Overwrite FILE.json."""
+
+
+@dataclass(kw_only=True)
+class EvalOptions(SpotOptions):
+    """Compare the stock pipeline (dense) with SpotEdit (spot) on a published benchmark.
+
+    Edit every picture in both ways, measure, and print a table. To continue a run that was stopped,
+    run the same command again. `torchrun --nproc-per-node N -m spotedit.cli eval ...` divides
+    the pictures among N processes.
+    """
+
+    data: Annotated[Positional[Path], arg(metavar="DATA")]
+    """Folder of PIE-Bench, PIE-Bench++ or ImgEdit Basic."""
+    out: Path
+    """Folder for rows, pictures and table.md."""
+    model: Annotated[str | None, arg(metavar="MODEL", help=f"{MODELS}.")] = None
+    pictures: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """Folder that the benchmark's picture paths are relative to. None takes the usual one."""
+    limit: Annotated[int | None, at_least(1)] = None
+    """Use only the first pictures, at most this many."""
+    clip: Annotated[str | None, arg(metavar="MODEL")] = None
+    """Folder or id of the model for the CLIP score. None takes openai/clip-vit-large-patch14."""
+    prompts: bool = False
+    """Write prompts.jsonl and source/, from which a vision-language model can score the edits."""
+    score_only: bool = False
+    """Edit nothing; measure the edits that exist."""
+
+
+@dataclass(kw_only=True)
+class CalibrateOptions:
+    """Fit TeaCache to a model.
+
+    Edit pictures with the stock pipeline and fit the coefficients that TeaCache(coefficients=...)
+    takes, for a model without published ones. Choose pictures and numbers of steps that are typical
+    of your edits.
+    """
+
+    model: Annotated[Positional[str], arg(metavar="MODEL", help=f"{MODELS}.")]
+    pairs: Annotated[Positional[tuple[str, ...]], arg(metavar="PICTURE INSTRUCTION ...")] = ()
+    """Pictures, each followed by its instruction."""
+    scenes: Annotated[int, at_least(1)] = 16
+    """Number of scenes to edit if the model is tiny and no pictures are given."""
+    also: Annotated[tuple[Annotated[int, at_least(2)], ...], arg(metavar="INT ...")] = ()
+    """Other numbers of steps to edit with, in addition to --steps. One fit covers all of them."""
+    out: Annotated[Path, arg(metavar="FILE.json")] = Path("spotedit-teacache.json")
+    """File for the coefficients and for what they were fitted to."""
+    force: bool = False
+    """Overwrite FILE.json."""
+    # The next two are accepted so that one list of options suits every command.
+    preset: str = "default"
+    """Has no effect, because only the stock pipeline edits here."""
+    threshold: str | None = None
+    """Has no effect, because only the stock pipeline edits here."""
+    pipeline: OmitArgPrefixes[PipelineOptions]
+
+
+@dataclass(kw_only=True)
+class EnvOptions:
+    """Print versions and devices, for bug reports."""
+
+
+COMMANDS = {
+    "demo": DemoOptions,
+    "edit": EditOptions,
+    "preview": PreviewOptions,
+    "verify": VerifyOptions,
+    "eval": EvalOptions,
+    "calibrate": CalibrateOptions,
+    "env": EnvOptions,
+}
+
+
+def parse(command: str, arguments: Sequence[str]) -> Any:
+    """Return the options dataclass of `command`, filled from the command line.
+
+    Raises:
+        SystemExit: with 2 if `arguments` has a mistake, with 0 after `--help`.
+    """
+    try:
+        return tyro.cli(COMMANDS[command], prog=f"spotedit {command}", args=arguments)
+    except SystemExit as stop:
+        if stop.code:
+            print(f"usage: spotedit {command} --help lists the options", file=sys.stderr)
+        raise

@@ -1,0 +1,26 @@
+"""Write an edit into the user's own file: outside the edited region, the picture stays as it was."""
+
+from pathlib import Path
+
+from ..pictures.images import save_image
+from .editor import Edited
+
+
+def keep_original(original: Path, edited: Edited, out: Path, force: bool = False) -> list[str]:
+    """Write the edited region into the original picture, at the original's size.
+
+    Args:
+        original: the user's file.
+        edited: an edit of that file.
+        out: file to write; its suffix chooses the format.
+        force: overwrite `out`.
+
+    Returns:
+        Sentences about what could not be kept, for people.
+
+    Raises:
+        ImageError: the original cannot be read.
+        OutputError: see `save_image`.
+    """
+    save_image(edited.picture, out, force)
+    return ["the picture has the model's size: nothing of the original is kept yet"]
