@@ -141,7 +141,7 @@ class PhotoOptions:
     """`original` writes the edited region into your own picture, at its own size, and keeps its
     other pixels. `model` writes the picture as the model made it."""
     detail: Literal["model", "crop"] = "model"
-    """`crop` edits a second time, in a crop around the region, at the resolution of your picture."""
+    """`crop` edits again, in a crop around the region, at the resolution of your picture."""
 
 
 @dataclass(kw_only=True)

@@ -1,4 +1,4 @@
-"""Write an edit into the user's own file: outside the edited region, the picture stays as it was."""
+"""Write an edit into the user's own file, whose other pixels stay as they were."""
 
 from pathlib import Path
 
