@@ -133,8 +133,9 @@ class Handle:
 
         Args:
             mask, mode: as for `set_mask`. A mask that was set there does not apply in the block.
-            on_step: called with a `StepProgress` after every denoising step. If it raises an
-                exception, the call ends with it.
+            on_step: called with a `StepProgress` after every denoising step, which can also decode
+                the clean picture that the step predicts. If it raises an exception, the call ends
+                with it.
 
         Raises:
             TypeError, ValueError: see `set_mask`.

@@ -1,11 +1,13 @@
-"""What a call did, as plain data. Values on the device are not read here."""
+"""What a call did, as plain data. Values on the device are read only when somebody asks."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from ..judge.misalignment import Misalignment
@@ -32,6 +34,9 @@ def timestamp(like: Tensor) -> Timestamp:
 class StepProgress:
     """What `Handle.call` passes to its `on_step` after a denoising step.
 
+    `ratio`, `image` and `images` are computed when they are first read, and kept. Reading them does
+    not change the result of the call.
+
     Attributes:
         index: 0-based position in the loop of `total` steps.
         kind: "dense", "full", "spot" or "skip", as in `EditReport.steps`.
@@ -42,6 +47,43 @@ class StepProgress:
     total: int
     kind: str
     sigma: float
+    _computed_share: Tensor | float = field(default=1.0, repr=False, compare=False)
+    _predicted_images: Callable[[], list[Image]] | None = field(
+        default=None, repr=False, compare=False
+    )
+
+    @cached_property
+    def ratio(self) -> float:
+        """Share of the noise tokens that the step computed, the mean over the batch.
+
+        It is 1 for a dense or full step, and 0 for a skipped one. Reading it waits for the device.
+        """
+        return float(self._computed_share)
+
+    @property
+    def image(self) -> Image:
+        """The first of `images`."""
+        return self.images[0]
+
+    @property
+    def images(self) -> list[Image]:
+        """The clean pictures that the step predicts, one for each image of the batch.
+
+        A picture is the decoded ``x_t - sigma v``; after the last step, it is the result. Pictures
+        are decoded by the whole VAE, as at the end of a call. With model offload, that moves the
+        transformer out of the device, and the next step moves it back. An inpainting pipeline puts
+        the source outside of its mask after `on_step`, so it is not yet in these pictures.
+
+        Read it before `on_step` returns. The latents, from which the pictures are decoded, are held
+        only until then; a picture that was read stays.
+
+        Raises:
+            RuntimeError: `on_step` has returned, and the pictures were not read before.
+            ValueError: the pipeline has no VAE.
+        """
+        if self._predicted_images is None:
+            raise RuntimeError("this StepProgress belongs to no call; expected one from on_step")
+        return self._predicted_images()
 
 
 @dataclass(frozen=True)
@@ -69,6 +111,13 @@ class StepRecord:
     active: Tensor | int
     start: Timestamp
     end: Timestamp
+
+    @property
+    def computed_share(self) -> Tensor | float:
+        """Share of the noise tokens computed, the mean over the images. It may be on the device."""
+        if isinstance(self.active, Tensor):
+            return self.active.float().mean() / self.total
+        return self.active / self.total
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from ..models.spec import Arguments
 from ..options.temporal import resolve
 from . import temporal
 from .call import Hooks, Request, TokenReuse, read_loop, start_token_reuse
+from .progress import PredictedImages
 from .record import CallRecord, StepProgress, StepRecord, timestamp
 
 # Replaces velocities of exactly 0, because guidance that rescales a token by its norm would divide
@@ -259,7 +260,8 @@ class Session:
         elif self.kind == "spot" and self.next_kind is None:
             result = self._restore_source(result)
         self._record_step(num_active, sample)
-        self._report_progress()
+        if self.request.on_step is not None:
+            self._report_progress(self.request.on_step, output, sample, sample_of(result))
         return result
 
     def _count_active(self) -> int | Tensor:
@@ -285,7 +287,7 @@ class Session:
         """Make the reused tokens the source's, exactly; note which active tokens differ from it."""
         assert self.reuse is not None
         source, active_mask = self.reuse.source, self.selection.active_mask
-        final = result[0] if isinstance(result, tuple) else result.prev_sample
+        final = sample_of(result)
         self.num_unedited = self.selection.num_empty
         noticeable, _ = LATENT_CUTS  # the lowest distance at which the judge sees a change
         distance = latent_distance(final, source, impl=self.config.impl)
@@ -314,12 +316,33 @@ class Session:
         self.branch_index = 0
         self.is_skipping = False
 
-    def _report_progress(self) -> None:
-        """Tell the caller's `on_step` about the step that was recorded last."""
-        if self.request.on_step is None:
-            return
+    def _report_progress(
+        self,
+        on_step: Callable[[StepProgress], object],
+        output: Tensor,
+        sample: Tensor,
+        next_sample: Tensor,
+    ) -> None:
+        """Tell the caller's `on_step` about the step that was recorded last.
+
+        Args:
+            output: the velocity of that step, with guidance.
+            sample: the latents before the step.
+            next_sample: the latents after it.
+        """
         step = self._step_records[-1]
-        self.request.on_step(StepProgress(step.index, self.loop.num_steps, step.kind, step.sigma))
+        is_last = self.index == self.loop.num_steps
+        prediction = Prediction(next_sample) if is_last else Prediction(sample, output, step.sigma)
+        request = self.request
+        images = PredictedImages(request.pipe, request.spec, self.loop.grid, prediction)
+        progress = StepProgress(
+            step.index, self.loop.num_steps, step.kind, step.sigma, step.computed_share, images
+        )
+        try:
+            on_step(progress)
+        finally:
+            images.release()
+        self._step_start = timestamp(sample)  # the time that `on_step` took is no step's
 
     # -- after the call
 
@@ -362,6 +385,11 @@ def no_forward_error() -> RuntimeError:
         "this step ran no forward of the pipeline's transformer; expected one: the "
         "transformer was replaced during the call, or its forward was called directly"
     )
+
+
+def sample_of(result: Any) -> Tensor:
+    """Return the latents of a scheduler's result, which is a tuple or an output object."""
+    return result[0] if isinstance(result, tuple) else result.prev_sample
 
 
 def with_sample(result: Any, sample: Tensor) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..options.choices import Grid, Size
 from ..options.temporal import TeaCache
 from .copies import compute_dtype, copy_without_hooks, weight_of, with_loaded_weights
+from .decode import vae_of
 from .spec import Arguments, Projection, Spec, register
 
 
@@ -143,15 +144,11 @@ def tokens_to_latents(tokens: Tensor, grid: Grid) -> Tensor:
     return patches.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
-def tokens_to_vae_input(pipe: Any, tokens: Tensor, grid: Grid) -> Tensor:
-    """Turn tokens into latents in the scale that the VAE decodes."""
-    latents = tokens_to_latents(tokens, grid)
-    return latents / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor
-
-
-def features(pipe: Any, y: Tensor, grid: Grid) -> Callable[[Tensor], list[Tensor]]:
-    prefix = DecoderPrefix(pipe.vae, y)
-    return lambda tokens: prefix(tokens_to_vae_input(pipe, tokens, grid))
+def vae_input(pipe: Any, like: Tensor, grid: Grid) -> Callable[[Tensor], Tensor]:
+    config = vae_of(pipe).config
+    return lambda tokens: (
+        tokens_to_latents(tokens, grid) / config.scaling_factor + config.shift_factor
+    )
 
 
 def matched_size(pipe: Any, arguments: Arguments, reference: int | str) -> dict[str, Any]:
@@ -223,7 +220,8 @@ KONTEXT = Spec(
     narrow=narrow,
     project=project,
     output=output,
-    features=features,
+    vae_input=vae_input,
+    decoder_layers=lambda pipe, y: DecoderPrefix(pipe.vae, y),
     matched_size=matched_size,
     source_size=source_size,
     token_pixels=lambda pipe: pipe.vae_scale_factor * 2,

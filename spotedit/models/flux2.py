@@ -10,6 +10,7 @@ from torch import Tensor
 from ..options.choices import Grid
 from . import flux
 from .copies import copy_without_hooks
+from .decode import vae_of
 from .spec import Arguments, Projection, Spec, register, register_refusal
 
 
@@ -44,11 +45,11 @@ def output(
     return attn.to_out(torch.cat([attended.flatten(2, 3), mlp], dim=-1))
 
 
-def features(pipe: Any, y: Tensor, grid: Grid) -> Callable[[Tensor], list[Tensor]]:
-    prefix = flux.DecoderPrefix(pipe.vae, y)
-    bn: Any = copy_without_hooks(pipe.vae.bn, pipe.vae).to(y.device, torch.float32)
+def vae_input(pipe: Any, like: Tensor, grid: Grid) -> Callable[[Tensor], Tensor]:
+    vae = vae_of(pipe)
+    bn: Any = copy_without_hooks(vae.bn, vae).to(like.device, torch.float32)
     mean, std = bn.running_mean, (bn.running_var + bn.eps).sqrt()
-    return lambda tokens: prefix(flux.tokens_to_latents(tokens * std + mean, grid))
+    return lambda tokens: flux.tokens_to_latents(tokens * std + mean, grid)
 
 
 def matched_size(pipe: Any, arguments: Arguments, reference: int | str) -> dict[str, Any]:
@@ -73,7 +74,8 @@ FLUX2 = Spec(
     narrow=flux.narrow,
     project=project,
     output=output,
-    features=features,
+    vae_input=vae_input,
+    decoder_layers=lambda pipe, y: flux.DecoderPrefix(pipe.vae, y),
     matched_size=matched_size,
     source_size=flux.source_size_in_list,
     token_pixels=lambda pipe: pipe.vae_scale_factor * 2,

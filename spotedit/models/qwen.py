@@ -13,6 +13,7 @@ from ..options.choices import Grid
 from ..options.temporal import TeaCache
 from . import flux
 from .copies import with_loaded_weights
+from .decode import decode_with_vae, vae_of
 from .spec import Arguments, Spec, register
 
 
@@ -97,14 +98,18 @@ class FramePrefix(flux.DecoderPrefix):
         return [frames[:, :, 0] for frames in super().forward(latents[:, :, None])]
 
 
-def features(pipe: Any, y: Tensor, grid: Grid) -> Callable[[Tensor], list[Tensor]]:
-    prefix = FramePrefix(pipe.vae, y)
-    config = pipe.vae.config
+def vae_input(pipe: Any, like: Tensor, grid: Grid) -> Callable[[Tensor], Tensor]:
+    config = vae_of(pipe).config
     mean, std = (
-        torch.tensor(values, device=y.device)[:, None, None]  # [C, 1, 1]
+        torch.tensor(values, device=like.device)[:, None, None]  # [C, 1, 1]
         for values in (config.latents_mean, config.latents_std)
     )
-    return lambda tokens: prefix(flux.tokens_to_latents(tokens, grid) * std + mean)
+    return lambda tokens: flux.tokens_to_latents(tokens, grid) * std + mean
+
+
+def decode(pipe: Any, latents: Tensor) -> Tensor:
+    """Decode latents [B, c, h, w] as videos of one frame."""
+    return decode_with_vae(pipe, latents[:, :, None])[:, :, 0]
 
 
 def plus_size(pipe: Any, arguments: Arguments, reference: int | str) -> dict[str, Any]:
@@ -130,7 +135,9 @@ EDIT = Spec(
     narrow=lambda arguments, index: {},
     project=flux.project,
     output=flux.output,
-    features=features,
+    vae_input=vae_input,
+    decoder_layers=lambda pipe, y: FramePrefix(pipe.vae, y),
+    decode=decode,
     matched_size=lambda pipe, arguments, reference: {},  # the pipeline's own choice matches
     source_size=flux.source_size_in_list,
     token_pixels=lambda pipe: pipe.vae_scale_factor * 2,

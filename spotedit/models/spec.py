@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..options.choices import Grid, Size
 from ..options.temporal import TeaCache
+from .decode import decode_with_vae
 
 Arguments = Mapping[str, Any]  # keyword arguments of the transformer or of the pipeline
 
@@ -72,10 +73,12 @@ class Spec:
             None. Returns a `Projection`.
         output: takes an attention module, the attention result [B, M, H, D], the prompt's hidden
             states or None, and the `Projection`. Returns what the stock attention processor does.
-        features: takes the pipeline, the source's tokens y [B, N, C] and their grid. Returns a
-            function from tokens [B, N, C] to the feature maps [B, C_l, h_l, w_l] of the VAE
-            decoder's first layers. That function needs its own copy of the layers on y's device,
-            because the pipeline's VAE may be offloaded.
+        vae_input: takes the pipeline, tokens [B, N, C] and their grid. Returns a function from
+            tokens of that grid and device to the latents [B, c, h, w] that the VAE decodes. That
+            function needs its own copy of any weights, because the pipeline's VAE may be offloaded.
+        decoder_layers: takes the pipeline and the source's tokens y [B, N, C]. Returns a function
+            from the result of `vae_input` to the feature maps [B, C_l, h_l, w_l] of the VAE
+            decoder's first layers. That function needs its own copy of the layers on y's device.
         matched_size: takes the pipeline, the call arguments and `SpotEditConfig.reference`. Returns
             call arguments (such as height and width) with which the output has the grid of the
             condition image. It returns none if there is no image, if the pipeline takes no size, or
@@ -107,6 +110,8 @@ class Spec:
             has set no mask.
         latents: takes tokens [B, N, C] and their grid. Returns the latents [B, c, h, w], in which a
             shift of the whole picture can be found. None turns that check off.
+        decode: takes the pipeline and the result of `vae_input`. Returns the pictures [B, 3, H, W],
+            in -1..1, as the whole VAE of the pipeline decodes them.
         heads: takes the transformer. Returns H and D.
         followed: index of the condition image whose size the pipeline's output follows: 0 for the
             first, -1 for the last.
@@ -119,7 +124,8 @@ class Spec:
     narrow: Callable[[Arguments, Tensor], dict[str, Any]]
     project: Callable[[nn.Module, Tensor, Tensor | None], Projection]
     output: Callable[[nn.Module, Tensor, Tensor | None, Projection], Tensor | tuple[Tensor, Tensor]]
-    features: Callable[[Any, Tensor, Grid], Callable[[Tensor], list[Tensor]]]
+    vae_input: Callable[[Any, Tensor, Grid], Callable[[Tensor], Tensor]]
+    decoder_layers: Callable[[Any, Tensor], Callable[[Tensor], list[Tensor]]]
     matched_size: Callable[[Any, Arguments, int | str], dict[str, Any]]
     source_size: Callable[[Arguments, int], Size | None]
     token_pixels: Callable[[Any], int]
@@ -131,9 +137,25 @@ class Spec:
     processors: tuple[str, ...] = ()
     own_mask: Callable[[Any, Arguments, Size], Tensor | None] = lambda pipe, arguments, size: None
     latents: Callable[[Tensor, Grid], Tensor] | None = None
+    decode: Callable[[Any, Tensor], Tensor] = decode_with_vae
     heads: Callable[[Any], tuple[int, int]] = _configured_heads
     followed: int = 0
     interleaved: bool = True
+
+    def features(self, pipe: Any, y: Tensor, grid: Grid) -> Callable[[Tensor], list[Tensor]]:
+        """Make the function that computes what the judge compares.
+
+        Args:
+            pipe: the pipeline.
+            y: the source's tokens, [B, N, C].
+            grid: their grid.
+
+        Returns:
+            A function from tokens [B, N, C] to feature maps [B, C_l, h_l, w_l].
+        """
+        layers = self.decoder_layers(pipe, y)
+        to_latents = self.vae_input(pipe, y, grid)
+        return lambda tokens: layers(to_latents(tokens))
 
 
 def reference_index(

@@ -256,7 +256,7 @@ def test_unpack_inverts_the_pipelines_packing(pipe):
     batch, height, width = 2, 6, 8  # of the latents; a token is 2 x 2 of them
     latents = torch.randn(batch, LATENT_CHANNELS, height, width)
     tokens = pipe._pack_latents(latents, batch, LATENT_CHANNELS, height, width)
-    decoder_input = flux.tokens_to_vae_input(pipe, tokens, (height // 2, width // 2))
+    decoder_input = flux.vae_input(pipe, tokens, (height // 2, width // 2))(tokens)
     config = pipe.vae.config
     unpacked = (decoder_input - config.shift_factor) * config.scaling_factor
     assert torch.allclose(unpacked, latents, atol=1e-6)

@@ -37,7 +37,7 @@ def test_features_are_those_of_the_decoder():
     before = {name: p.data_ptr() for name, p in pipe.vae.named_parameters()}
     latents = torch.randn(2, 4, 1, 12, 16)
     tokens = pipe._pack_latents(latents, 2, 4, *latents.shape[3:])
-    maps = qwen.features(pipe, tokens, GRID)(tokens)
+    maps = qwen.EDIT.features(pipe, tokens, GRID)(tokens)
     assert {name: p.data_ptr() for name, p in pipe.vae.named_parameters()} == before
     config, decoder, expected = pipe.vae.config, pipe.vae.decoder, []
     for layer in (decoder.conv_in, decoder.mid_block, decoder.up_blocks[0]):

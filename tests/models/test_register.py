@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,6 +31,11 @@ def test_the_documents_example(capsys):
     judged = spotedit.enable(scope["pipe"], judge="l2", threshold=1.0, dilation=0)
     assert torch.isfinite(scope["edit"]()).all()
     assert 0 < judged.report.mean_ratio < 1
+    pictures = []
+    with judged.call(on_step=lambda step: pictures.append(step.image)):
+        edited = scope["edit"]()
+    last = torch.from_numpy(np.array(pictures[-1])).movedim(-1, 0) / 255
+    assert torch.allclose(last, edited[0].clamp(0, 1), atol=0.003)
 
 
 def test_the_error_for_an_unknown_pipeline_lists_the_known_ones_and_how_to_add_one():

@@ -1,0 +1,57 @@
+"""The pictures that the steps of a call predict, for the caller's `on_step`."""
+
+from typing import Any
+
+import torch
+from PIL.Image import Image
+
+from ..judge.judges import Prediction
+from ..models.spec import Spec
+from ..options.choices import Grid
+
+
+class PredictedImages:
+    """Decodes the clean pictures that a step predicts, when they are first asked for.
+
+    Until then it holds the latents and the velocity of that step. The session calls `release` after
+    the caller's `on_step` has returned, so whoever keeps a `StepProgress` keeps neither.
+    """
+
+    def __init__(self, pipe: Any, spec: Spec, grid: Grid, prediction: Prediction) -> None:
+        self._pipe, self._spec, self._grid = pipe, spec, grid
+        self._prediction: Prediction | None = prediction
+        self._images: list[Image] | None = None
+
+    def __call__(self) -> list[Image]:
+        """Return a picture for every image of the batch.
+
+        Raises:
+            RuntimeError: the pictures were not decoded before `release`.
+            ValueError: the pipeline has no VAE.
+        """
+        if self._images is None:
+            if self._prediction is None:
+                raise RuntimeError(
+                    "the latents of this step are no longer held; expected `image` to be read "
+                    "before on_step returns: keep the picture instead of the StepProgress"
+                )
+            self._images = _decode(self._pipe, self._spec, self._grid, self._prediction)
+            self.release()
+        return self._images
+
+    def release(self) -> None:
+        """Let go of everything but pictures that are decoded already."""
+        self._prediction = self._pipe = None
+
+
+@torch.no_grad()
+def _decode(pipe: Any, spec: Spec, grid: Grid, prediction: Prediction) -> list[Image]:
+    """Decode a prediction as the pipeline decodes its result."""
+    # imported here so that `import spotedit` stays fast
+    from diffusers.image_processor import VaeImageProcessor
+
+    tokens = prediction.x0.to(prediction.sample.dtype)
+    latents = spec.vae_input(pipe, tokens, grid)(tokens)
+    pictures = spec.decode(pipe, latents)
+    processor = getattr(pipe, "image_processor", None) or VaeImageProcessor()
+    return processor.postprocess(pictures, output_type="pil")
