@@ -30,6 +30,7 @@ dependencies = [
     "matplotlib>=3.9",
     "tqdm",
     "tyro>=1.0",  # makes the command line
+    "pyyaml",  # settings files
 ]
 
 if KERNELS.exists() and "sdist" not in sys.argv:

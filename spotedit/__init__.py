@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import tiny as tiny
     from .api import Handle, disable, enable, supported_pipelines
+    from .config_file import load_config
     from .engine.record import StepProgress
     from .estimate import estimate
     from .models.spec import Spec, register
@@ -37,6 +38,7 @@ __all__ = [
     "disable",
     "enable",
     "estimate",
+    "load_config",
     "register",
     "supported_pipelines",
 ]
@@ -53,6 +55,7 @@ _HOME = {
     "TaylorSeer": "options.temporal",
     "TeaCache": "options.temporal",
     "estimate": "estimate",
+    "load_config": "config_file",
     "register": "models.spec",
 }
 

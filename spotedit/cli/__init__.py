@@ -32,11 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     command: str = _parser().parse_args(arguments[:1]).command
-    options = parse(command, arguments[1:])
     # transformers warns that torchvision is missing, which no editing pipeline here uses
     logging.getLogger("transformers.utils.import_utils").setLevel(logging.ERROR)
     logging.getLogger("spotedit").setLevel(logging.ERROR)  # the commands print these messages
     try:
+        options = parse(command, arguments[1:])
         import_module(f"{__name__}.{command}").run(options)
     except Failure as error:
         return _stop(command, error, FAILED)

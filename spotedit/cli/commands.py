@@ -1,5 +1,6 @@
 """The options of every command. tyro makes the command line from these dataclasses."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,13 +9,15 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.constructors import MISSING_NONPROP
 
 from ..editor.settings import MODELS
-from .options import ConfigOptions, PipelineOptions, SpotOptions, at_least
+from .file import file_defaults
+from .options import ConfigOptions, FileOptions, PipelineOptions, SpotOptions, at_least
 
 
 @dataclass(kw_only=True)
-class DemoOptions:
+class DemoOptions(FileOptions):
     """Compare the stock pipeline (dense) with SpotEdit (spot) on small scenes.
 
     Edit held-out scenes with the tiny editor, dense and spot in turn, and compare time and quality.
@@ -123,7 +126,7 @@ class EvalOptions(SpotOptions):
 
 
 @dataclass(kw_only=True)
-class CalibrateOptions:
+class CalibrateOptions(FileOptions):
     """Fit TeaCache to a model.
 
     Edit pictures with the stock pipeline and fit the coefficients that TeaCache(coefficients=...)
@@ -155,7 +158,7 @@ class EnvOptions:
     """Print versions and devices, for bug reports."""
 
 
-COMMANDS = {
+COMMANDS: dict[str, type] = {
     "demo": DemoOptions,
     "edit": EditOptions,
     "preview": PreviewOptions,
@@ -167,14 +170,27 @@ COMMANDS = {
 
 
 def parse(command: str, arguments: Sequence[str]) -> Any:
-    """Return the options dataclass of `command`, filled from the command line.
+    """Return the options dataclass of `command`, filled from the command line and from its file.
 
     Raises:
+        BadInput: the file of `--config` cannot be read, or has a mistake.
         SystemExit: with 2 if `arguments` has a mistake, with 0 after `--help`.
     """
+    options = COMMANDS[command]
+    path = _config_file(arguments) if issubclass(options, FileOptions) else None
+    default = MISSING_NONPROP if path is None else file_defaults(COMMANDS, command, path)
     try:
-        return tyro.cli(COMMANDS[command], prog=f"spotedit {command}", args=arguments)
+        return tyro.cli(options, prog=f"spotedit {command}", args=arguments, default=default)
     except SystemExit as stop:
         if stop.code:
             print(f"usage: spotedit {command} --help lists the options", file=sys.stderr)
         raise
+
+
+def _config_file(arguments: Sequence[str]) -> Path | None:
+    """Return the path of `--config`, or None if the command line has none."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", nargs="?", type=Path)  # tyro reports a missing path
+    known, _ = parser.parse_known_args(arguments)
+    path: Path | None = known.config
+    return path

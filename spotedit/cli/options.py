@@ -3,20 +3,18 @@
 Each field is an option: `mask_mode` becomes `--mask-mode`. The string below a field is its help.
 """
 
-import ast
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-from tyro.conf import OmitArgPrefixes
+from tyro.conf import OmitArgPrefixes, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from ..editor.settings import EditorSettings
 from ..options.config import SpotEditConfig
-from ..options.temporal import TaylorSeer, TeaCache, Temporal
-
-_TEMPORAL_METHODS = {"TeaCache": TeaCache, "TaylorSeer": TaylorSeer}
+from ..options.temporal import Temporal, temporal_from
 
 
 def at_least(low: int) -> PrimitiveConstructorSpec[Any]:
@@ -42,34 +40,13 @@ def _one_word_option(read: Callable[[str], Any], metavar: str) -> PrimitiveConst
     )
 
 
-def temporal_method(text: str) -> Temporal:
-    """Return the method that `text` names: `TaylorSeer`, or `TaylorSeer(interval=3)`.
-
-    Raises:
-        ValueError: `text` has another form, or an argument is out of range.
-    """
-    methods = " or ".join(_TEMPORAL_METHODS)
-    expected = (
-        f"{text!r}; expected {methods}, optionally with keyword arguments, "
-        "as in TaylorSeer(interval=3)"
-    )
-    try:
-        call = ast.parse(text if "(" in text else f"{text}()", mode="eval").body
-        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
-            raise ValueError(expected)
-        arguments = {str(item.arg): ast.literal_eval(item.value) for item in call.keywords}
-        return _TEMPORAL_METHODS[call.func.id](**arguments)
-    except (SyntaxError, KeyError, TypeError) as error:
-        raise ValueError(expected) from error
-
-
 def _option_type(annotation: Any) -> Any:
     """Return the type of the option for a field of `SpotEditConfig` with this annotation.
 
     Callables are left out of a union, because a command line cannot give one.
     """
     if annotation == Temporal | None:
-        return Annotated[annotation, _one_word_option(temporal_method, "METHOD")]
+        return Annotated[annotation, _one_word_option(temporal_from, "METHOD")]
     if get_origin(annotation) not in (Union, UnionType):
         return annotation
     members = [member for member in get_args(annotation) if get_origin(member) is not Callable]
@@ -99,6 +76,14 @@ def changed_fields(config: SpotEditConfig) -> dict[str, Any]:
     """Return the fields of `config` that differ from their defaults, in a form fit for JSON."""
     defaults = asdict(SpotEditConfig())
     return {name: value for name, value in asdict(config).items() if value != defaults[name]}
+
+
+@dataclass(kw_only=True)
+class FileOptions:
+    """The options of a command that takes options from a file."""
+
+    config_file: Annotated[Path | None, arg(name="config", metavar="FILE")] = None
+    """TOML or YAML file of options, which those of the command line override."""
 
 
 @dataclass(kw_only=True)
@@ -145,7 +130,7 @@ class PhotoOptions:
 
 
 @dataclass(kw_only=True)
-class SpotOptions:
+class SpotOptions(FileOptions):
     """The options of every command that edits pictures with SpotEdit."""
 
     pipeline: OmitArgPrefixes[PipelineOptions]

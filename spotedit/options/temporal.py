@@ -1,7 +1,9 @@
 """The methods that skip the forward of whole steps: `TeaCache` and `TaylorSeer`."""
 
-from collections.abc import Sequence
+import ast
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .validation import is_finite, is_int, is_number, require
 
@@ -70,6 +72,48 @@ class TaylorSeer:
 
 
 Temporal = TeaCache | TaylorSeer
+_METHODS = {"TeaCache": TeaCache, "TaylorSeer": TaylorSeer}
+
+
+def temporal_from(value: object) -> Temporal | None:
+    """Return the method that a command line or a file describes.
+
+    Args:
+        value: text such as "TaylorSeer" or "TaylorSeer(interval=3)"; a table of the `method` and
+            its arguments, such as ``{"method": "TaylorSeer", "interval": 3}``; "None" or None for
+            no method.
+
+    Raises:
+        ValueError: `value` has another form, or an argument is out of range.
+    """
+    if value is None or value == "None":
+        return None
+    methods = " or ".join(_METHODS)
+    expected = (
+        f"{value!r}; expected {methods}, optionally with keyword arguments, "
+        "as in TaylorSeer(interval=3)"
+    )
+    try:
+        if isinstance(value, Mapping):
+            arguments = dict(value)
+            return _METHODS[arguments.pop("method")](**arguments)
+        name, arguments = _parse_call(str(value))
+        return _METHODS[name](**arguments)
+    except (SyntaxError, KeyError, TypeError) as error:
+        raise ValueError(expected) from error
+
+
+def _parse_call(text: str) -> tuple[str, dict[str, Any]]:
+    """Return the name and the keyword arguments of a call. Its arguments are literals.
+
+    Raises:
+        SyntaxError, ValueError: `text` has another form.
+    """
+    call = ast.parse(text if "(" in text else f"{text}()", mode="eval").body
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+        raise SyntaxError(f"{text!r} is not a name with keyword arguments")
+    arguments = {str(item.arg): ast.literal_eval(item.value) for item in call.keywords}
+    return call.func.id, arguments
 
 
 def resolve(method: Temporal | None, defaults: TeaCache, pipeline: str) -> Temporal | None:

@@ -59,6 +59,7 @@ def test_what_the_package_exports():
         "disable",
         "enable",
         "estimate",
+        "load_config",
         "register",
         "supported_pipelines",
     ]
