@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ..pictures.images import save_image
+from ..pictures.originals.write import write_edit
 from .editor import Edited
 
 
@@ -22,5 +23,12 @@ def keep_original(original: Path, edited: Edited, out: Path, force: bool = False
         ImageError: the original cannot be read.
         OutputError: see `save_image`.
     """
-    save_image(edited.picture, out, force)
-    return ["the picture has the model's size: nothing of the original is kept yet"]
+    try:
+        placed = edited.report.placed(edited.picture)
+    except ValueError as error:
+        save_image(edited.picture, out, force)
+        return [f"nothing of the original is kept: {error}"]
+    notes = write_edit(original, placed, out, force)
+    if placed.region.all():
+        notes.insert(0, "every part of the picture was regenerated, so no pixel of it is kept")
+    return notes

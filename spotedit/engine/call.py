@@ -9,7 +9,7 @@ from torch import Tensor
 from ..judge.judging import Judging
 from ..judge.mask import UserMask, allowed_tokens
 from ..models.spec import Arguments, Spec, reference_index
-from ..options.choices import Grid
+from ..options.choices import Box, Grid
 from ..options.config import SpotEditConfig
 from .forwards import Forwards
 from .fusion import weights
@@ -98,6 +98,14 @@ def read_loop(request: Request, first_arguments: Arguments) -> Loop:
         batch=first_arguments["hidden_states"].shape[0],
         sigmas=scheduler.sigmas[first_step:last].tolist(),
     )
+
+
+def read_source_box(request: Request, loop: Loop) -> Box | None:
+    """Return the part of the source picture that the output shows, or None if there is none."""
+    index, _ = reference_index(loop.grids, request.config.reference, request.spec.followed)
+    if index is None:
+        return None
+    return request.spec.source_box(request.pipe, request.arguments, index)
 
 
 @dataclass

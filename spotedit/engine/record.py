@@ -11,7 +11,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ..judge.misalignment import Misalignment
-from ..options.choices import Grid
+from ..options.choices import Box, Grid
 from ..options.temporal import Temporal
 
 Timestamp = float | torch.cuda.Event  # time.perf_counter() in seconds, or a recorded event
@@ -144,6 +144,8 @@ class CallRecord:
             changed. These tokens became active again.
         moved: bool [B, N], the regenerated tokens whose final latents differ from the source's, or
             None.
+        source_box: the part of the source picture that the output shows, or None if the output
+            cannot be placed on it.
     """
 
     pipeline: str
@@ -163,3 +165,4 @@ class CallRecord:
     largest: int = 0
     returned: Sequence[tuple[int, int]] = field(default=())
     moved: Tensor | None = None
+    source_box: Box | None = None

@@ -28,7 +28,14 @@ from ..judge.select import Selection
 from ..models.spec import Arguments
 from ..options.temporal import resolve
 from . import temporal
-from .call import Hooks, Request, TokenReuse, read_loop, start_token_reuse
+from .call import (
+    Hooks,
+    Request,
+    TokenReuse,
+    read_loop,
+    read_source_box,
+    start_token_reuse,
+)
 from .progress import PredictedImages
 from .record import CallRecord, StepProgress, StepRecord, timestamp
 
@@ -48,6 +55,7 @@ class Session:
         request: what was asked for.
         hooks: the objects and functions through which we reach into the pipeline.
         loop: the denoising loop: grids, batch, sigmas.
+        source_box: the part of the source picture that the output shows, or None.
         reuse: schedule, judging and cache of a call that reuses tokens; None if it reuses none.
         reason: why the call reuses no tokens, or why it stopped reusing them; None otherwise.
         temporal_method: the method that chooses the steps without a forward, or None.
@@ -69,6 +77,7 @@ class Session:
         self.hooks = hooks
         self.config = request.config
         self.loop = read_loop(request, first_arguments)
+        self.source_box = read_source_box(request, self.loop)
 
         self.reuse: TokenReuse | None
         self.reason: str | None
@@ -363,6 +372,7 @@ class Session:
             temporal=self.temporal_method,
             unedited=self.num_unedited,
             moved=self.moved,
+            source_box=self.source_box,
         )
         if reuse is None:
             return record

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
-from ..options.choices import Grid
+from ..options.choices import Box, Grid
 from . import flux
 from .copies import copy_without_hooks
 from .decode import vae_of
@@ -60,11 +61,33 @@ def matched_size(pipe: Any, arguments: Arguments, reference: int | str) -> dict[
     images = arguments["image"]
     if reference == "auto" or not isinstance(images, list) or int(reference) >= len(images):
         return {}
-    width, height = images[int(reference)].size
-    scale = min(1.0, math.sqrt(1024 * 1024 / (width * height)))
+    width, height = _resized(images[int(reference)])
     multiple = pipe.vae_scale_factor * 2
-    sides = {"height": height, "width": width}
-    return {name: int(side * scale) // multiple * multiple for name, side in sides.items()}
+    return {"height": height // multiple * multiple, "width": width // multiple * multiple}
+
+
+def _resized(image: Image) -> tuple[int, int]:
+    """Return the (width, height) that the pipeline gives a condition image before it crops it."""
+    scale = min(1.0, math.sqrt(1024 * 1024 / (image.width * image.height)))
+    return int(image.width * scale), int(image.height * scale)
+
+
+def source_box(pipe: Any, arguments: Arguments, source_index: int) -> Box:
+    """Return what is left of the source after the pipeline cropped it to whole tokens."""
+    image = arguments["image"]
+    if isinstance(image, list):
+        image = image[source_index]
+    width, height = _resized(image)
+    left, right = _centre(width, pipe.vae_scale_factor * 2)
+    top, bottom = _centre(height, pipe.vae_scale_factor * 2)
+    return left / width, top / height, right / width, bottom / height
+
+
+def _centre(side: int, multiple: int) -> tuple[int, int]:
+    """Return the first and the last pixel edge of the centre that the pipeline keeps of a side."""
+    kept = side // multiple * multiple
+    start = (side - kept) // 2
+    return start, start + kept
 
 
 FLUX2 = Spec(
@@ -80,6 +103,7 @@ FLUX2 = Spec(
     source_size=flux.source_size_in_list,
     token_pixels=lambda pipe: pipe.vae_scale_factor * 2,
     latents=flux.tokens_to_latents,
+    source_box=source_box,
     modulated=modulated,
     # The KV processors of klein compute the same as the others if they get no cache.
     processors=(

@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..options.choices import Size
+from ..options.choices import Box, Size
 from .flux import KONTEXT, source_size
 from .flux2 import FLUX2
 from .qwen import EDIT
-from .spec import Arguments, register
+from .spec import WHOLE, Arguments, register
 
 
 def own_mask(pipe: Any, arguments: Arguments, size: Size) -> Tensor | None:
@@ -41,6 +41,11 @@ def uncropped_size(arguments: Arguments, source_index: int) -> Size | None:
     return source_size(arguments, 0)
 
 
+def uncropped_box(pipe: Any, arguments: Arguments, source_index: int) -> Box | None:
+    """Return the whole source, or None if the region lies in a crop or on a reference picture."""
+    return None if uncropped_size(arguments, source_index) is None else WHOLE
+
+
 def kontext_mask(pipe: Any, arguments: Arguments, size: Size) -> Tensor | None:
     return None if _has_other_condition(arguments) else own_mask(pipe, arguments, size)
 
@@ -54,6 +59,12 @@ def kontext_size(arguments: Arguments, source_index: int) -> Size | None:
     return uncropped_size(arguments, source_index)
 
 
+def kontext_box(pipe: Any, arguments: Arguments, source_index: int) -> Box | None:
+    if _has_other_condition(arguments):
+        return None
+    return uncropped_box(pipe, arguments, source_index)
+
+
 def _has_other_condition(arguments: Arguments) -> bool:
     """Return whether Kontext's condition is another picture than the one that is edited.
 
@@ -65,11 +76,23 @@ def _has_other_condition(arguments: Arguments) -> bool:
 INPAINTING: dict[str, Any] = {
     "matched_size": lambda pipe, arguments, reference: {},
     "source_size": uncropped_size,
+    "source_box": uncropped_box,
     "own_mask": own_mask,
 }
-KONTEXT_INPAINTING = INPAINTING | {"source_size": kontext_size, "own_mask": kontext_mask}
+KONTEXT_INPAINTING = INPAINTING | {
+    "source_size": kontext_size,
+    "source_box": kontext_box,
+    "own_mask": kontext_mask,
+}
 register(replace(FLUX2, pipelines=("Flux2KleinInpaintPipeline",), **INPAINTING))
 register(replace(EDIT, pipelines=("QwenImageEditInpaintPipeline",), **INPAINTING))
 register(replace(KONTEXT, pipelines=("FluxKontextInpaintPipeline",), **KONTEXT_INPAINTING))
 # This pipeline edits and inpaints; its `mask_image` is not used as a mask here.
-register(replace(EDIT, pipelines=("QwenImageEditModularPipeline",), source_size=uncropped_size))
+register(
+    replace(
+        EDIT,
+        pipelines=("QwenImageEditModularPipeline",),
+        source_size=uncropped_size,
+        source_box=uncropped_box,
+    )
+)

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..options.choices import Grid, Size
+from ..options.choices import Box, Grid, Size
 from ..options.temporal import TeaCache
 from .decode import decode_with_vae
 
 Arguments = Mapping[str, Any]  # keyword arguments of the transformer or of the pipeline
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 class Projection(NamedTuple):
@@ -115,6 +116,10 @@ class Spec:
         heads: takes the transformer. Returns H and D.
         followed: index of the condition image whose size the pipeline's output follows: 0 for the
             first, -1 for the last.
+        source_box: takes the pipeline, the call arguments and the index of the condition image that
+            is the source. Returns the part of that picture that the output shows, so that an edit
+            can be put back into it; see `EditReport.composite`. Most pipelines resize the whole
+            picture, which is the default. None if the output cannot be placed on the picture.
         interleaved: whether a rotary pair is (2i, 2i + 1). Otherwise it is (i, i + D / 2).
     """
 
@@ -140,6 +145,7 @@ class Spec:
     decode: Callable[[Any, Tensor], Tensor] = decode_with_vae
     heads: Callable[[Any], tuple[int, int]] = _configured_heads
     followed: int = 0
+    source_box: Callable[[Any, Arguments, int], Box | None] = lambda pipe, arguments, index: WHOLE
     interleaved: bool = True
 
     def features(self, pipe: Any, y: Tensor, grid: Grid) -> Callable[[Tensor], list[Tensor]]:

@@ -11,6 +11,8 @@ else:
 Impl = Literal["auto", "triton", "reference"]  # `spotedit_kernels.impl.Impl`, which needs PyTorch
 Grid = tuple[int, int]  # rows and columns of tokens
 Size = tuple[int, int]  # height and width in pixels
+# Left, top, right and bottom edge of a part of a picture, as fractions of its width and height.
+Box = tuple[float, float, float, float]
 Features = Callable[[Tensor], list[Tensor]]  # tokens [B, N, C] -> feature maps [B, C_l, H_l, W_l]
 
 JudgeName = Literal["calibrated", "perceptual", "cosine", "l2"]

@@ -2,7 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -22,16 +23,21 @@ __all__ = [
     "decode_image",
     "load_image",
     "load_mask",
+    "open_image",
     "save_image",
 ]
 
 MAX_PIXELS = 128 * 1024**2
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".heic")
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     ".jpg": {"quality": 95},
     ".jpeg": {"quality": 95},
     ".webp": {"lossless": True},
+    ".avif": {"quality": 90, "subsampling": "4:4:4"},
+    ".heic": {"quality": 90, "chroma": 444},
 }
+_NEEDS_HEIF = 'pip install "spotedit[photos]" to read and write these'
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 class ImageError(ValueError):
@@ -70,10 +76,15 @@ def load_mask(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def _load(path: Path, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    return _decode(path, str(path), _num_bytes(path), convert)
+
+
+def _num_bytes(path: Path) -> int:
+    """Return the size of a file."""
     if not path.is_file():
         problem = "a folder" if path.is_dir() else "no such file"
         raise ImageError(f"{path}: {problem}; expected a picture file")
-    return _decode(path, str(path), path.stat().st_size, convert)
+    return path.stat().st_size
 
 
 def _decode(
@@ -83,12 +94,34 @@ def _decode(
     convert: Callable[[Image.Image], Image.Image],
 ) -> Image.Image:
     """Open, decode and convert a picture. `name` and `num_bytes` are for error messages."""
+    with _opened(file, name, num_bytes) as opened:
+        return convert(ImageOps.exif_transpose(opened))
+
+
+def open_image(path: str | os.PathLike[str]) -> AbstractContextManager[Image.Image]:
+    """Open a picture for the block. What fails in the block is a damaged picture.
+
+    Raises:
+        ImageError: the file does not exist, is no picture or is damaged, or it has more than
+            `MAX_PIXELS` pixels.
+    """
+    path = Path(path)
+    return _opened(path, str(path), _num_bytes(path))
+
+
+@contextmanager
+def _opened(file: Path | BytesIO, name: str, num_bytes: int) -> Iterator[Image.Image]:
+    """Open a picture; see `open_image`. `name` and `num_bytes` are for error messages."""
     try:
+        if _is_heif(file):
+            register_heif()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             opened = Image.open(file)
     except Image.DecompressionBombError:
         raise _too_large(name, "too many pixels") from None
+    except ImportError:
+        raise ImageError(f"{name}: a HEIC picture; {_NEEDS_HEIF}") from None
     except Exception as error:  # every decoder has its own exceptions
         raise ImageError(
             f"{name}: not a picture that Pillow can read ({num_bytes} bytes); convert it to PNG or "
@@ -98,7 +131,7 @@ def _decode(
         if opened.width * opened.height > MAX_PIXELS:
             raise _too_large(name, f"{opened.width} x {opened.height} pixels")
         try:
-            return convert(ImageOps.exif_transpose(opened))
+            yield opened
         except ImageError as error:
             raise ImageError(f"{name}: {error}") from None
         except Exception as error:
@@ -106,6 +139,27 @@ def _decode(
                 f"{name}: the {opened.format} data is damaged or cut short ({error}); "
                 "export the picture again"
             ) from error
+
+
+def _is_heif(file: Path | BytesIO) -> bool:
+    """Tell whether a file is HEIC, which Pillow does not read by itself."""
+    if isinstance(file, BytesIO):
+        head = file.getvalue()[:12]
+    else:
+        with file.open("rb") as opened:
+            head = opened.read(12)
+    return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
+
+
+def register_heif() -> None:
+    """Let Pillow read and write HEIC.
+
+    Raises:
+        ImportError: pillow-heif is not installed.
+    """
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
 
 
 def _too_large(name: str, size: str) -> ImageError:
@@ -130,16 +184,26 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
     """Scale 16-bit grey from 0..65535 to 0..255. Pictures with 8 bits a channel stay unchanged."""
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image
+    # divide by 257 and round: 65535 becomes 255
+    grey = grey_16_bit(image).astype(np.int64)
+    return Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+
+
+def grey_16_bit(image: Image.Image) -> np.ndarray:
+    """Return a grey picture with more than 8 bits a pixel as uint16 [H, W].
+
+    Raises:
+        ImageError: the pixels are floats, or integers outside 0..65535.
+    """
     if image.mode == "F":
         raise ImageError("32-bit float pixels; expected 8 or 16 bits a channel: convert it")
-    if image.mode != "I" and not image.mode.startswith("I;16"):
-        return image
-    grey = np.asarray(image).astype(np.int64)
+    grey = np.asarray(image)
     low, high = int(grey.min()), int(grey.max())
     if low < 0 or high > 65535:
         raise ImageError(f"grey values from {low} to {high}; expected 0..65535: convert it")
-    # divide by 257 and round: 65535 becomes 255
-    return Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+    return grey.astype(np.uint16)
 
 
 def _flatten(image: Image.Image) -> Image.Image:
@@ -172,6 +236,11 @@ def check_output(
         raise OutputError(
             f"{path}: the suffix is {path.suffix!r}; expected one of {', '.join(suffixes)}"
         )
+    if path.suffix.lower() == ".heic":
+        try:
+            register_heif()
+        except ImportError:
+            raise OutputError(f"{path}: a HEIC picture; {_NEEDS_HEIF}") from None
     try:
         if not path.parent.is_dir():
             raise OutputError(f"{path}: there is no folder {path.parent}; create it first")

@@ -53,6 +53,9 @@ class Figures:
         mask_note: a sentence about a mask that protects every token or none, or None.
         judged: whether tokens were judged. False in a dense call, and if the mask alone decides.
         largest: the largest number of active tokens that a judgement found, over all images.
+        source_box: the part of the source picture that the output shows: left, top, right and
+            bottom edge as fractions of its width and height. None if the output cannot be placed on
+            the source, for example because its shape is another.
         returned: (step, number of tokens) for each full step that found that reused tokens had
             changed. These tokens became active again.
     """
@@ -71,6 +74,7 @@ class Figures:
         self.mask_note = record.mask_note
         self.judged = record.scores is not None
         self.largest = record.largest
+        self.source_box = record.source_box
         self.returned = list(record.returned)
         self._record = record
 

@@ -1,0 +1,1 @@
+"""Write an edit into a copy of the user's file, format by format."""

@@ -1,0 +1,91 @@
+"""Write an edit into a file of another format than the original's."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms
+
+from ..colour import icc_profile
+from ..composite import PlacedEdit, paste
+from ..pixels import Pixels, pixels_of
+from . import jpeg, others, png, tiff
+from .metadata import Metadata, metadata_of
+from .orientation import as_shown, as_stored, orientation
+from .rewritten import Rewritten
+
+_DEEP = ("PNG", "TIFF")
+_WITH_ALPHA = ("PNG", "TIFF", "WEBP", "AVIF", "HEIF")
+_CMYK = ("JPEG", "TIFF")
+_GREY_ALPHA = ("PNG", "TIFF")
+_LOSSY = ("JPEG", "AVIF", "HEIF")
+
+
+def converted(path: Path, edit: PlacedEdit, out_format: str) -> Rewritten:
+    """Return a file of another format with the edit in it. Its pixels are upright."""
+    with Image.open(path) as image:
+        turn = orientation(image)
+        metadata = metadata_of(image).upright()
+        if image.format == "PNG":
+            pixels, notes = png.read(path.read_bytes())
+        elif image.format == "TIFF":
+            pixels, notes = tiff.read(path, image)
+        else:
+            pixels, notes = pixels_of(image), []
+        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+            notes.append("the file has several pictures: only the first one is kept")
+    paste(pixels, as_stored(edit, turn))
+    pixels.values = as_shown(pixels.values, turn)
+    pixels, more_notes = fitted(pixels, out_format)
+    if pixels.profile is None:
+        metadata = metadata.without_profile()
+    if out_format in _LOSSY:
+        more_notes.append(f"{out_format} is lossy: write to a .png or .tif file to keep all pixels")
+    if out_format == "BMP" and (metadata.exif or metadata.profile or metadata.xmp):
+        more_notes.append("BMP holds no EXIF data, colour profile or XMP")
+    data, encoding_notes = _encode(pixels, metadata, out_format)
+    return Rewritten(data, notes + more_notes + encoding_notes)
+
+
+def fitted(pixels: Pixels, out_format: str) -> tuple[Pixels, list[str]]:
+    """Return pixels that a format can hold, and sentences about what they lost."""
+    notes = []
+    if pixels.mode == "CMYK" and out_format not in _CMYK:
+        pixels = _cmyk_to_srgb(pixels.to_8_bit())
+        notes.append(f"{out_format} holds no CMYK: the colours are sRGB now")
+    if pixels.is_deep and out_format not in _DEEP:
+        pixels = pixels.to_8_bit()
+        notes.append(f"{out_format} holds 8 of the 16 bits a channel")
+    if pixels.has_alpha and out_format not in _WITH_ALPHA:
+        pixels = _on_white(pixels)
+        notes.append(f"{out_format} holds no transparency: it is on white now")
+    if pixels.mode == "LA" and out_format not in _GREY_ALPHA:
+        values = pixels.values[..., [0, 0, 0, 1]]
+        pixels = Pixels(values, "RGBA")
+    return pixels, notes
+
+
+def _cmyk_to_srgb(pixels: Pixels) -> Pixels:
+    image = pixels.to_image()
+    profile = icc_profile(pixels.profile)
+    if profile is not None:
+        srgb = ImageCms.createProfile("sRGB")
+        image = ImageCms.profileToProfile(image, profile, srgb, outputMode="RGB") or image
+    return Pixels(np.array(image.convert("RGB")), "RGB")
+
+
+def _on_white(pixels: Pixels) -> Pixels:
+    values = pixels.values.astype(np.float32)
+    colours, alpha = values[..., :-1], values[..., -1:] / pixels.white
+    mixed = np.rint(colours * alpha + pixels.white * (1 - alpha))
+    return Pixels(mixed.astype(pixels.values.dtype), pixels.colours, pixels.profile)
+
+
+def _encode(pixels: Pixels, metadata: Metadata, out_format: str) -> tuple[bytes, list[str]]:
+    if out_format == "TIFF":
+        return tiff.encode(pixels, metadata)
+    if out_format == "PNG":
+        return png.encode(pixels, metadata), []
+    if out_format == "JPEG":
+        return jpeg.encode(pixels, metadata), []
+    is_lossless = out_format in ("WEBP", "BMP")
+    return others.encode(pixels, metadata, out_format, is_lossless), []
