@@ -103,7 +103,8 @@ class VerifyOptions(SpotOptions):
 class EvalOptions(SpotOptions):
     """Compare the stock pipeline (dense) with SpotEdit (spot) on a published benchmark.
 
-    Edit every picture in both ways, measure, and print a table. To continue a run that was stopped,
+    Edit every picture in both ways, measure, and print a table. --variants compares several
+    settings of SpotEdit with one dense edit of each picture. To continue a run that was stopped,
     run the same command again. `torchrun --nproc-per-node N -m spotedit.cli eval ...` divides
     the pictures among N processes.
     """
@@ -115,6 +116,9 @@ class EvalOptions(SpotOptions):
     model: Annotated[str | None, arg(metavar="MODEL", help=f"{MODELS}.")] = None
     pictures: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Folder that the benchmark's picture paths are relative to. None takes the usual one."""
+    variants: Annotated[Path | None, arg(metavar="FILE.toml")] = None
+    """File of the settings to compare. Its table [NAME] has the options of SpotEdit in which NAME
+    differs from those of the command."""
     limit: Annotated[int | None, at_least(1)] = None
     """Use only the first pictures, at most this many."""
     clip: Annotated[str | None, arg(metavar="MODEL")] = None

@@ -13,13 +13,15 @@ from accelerate import PartialState
 from ..editor.errors import BadInput, Failure
 from ..editor.loading import choose_device, explain_errors, image_to_edit, load, one_thread_for_tiny
 from ..evaluation.data import DataSet, Item
+from ..evaluation.edits import DENSE
 from ..evaluation.fair import check_data
 from ..evaluation.networks import CLIP, networks
 from ..evaluation.readers import read
 from ..evaluation.run import edit_all, settings_of
 from ..evaluation.score import read_scores, score_all, write_prompts
 from ..evaluation.store import JsonLines
-from ..evaluation.table import table
+from ..evaluation.table import modes_of, table
+from ..evaluation.variants import Variants, check_variants, read_variants
 from ..pictures.files import OutputError, make_folder, write_text
 from ..pictures.images import check_output
 from .commands import EvalOptions
@@ -49,20 +51,24 @@ def run(options: EvalOptions) -> None:
         if state.is_main_process:
             for key, problem in data.problems:
                 print(f"skipped {key}: {problem}", file=sys.stderr)
+        variants = read_variants(options.variants, spotedit_config(options.config))
         _make_folder(options.out)
         items = data.items[: options.limit]
         with state.split_between_processes(items) as share:
             if not options.score_only:
                 if state.is_main_process:
                     _warn_of_absent(clip)
-                _edit(options, data, share, device, state.process_index)
+                _edit(options, data, share, variants, device, state.process_index)
                 state.wait_for_everyone()
-            check_data(JsonLines(options.out, "rows").read().values(), data)
+            rows = JsonLines(options.out, "rows").read()
+            check_data(rows.values(), data)
+            shows_all = options.score_only and options.variants is None
+            modes = modes_of(rows) if shows_all else [DENSE, *variants]
             loaded = networks(device, clip)
-            score_all(share, options.out, loaded, state.process_index)
+            score_all(share, options.out, loaded, modes, state.process_index)
         state.wait_for_everyone()
         if state.is_main_process:
-            _report(options, replace(data, items=items), loaded.absent)
+            _report(options, replace(data, items=items), loaded.absent, modes)
 
 
 def _make_folder(out: Path) -> None:
@@ -87,21 +93,28 @@ def _warn_of_absent(clip: str) -> None:
 
 
 def _edit(
-    options: EvalOptions, data: DataSet, share: Sequence[Item], device: torch.device, process: int
+    options: EvalOptions,
+    data: DataSet,
+    share: Sequence[Item],
+    variants: Variants,
+    device: torch.device,
+    process: int,
 ) -> None:
     """Load the pipeline and edit. Its memory is free again when this function returns."""
     call, model = options.pipeline, require_model(options.model)
-    config = spotedit_config(options.config)
     with one_thread_for_tiny(model, device):
         pipe = load(model, call.dtype, device, call.offload)
         pipe.set_progress_bar_config(disable=True)
         arguments = call.call_arguments()
-        settings = settings_of(pipe, model, data, arguments, call.seed, config, call.offload)
+        settings = settings_of(pipe, model, data, arguments, call.seed, call.offload)
+        check_variants(pipe, variants)
         prepare = partial(image_to_edit, pipe, model)
-        edit_all(pipe, share, options.out, settings, arguments, config, prepare, process)
+        edit_all(pipe, share, options.out, settings, arguments, variants, prepare, process)
 
 
-def _report(options: EvalOptions, data: DataSet, absent: Mapping[str, str]) -> None:
+def _report(
+    options: EvalOptions, data: DataSet, absent: Mapping[str, str], modes: Sequence[str]
+) -> None:
     out = options.out
     rows = JsonLines(out, "rows").read()
     if all("problem" in row for row in rows.values()):
@@ -109,9 +122,10 @@ def _report(options: EvalOptions, data: DataSet, absent: Mapping[str, str]) -> N
         first = problems[0] if problems else "nothing has been edited"
         raise Failure(f"{out}: no picture is finished: {first}")
     scores, problems = read_scores(out, rows)
-    text = table(data, rows, JsonLines(out, "metrics").read(), scores, absent, problems)
+    metrics = JsonLines(out, "metrics").read()
+    text = table(data, rows, metrics, scores, absent, modes, problems)
     print(text)
     write_text(_table_path(out), text)
     if options.prompts:
-        prompts = write_prompts(data.items, out, rows)
+        prompts = write_prompts(data.items, out, rows, modes)
         print(f"{prompts}: for a vision-language model, whose scores go to scores.jsonl beside it")

@@ -18,7 +18,8 @@ from ..engine import patch
 from ..models.spec import spec_for
 from ..report import EditReport
 
-MODES = ("dense", "spot")
+DENSE = "dense"  # the mode of the stock pipeline
+SPOT = "spot"  # the mode with SpotEdit, if only one configuration is compared
 LOOP = ("num_inference_steps", "guidance_scale", "true_cfg_scale", "negative_prompt")
 _WARM_UP_STEPS = 3  # one full step and two spot steps
 _FLOOR_STEPS = 2  # one full step, and one in which every token is reused
@@ -106,16 +107,17 @@ def _scheduler(scheduler: Any) -> str:
 
 def edit(
     pipe: Any,
-    mode: str,
     options: Mapping[str, Any],
     seed: int,
-    config: spotedit.SpotEditConfig,
+    config: spotedit.SpotEditConfig | None,
     mask: np.ndarray | None = None,
 ) -> Edit:
-    """Call the stock pipeline ("dense") or the enabled one ("spot") with noise from `seed`.
+    """Call the stock pipeline or the enabled one with noise from `seed`.
 
     Args:
-        mask: bool [H, W], True where a spot edit regenerates the picture; it replaces the judge.
+        config: None leaves the pipeline as it is.
+        mask: bool [H, W], True where an enabled pipeline regenerates the picture. It replaces the
+            judge.
     """
     forwards = 0
 
@@ -126,7 +128,7 @@ def edit(
     generator = torch.Generator().manual_seed(seed)
     hook = pipe.transformer.register_forward_hook(count)
     try:
-        handle = spotedit.enable(pipe, config) if mode == "spot" else None
+        handle = None if config is None else spotedit.enable(pipe, config)
         if handle is not None:
             handle.set_mask(mask, mode="replace")
         start = time.perf_counter()
@@ -140,11 +142,10 @@ def edit(
 
 
 def warm_up(
-    pipe: Any, options: Mapping[str, Any], seed: int, config: spotedit.SpotEditConfig
+    pipe: Any, options: Mapping[str, Any], seed: int, config: spotedit.SpotEditConfig | None
 ) -> None:
-    """Edit once in each mode with few steps, so that the cost of a first call is in no figure."""
-    for mode in MODES:
-        edit(pipe, mode, {**options, "num_inference_steps": _WARM_UP_STEPS}, seed, config)
+    """Edit once with few steps, so that the cost of a first call is in no figure."""
+    edit(pipe, {**options, "num_inference_steps": _WARM_UP_STEPS}, seed, config)
 
 
 def round_trip(pipe: Any, options: Mapping[str, Any], grid: tuple[int, int]) -> Image.Image:
@@ -157,4 +158,4 @@ def round_trip(pipe: Any, options: Mapping[str, Any], grid: tuple[int, int]) -> 
     """
     short = {**options, "num_inference_steps": _FLOOR_STEPS}
     empty_mask = np.zeros(grid, dtype=bool)
-    return edit(pipe, "spot", short, 0, spotedit.SpotEditConfig(), empty_mask).picture
+    return edit(pipe, short, 0, spotedit.SpotEditConfig(), empty_mask).picture

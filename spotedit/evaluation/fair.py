@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .data import DataSet
+from .edits import DENSE
 from .store import Row
 
 
@@ -11,35 +12,51 @@ class Unfair(ValueError):
     """Raised when rows that were not made the same way would be compared."""
 
 
-def check_fair(rows: Iterable[Row], settings: Mapping[str, Any] | None = None) -> None:
-    """Refuse rows that differ in anything but the mode.
+def check_fair(
+    rows: Iterable[Row],
+    settings: Mapping[str, Any] | None = None,
+    configs: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Refuse rows that differ in anything but the mode, and in what the mode stands for.
 
     Args:
         rows: rows of `run`.
         settings: the settings that all rows must have; None takes those of the first row.
+        configs: the configuration of a mode's rows, as `variants.recorded` returns it. A mode that
+            is missing here takes that of its first row.
 
     Raises:
-        Unfair: a row has other settings, or the two edits of a picture ran the transformer a
-            different number of times or have different sizes.
+        Unfair: a row has other settings or another configuration, or the edits of a picture ran the
+            transformer a different number of times or have different sizes.
     """
     first_rows: dict[str, Row] = {}
+    configs = dict(configs or {})
     for row in rows:
         settings = row["settings"] if settings is None else settings
-        for name in sorted(settings.keys() | row["settings"].keys()):
-            expected, actual = settings.get(name), row["settings"].get(name)
-            if expected != actual:
-                raise Unfair(
-                    f"the {row['mode']} row of {row['key']} was made with {name} = {actual!r}; "
-                    f"expected {expected!r}: use another output folder, or the same settings"
-                )
+        _check_equal(row, row["settings"], settings, "use the same settings")
+        if row["mode"] != DENSE and "problem" not in row:
+            config = configs.setdefault(row["mode"], row["config"])
+            _check_equal(row, row["config"], config, "give the changed settings another name")
         if "problem" not in row:
             first = first_rows.setdefault(row["key"], row)
             same_loop(row["key"], row["mode"], _loop_forwards(row), _loop_forwards(first))
             if first["size"] != row["size"]:
                 raise Unfair(
-                    f"{row['key']}: {row['size']} pixels in {row['mode']}, {first['size']} in the "
-                    "other mode; expected the same size"
+                    f"{row['key']}: {row['size']} pixels in {row['mode']}, {first['size']} in "
+                    f"{first['mode']}; expected the same size"
                 )
+
+
+def _check_equal(
+    row: Row, actual: Mapping[str, Any], expected: Mapping[str, Any], remedy: str
+) -> None:
+    for name in sorted(expected.keys() | actual.keys()):
+        if actual.get(name) != expected.get(name):
+            raise Unfair(
+                f"the {row['mode']} row of {row['key']} was made with {name} = "
+                f"{actual.get(name)!r}; expected {expected.get(name)!r}: use another output "
+                f"folder, or {remedy}"
+            )
 
 
 def _loop_forwards(row: Row) -> int:

@@ -1,7 +1,7 @@
 """Measure the finished pictures, and exchange pictures and scores with an external rater.
 
 Process N writes `metrics-N.jsonl`. A line describes the edit of one item (`key`) in one `mode`:
-"dense" without spotedit, "spot" with it. The line also has the sha256 of the edited picture, the
+"dense" without spotedit, any other with it. The line also has the sha256 of the edited picture, the
 CLIP model, and `values`, which maps each metric to its figure or to the reason why there is none.
 
 A vision-language model that scores the edits runs outside this program. `prompts.jsonl` has a line
@@ -20,7 +20,6 @@ from tqdm import tqdm
 from ..pictures.files import make_folder, write_text
 from ..pictures.images import load_image, save_image
 from .data import Item
-from .edits import MODES
 from .metrics import lacking, measure
 from .networks import Networks
 from .run import picture_path
@@ -33,13 +32,20 @@ class PictureChanged(ValueError):
     """Raised when a picture file no longer holds what the edit wrote."""
 
 
-def score_all(items: Sequence[Item], out: Path, networks: Networks, process: int = 0) -> None:
+def score_all(
+    items: Sequence[Item],
+    out: Path,
+    networks: Networks,
+    modes: Sequence[str],
+    process: int = 0,
+) -> None:
     """Measure the finished edits of `items` that are not fully measured yet.
 
     Args:
         items: this process's share of the items.
         out: folder of the edits' rows, the pictures and the metrics.
         networks: the metrics to measure.
+        modes: the modes whose edits are measured.
         process: index of this process.
 
     Raises:
@@ -50,7 +56,7 @@ def score_all(items: Sequence[Item], out: Path, networks: Networks, process: int
     metrics_file = JsonLines(out, "metrics", process)
     metrics = metrics_file.read()  # of all processes
     for item in tqdm(items, desc="measuring", unit="picture", disable=process != 0):
-        for mode in MODES:
+        for mode in modes:
             picture_id = item.key, mode
             edit = edits.get(picture_id)
             if edit is None or "problem" in edit:
@@ -81,7 +87,7 @@ def _is_stale(old: Row, networks: Networks) -> bool:
     return has_other_clip or lacking(old["values"], networks)
 
 
-def write_prompts(items: Sequence[Item], out: Path, rows: Rows) -> Path:
+def write_prompts(items: Sequence[Item], out: Path, rows: Rows, modes: Sequence[str]) -> Path:
     """Write `prompts.jsonl` for the finished pictures, and their sources to `source/`.
 
     Returns:
@@ -94,9 +100,9 @@ def write_prompts(items: Sequence[Item], out: Path, rows: Rows) -> Path:
     finished = {picture_id for picture_id, row in rows.items() if "problem" not in row}
     prompts = []
     for item in items:
-        modes = [mode for mode in MODES if (item.key, mode) in finished]
+        edited = [mode for mode in modes if (item.key, mode) in finished]
         source = picture_path(out, item.key, "source")
-        if modes and not source.is_file():
+        if edited and not source.is_file():
             save_image(item.load(), source)
         prompts += [
             {
@@ -107,7 +113,7 @@ def write_prompts(items: Sequence[Item], out: Path, rows: Rows) -> Path:
                 "source": f"source/{item.key}.png",
                 "picture": f"{mode}/{item.key}.png",
             }
-            for mode in modes
+            for mode in edited
         ]
     write_text(out / "prompts.jsonl", "".join(json.dumps(prompt) + "\n" for prompt in prompts))
     return out / "prompts.jsonl"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..pictures.files import OutputError
+from .edits import DENSE
 
 Row = dict[str, Any]
 
@@ -62,7 +63,17 @@ def _rows(path: Path) -> Iterator[Row]:
         except ValueError:  # the line is blank or was cut short
             continue
         if isinstance(row, dict) and {"key", "mode", "written"} <= row.keys():
-            yield row
+            yield _current(row)
+
+
+def _current(row: Row) -> Row:
+    """Return a row whose configuration is beside the settings; older rows have it among them."""
+    settings = row.get("settings", {})
+    if "config" not in settings:
+        return row
+    shared = {name: value for name, value in settings.items() if name != "config"}
+    own = None if row["mode"] == DENSE else settings["config"]
+    return {**row, "settings": shared, "config": own}
 
 
 def digest(path: Path) -> str:

@@ -2,20 +2,29 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from statistics import fmean
+from dataclasses import dataclass, replace
+from statistics import fmean, stdev
+from typing import Any
 
 from .data import NO_MASK, DataSet
-from .edits import MODES
+from .edits import DENSE, SPOT
 from .fair import check_fair
 from .metrics import NAMES
 from .score import Rows
 from .store import Row
+from .variants import described
 
 _COLUMNS = {"CLIP": "clip", "SSIM": "ssim", "PSNR": "psnr", "DISTS": "dists"}
 _DETAILS = tuple(name for name in NAMES if name not in _COLUMNS.values())
 _NO_SCORES = "no scores"
 _SHOWN_PROBLEMS = 10
+_NORMAL_95 = 1.96  # standard errors to each side of a mean
 Values = Sequence[float | str]
+
+
+def modes_of(rows: Rows) -> list[str]:
+    """Return the modes that rows have, "dense" first and the others by the time of their rows."""
+    return list(dict.fromkeys([DENSE, *(mode for _, mode in rows)]))
 
 
 def table(
@@ -24,96 +33,159 @@ def table(
     metrics: Rows,
     scores: Mapping[tuple[str, str], float],
     absent: Mapping[str, str],
+    modes: Sequence[str],
     more_problems: Sequence[str] = (),
 ) -> str:
-    """Return the means over the pictures that have both a dense and a spot edit.
+    """Return the means over the pictures that have an edit in every mode.
+
+    A mode without any edit is left out.
 
     Args:
         rows, metrics, scores: rows and scores by (key, mode), see `run` and `score`.
         absent: for each metric that this machine cannot measure, the reason.
+        modes: the modes to compare, "dense" first.
         more_problems: further lines for the list of problems.
 
     Raises:
         Unfair: the rows were not made the same way.
     """
     keys = [item.key for item in data.items]
-    edits = [rows[key, mode] for key in keys for mode in MODES if (key, mode) in rows]
+    edits = [rows[key, mode] for key in keys for mode in modes if (key, mode) in rows]
     check_fair(edits)
     finished = {(row["key"], row["mode"]) for row in edits if "problem" not in row}
-    pairs = [key for key in keys if all((key, mode) in finished for mode in MODES)]
-    lines = [f"# {data.name}", ""]
-    if pairs:
-        settings = rows[pairs[0], "spot"]["settings"]
-        lines += [_settings(settings), ""]
-        lines += _overview(pairs, rows, metrics, scores, settings["pipeline"])
-        lines += ["", *_details(pairs, metrics), ""]
-        lines += [*_categories(pairs, rows, metrics, scores), ""]
-    lines += [f"- {note}" for note in _notes(data, edits, pairs, absent)]
+    empty = [mode for mode in modes if not any((key, mode) in finished for key in keys)]
+    modes = [mode for mode in modes if mode not in empty]
+    can_compare = modes[:1] == [DENSE] and len(modes) > 1
+    complete = [key for key in keys if all((key, mode) in finished for mode in modes)]
+    complete = complete if can_compare else []
+    figures = Figures(complete, modes, rows, metrics, scores)
+    lines = [f"# {data.name}", "", *(_tables(figures) if complete else [])]
+    lines += [f"- {note}" for note in _notes(data, edits, complete, absent)]
+    lines += [f"- {mode}: no picture is finished" for mode in empty]
     problems = [f"{key}: {problem}" for key, problem in data.problems]
     refused = [row for row in edits if "problem" in row]
     problems += [f"{row['key']}, {row['mode']}: {row['problem']}" for row in refused]
     return "\n".join([*lines, *_listed([*problems, *more_problems]), ""])
 
 
+@dataclass(frozen=True)
+class Figures:
+    """The figures of some pictures, each of which has an edit in every mode.
+
+    Attributes:
+        keys: the pictures.
+        modes: the modes, "dense" first.
+        rows, metrics, scores: rows and scores by (key, mode).
+    """
+
+    keys: Sequence[str]
+    modes: Sequence[str]
+    rows: Rows
+    metrics: Rows
+    scores: Mapping[tuple[str, str], float]
+
+    def of_edits(self, mode: str, name: str) -> list[Any]:
+        """Return a field of the edits' rows; None where a row is older than the field."""
+        return [self.rows[key, mode].get(name) for key in self.keys]
+
+    def measured(self, mode: str, name: str) -> Values:
+        """Return a metric, with the reason in place of a missing figure."""
+        empty: Row = {"values": {}}
+        values = [self.metrics.get((key, mode), empty)["values"] for key in self.keys]
+        return [found.get(name, "not measured") for found in values]
+
+    def judged(self, mode: str) -> Values:
+        """Return the scores of the external rater."""
+        return [self.scores.get((key, mode), _NO_SCORES) for key in self.keys]
+
+    def speedup(self, mode: str) -> str:
+        """Return how often the seconds of this mode fit into those of the dense edits."""
+        dense, seconds = (sum(self.of_edits(each, "seconds")) for each in (DENSE, mode))
+        return f"{dense / seconds:.2f}"
+
+    def share(self, mode: str, name: str) -> str:
+        """Return the mean of a field that is a share; "-" for dense and for older rows."""
+        shares = self.of_edits(mode, name)
+        return "-" if None in shares else f"{fmean(shares):.1%}"
+
+
+def _tables(figures: Figures) -> list[str]:
+    first = figures.keys[0]
+    settings = figures.rows[first, DENSE]["settings"]
+    configs = {mode: figures.rows[first, mode]["config"] for mode in figures.modes[1:]}
+    lines = [_settings(settings), "", *_overview(figures, settings["pipeline"]), ""]
+    lines += [f"- {mode}: {described(config)}" for mode, config in configs.items()]
+    lines += ["", *_differences(figures), "", *_details(figures), "", *_categories(figures), ""]
+    return lines
+
+
 def _settings(settings: Mapping[str, object]) -> str:
-    left_out = ("data", "versions", "config")
+    left_out = ("data", "versions")
     shown = [
         f"{name} {value}"
         for name, value in settings.items()
         if name not in left_out and value is not None
     ]
-    return f"Same loop in both rows: {', '.join(shown)}."
+    return f"Same loop in all rows: {', '.join(shown)}."
 
 
-def _overview(
-    pairs: Sequence[str],
-    rows: Rows,
-    metrics: Rows,
-    scores: Mapping[tuple[str, str], float],
-    pipeline: str,
-) -> list[str]:
-    names = {"dense": f"{pipeline}, dense", "spot": "SpotEdit (spotedit)"}
-    cells = [["method", "speed-up", *_COLUMNS, "VL score"]]
-    for mode in MODES:
-        figures = [_cell(_values(pairs, mode, metrics, name)) for name in _COLUMNS.values()]
-        judged = _cell([scores.get((key, mode), _NO_SCORES) for key in pairs])
-        cells.append([names[mode], _speedup(pairs, rows, mode), *figures, judged])
-    ratios = [rows[key, "spot"]["r"] for key in pairs]
-    note = f"{len(pairs)} pictures; r = {fmean(ratios):.1%} of the tokens in a spot step (mean)."
+def _overview(figures: Figures, pipeline: str) -> list[str]:
+    cells = [["method", "speed-up", *_COLUMNS, "VL score", "r", "work saved"]]
+    for mode in figures.modes:
+        names = {DENSE: f"{pipeline}, dense", SPOT: "SpotEdit (spotedit)"}
+        qualities = [_cell(figures.measured(mode, name)) for name in _COLUMNS.values()]
+        work = [figures.share(mode, name) for name in ("r", "flops_saved")]
+        name = names.get(mode, f"SpotEdit (spotedit), {mode}")
+        cells.append([name, figures.speedup(mode), *qualities, _cell(figures.judged(mode)), *work])
+    note = (
+        f"{len(figures.keys)} pictures. r: share of the tokens in a spot step (mean). Work saved: "
+        "share of the transformer's operations. The settings beside the defaults:"
+    )
     return [*_markdown(cells), "", note]
 
 
-def _details(pairs: Sequence[str], metrics: Rows) -> list[str]:
-    cells = [["metric", *MODES]]
+def _differences(figures: Figures) -> list[str]:
+    """Return the differences to dense, taken picture by picture."""
+    cells = [["minus dense, mean and 95% interval", *_COLUMNS]]
+    for mode in figures.modes[1:]:
+        line = [mode]
+        for name in _COLUMNS.values():
+            pairs = zip(figures.measured(mode, name), figures.measured(DENSE, name), strict=True)
+            line.append(
+                _interval(
+                    [a - b for a, b in pairs if not isinstance(a, str) and not isinstance(b, str)]
+                )
+            )
+        cells.append(line)
+    return _markdown(cells)
+
+
+def _interval(differences: Sequence[float]) -> str:
+    """Return the mean with its 95% interval, by the normal approximation."""
+    if len(differences) < 2:
+        return "-"
+    mean, error = fmean(differences), stdev(differences) / len(differences) ** 0.5
+    low, high = mean - _NORMAL_95 * error, mean + _NORMAL_95 * error
+    return f"{mean:+.3g} [{low:+.3g}, {high:+.3g}]"
+
+
+def _details(figures: Figures) -> list[str]:
+    cells = [["metric", *figures.modes]]
     for name in _DETAILS:
-        cells.append([name, *(_cell(_values(pairs, mode, metrics, name)) for mode in MODES)])
+        cells.append([name, *(_cell(figures.measured(mode, name)) for mode in figures.modes)])
     return _markdown(cells)
 
 
-def _categories(
-    pairs: Sequence[str], rows: Rows, metrics: Rows, scores: Mapping[tuple[str, str], float]
-) -> list[str]:
-    """Return a line for each of the benchmark's kinds of edit."""
-    cells = [["category", "pictures", "speed-up", "r"]]
-    cells[0] += [f"{name}, {mode}" for name in ("PSNR", "VL score") for mode in MODES]
-    for category in sorted({rows[key, "spot"]["category"] for key in pairs}):
-        keys = [key for key in pairs if rows[key, "spot"]["category"] == category]
-        ratio = f"{fmean(rows[key, 'spot']['r'] for key in keys):.1%}"
-        psnr = [_cell(_values(keys, mode, metrics, "psnr")) for mode in MODES]
-        judged = [_cell([scores.get((key, mode), _NO_SCORES) for key in keys]) for mode in MODES]
-        speedup = _speedup(keys, rows, "spot")
-        cells.append([category, str(len(keys)), speedup, ratio, *psnr, *judged])
+def _categories(figures: Figures) -> list[str]:
+    """Return a line for each of the benchmark's kinds of edit and each mode."""
+    cells = [["category", "mode", "pictures", "speed-up", "r", "PSNR", "VL score"]]
+    categories = dict(zip(figures.keys, figures.of_edits(DENSE, "category"), strict=True))
+    for category in sorted(set(categories.values())):
+        part = replace(figures, keys=[key for key in figures.keys if categories[key] == category])
+        for mode in figures.modes:
+            line = [part.speedup(mode), part.share(mode, "r"), _cell(part.measured(mode, "psnr"))]
+            cells.append([category, mode, str(len(part.keys)), *line, _cell(part.judged(mode))])
     return _markdown(cells)
-
-
-def _speedup(pairs: Sequence[str], rows: Rows, mode: str) -> str:
-    dense, seconds = (sum(rows[key, m]["seconds"] for key in pairs) for m in ("dense", mode))
-    return f"{dense / seconds:.2f}"
-
-
-def _values(pairs: Sequence[str], mode: str, metrics: Rows, name: str) -> Values:
-    empty: Row = {"values": {}}
-    return [metrics.get((key, mode), empty)["values"].get(name, "not measured") for key in pairs]
 
 
 def _cell(values: Values) -> str:
@@ -131,7 +203,7 @@ def _notes(
     data: DataSet, edits: Sequence[Row], pairs: Sequence[str], absent: Mapping[str, str]
 ) -> list[str]:
     notes = [
-        f"{len(data.items)} pictures to edit, {len(pairs)} with both edits; {len(data.problems)} "
+        f"{len(data.items)} pictures to edit, {len(pairs)} with all edits; {len(data.problems)} "
         f"rows of the data set skipped, {sum('problem' in row for row in edits)} edits refused",
         "quality is measured against the source, at its size; `_part` as in PIE-Bench",
     ]

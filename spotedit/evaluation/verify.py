@@ -9,7 +9,7 @@ from PIL import Image
 
 import spotedit
 
-from .edits import call_options, edit, round_trip, warm_up
+from .edits import SPOT, call_options, edit, round_trip, warm_up
 from .fair import same_loop
 from .quality import background, psnr, seam
 
@@ -51,12 +51,13 @@ def verify(
         Unfair: the two edits did not run the same loop.
     """
     options = call_options(pipe, image, instruction, arguments)
-    warm_up(pipe, options, seed, config)
-    dense, spot = (edit(pipe, mode, options, seed, config) for mode in ("dense", "spot"))
+    for each in (None, config):
+        warm_up(pipe, options, seed, each)
+    dense, spot = (edit(pipe, options, seed, each) for each in (None, config))
     report = spot.report
     assert report is not None  # a spot edit has one
     spot_loop = spot.forwards + spot.skipped_forwards
-    same_loop("this picture", "spot", spot_loop, dense.forwards)
+    same_loop("this picture", SPOT, spot_loop, dense.forwards)
     figures: Figures = {
         "size": list(spot.picture.size),
         "seconds_dense": dense.seconds,

@@ -20,10 +20,13 @@ class SettingsError(ValueError):
     """Raised when a settings file cannot be read, or when a setting in it is wrong."""
 
 
-def read_settings(path: Path) -> Table:
+def read_settings(path: Path, keep_dashes: bool = False) -> Table:
     """Return the settings and tables of a file by their names, with underscores for dashes.
 
     Values are text, numbers, truth values, None, and lists of these.
+
+    Args:
+        keep_dashes: keep the dashes in the names at the top, which are not those of options.
 
     Raises:
         SettingsError: the file cannot be read, is too large, is not TOML or YAML, has a name twice,
@@ -51,7 +54,7 @@ def read_settings(path: Path) -> Table:
         return {}
     if not isinstance(table, dict):
         raise SettingsError(f"{path}: expected names and values, as in threshold: 0.5")
-    return _named(table, str(path))
+    return _named(table, str(path), keep_dashes)
 
 
 def _parse_toml(text: str) -> object:
@@ -83,13 +86,13 @@ def _refuse_repeated_names(node: Any) -> None:
             _refuse_repeated_names(value)
 
 
-def _named(table: Mapping[object, Any], where: str) -> Table:
+def _named(table: Mapping[object, Any], where: str, keep_dashes: bool = False) -> Table:
     """Return `table` with checked values, and with underscores for the dashes in its names."""
     named: Table = {}
     for key, value in table.items():
         if not isinstance(key, str):
             raise SettingsError(f"{where}: the name {key!r} is no text; put it in quotes")
-        name = key.replace("-", "_")
+        name = key if keep_dashes else key.replace("-", "_")
         if name in named:
             raise SettingsError(f"{where}: {name} is given twice")
         if isinstance(value, dict):

@@ -225,7 +225,7 @@ def test_both_modes_of_every_family_run_the_same_loop(name):
     given.pop("generator", None)
     options = edits.call_options(pipe, image, None, given)  # embeddings stand for an instruction
     options = {k: v for k, v in options.items() if v is not None}
-    dense, spot = (edits.edit(pipe, mode, options, 0, SpotEditConfig()) for mode in edits.MODES)
+    dense, spot = (edits.edit(pipe, options, 0, config) for config in (None, SpotEditConfig()))
     assert dense.picture.size == spot.picture.size
     assert dense.forwards == spot.forwards == len(spot.report.steps)
     assert dense.report is None
@@ -271,7 +271,7 @@ def cells(text: str, name: str) -> list[str]:
 
 def test_the_table_has_the_papers_columns(finished):
     text = (finished / "table.md").read_text()
-    header = ["method", "speed-up", "CLIP", "SSIM", "PSNR", "DISTS", "VL score"]
+    header = ["method", "speed-up", "CLIP", "SSIM", "PSNR", "DISTS", "VL score", "r", "work saved"]
     assert cells(text, "method") == header
     dense, spot = cells(text, "TinyKontextPipeline"), cells(text, "SpotEdit")
     rows, metrics = JsonLines(finished, "rows").read(), JsonLines(finished, "metrics").read()
@@ -284,9 +284,12 @@ def test_the_table_has_the_papers_columns(finished):
     psnr = [row["values"]["psnr"] for (_, mode), row in metrics.items() if mode == "spot"]
     assert spot[4] == f"{sum(psnr) / len(psnr):.4g}"
     assert dense[6] == "no scores"
-    one = cells(text, "1 ")  # all are of one category
-    assert one[:3] == ["1", str(PICTURES), spot[1]]
-    assert one[4:6] == [dense[4], spot[4]]
+    assert dense[7:] == ["-", "-"]
+    for name, field in (("r", 7), ("flops_saved", 8)):
+        shares = [row[name] for (_, mode), row in rows.items() if mode == "spot"]
+        assert spot[field] == f"{sum(shares) / len(shares):.1%}"
+    one = cells(text, "1 | spot")  # all are of one category
+    assert one == ["1", "spot", str(PICTURES), spot[1], spot[7], spot[4], "no scores"]
 
 
 def test_scores_come_back_from_a_judge(data, copy, capsys):
@@ -338,7 +341,7 @@ def test_problems_are_counted_and_the_run_goes_on(tmp_path, capsys):
     assert main(command(tmp_path, tmp_path / "out", steps=2)) == 0
     out, error = capsys.readouterr()
     assert f"skipped {keys[0]}: editing_type_id" in error
-    assert "2 pictures to edit, 1 with both edits" in out
+    assert "2 pictures to edit, 1 with all edits" in out
     assert "1 rows of the data set skipped, 2 edits refused" in out
     assert "mask is empty, 1 times: the empty part is not measured" in out
     assert float(cells(out, "psnr_unedit_part")[1]) > 0

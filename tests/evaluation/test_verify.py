@@ -84,9 +84,9 @@ def test_where_nothing_is_skipped_the_reason_is_printed(given, tmp_path, capsys)
 def test_two_loops_are_not_compared(given, tmp_path, monkeypatch, capsys):
     from spotedit.evaluation import verify
 
-    def other(pipe, mode, options, seed, config):
-        fewer = options | {"num_inference_steps": 3} if mode == "dense" else options
-        return edit(pipe, mode, fewer, seed, config)
+    def other(pipe, options, seed, config):
+        fewer = options | {"num_inference_steps": 3} if config is None else options
+        return edit(pipe, fewer, seed, config)
 
     edit = verify.edit
     monkeypatch.setattr(verify, "edit", other)

@@ -11,7 +11,9 @@ import pytest
 import spotedit
 from bench import tables
 from spotedit import tiny
+from spotedit.cli import commands as cli_commands
 from spotedit.cli import main
+from spotedit.evaluation.variants import read_variants
 from spotedit.tiny.scenes import make_scene
 
 ROOT = Path(__file__).parents[2]
@@ -113,6 +115,24 @@ WITH_CODE = [
 def test_the_python_of_a_page_runs(page, names, tmp_path):
     for block in blocks(page, "python"):
         exec(compile(block, name(page), "exec"), names)
+
+
+# -- settings files
+
+
+@pytest.mark.parametrize("language", ["toml", "yaml"])
+@pytest.mark.parametrize("page", DOCS, ids=name)
+def test_the_settings_files_of_a_page_can_be_read(page, language, tmp_path):
+    for block in blocks(page, language):
+        path = tmp_path / f"settings.{language}"
+        path.write_text(block)
+        if page.stem == "evaluation":
+            read_variants(path, spotedit.SpotEditConfig())
+        else:
+            cli_commands.parse(
+                "edit", ["in.png", "add a hat", "-o", "o.png", "--config", str(path)]
+            )
+            spotedit.load_config(path)
 
 
 # -- commands

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from spotedit import SpotEditConfig
 from spotedit.cli import calibrate, demo, main, verify
 from spotedit.cli import eval as evaluate
 from spotedit.cli.figure import save_figure
@@ -320,8 +321,8 @@ def test_a_row_file_that_cannot_be_opened(tmp_path, monkeypatch, code):
 def test_a_run_on_a_full_disk_ends_and_goes_on(tmp_path, monkeypatch):
     made = []
 
-    def edit(pipe, mode, options, seed, config):
-        made.append((options["image"].width, mode))
+    def edit(pipe, options, seed, config):
+        made.append((options["image"].width, "dense" if config is None else "spot"))
         return Edit(options["image"], 1.0, 1, None)
 
     monkeypatch.setattr(evaluation, "edit", edit)
@@ -332,8 +333,9 @@ def test_a_run_on_a_full_disk_ends_and_goes_on(tmp_path, monkeypatch):
         Item(str(number), "", "", load=partial(Image.Image.copy, picture))
         for number, picture in enumerate(pictures)
     ]
+    variants = {"spot": SpotEditConfig()}
     edit_all = partial(
-        evaluation.edit_all, None, items, tmp_path, {"seed": 0}, {}, None, lambda image: image
+        evaluation.edit_all, None, items, tmp_path, {"seed": 0}, {}, variants, lambda image: image
     )
     with file_size_limit(BYTES), pytest.raises(OutputError, match="File too large"):
         edit_all()
@@ -366,5 +368,5 @@ def test_the_table_is_printed_before_it_is_written(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(evaluate, "table", lambda *args: "the table")
     monkeypatch.setattr(evaluate, "write_text", partial(refuse, errno.ENOSPC))
     with pytest.raises(OSError, match="No space"):
-        evaluate._report(argparse.Namespace(out=tmp_path), DataSet("", [], []), {})
+        evaluate._report(argparse.Namespace(out=tmp_path), DataSet("", [], []), {}, ["dense"])
     assert "the table" in capsys.readouterr().out
