@@ -13,7 +13,14 @@ from tyro.constructors import MISSING_NONPROP
 
 from ..editor.settings import MODELS
 from .file import file_defaults
-from .options import ConfigOptions, FileOptions, PipelineOptions, SpotOptions, at_least
+from .options import (
+    ConfigOptions,
+    FileOptions,
+    PhotoOptions,
+    PipelineOptions,
+    SpotOptions,
+    at_least,
+)
 
 
 @dataclass(kw_only=True)
@@ -69,6 +76,7 @@ class EditOptions(PictureOptions):
     """File for the report of what was skipped."""
     fail_if_unchanged: bool = False
     """Exit with status 3 if nothing was edited. OUT is still written."""
+    photo: OmitArgPrefixes[PhotoOptions]
 
 
 @dataclass(kw_only=True)

@@ -8,22 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
 
-import spotedit
-
+from ..editor.editor import Edited, Editor
 from ..editor.errors import BadInput
-from ..editor.loading import choose_device, explain_errors, image_to_edit, load, one_thread_for_tiny
+from ..editor.keep import kept_share
+from ..editor.loading import explain_errors, one_thread_for_tiny
+from ..editor.photo import edit_photo, load_mask_of, write_photo
 from ..editor.settings import MODELS
-from ..judge.mask import as_mask, resized, same_aspect
 from ..pictures.files import write_or_fall_back, write_text
-from ..pictures.images import check_output, load_image, load_mask, save_image
-from ..report import EditReport
+from ..pictures.images import OutputError, check_output, load_image, save_image
 from .commands import EditOptions, PictureOptions
 from .errors import Unedited, raise_if_any
 from .figure import save_figure
-from .options import spotedit_config
-from .pipelines import check_call_arguments, timed
+from .pipelines import timed
 
 _WARM_UP_STEPS = 3  # one full step (all tokens), then two spot steps (active tokens only)
 
@@ -46,16 +43,6 @@ class _DenseEdit:
     seconds: float
 
 
-@dataclass(frozen=True)
-class _Result:
-    """The edit with SpotEdit, and the stock pipeline's edit if `--compare` asks for it."""
-
-    picture: Image.Image
-    seconds: float
-    report: EditReport
-    dense: _DenseEdit | None
-
-
 def run(options: EditOptions) -> None:
     """Check what can be checked before the work, load the model, edit, and write the files.
 
@@ -64,21 +51,31 @@ def run(options: EditOptions) -> None:
     """
     model = require_model(options.model)
     outputs = _outputs(options)
-    call = options.pipeline
-    device = choose_device(call.device, call.offload)
     image = load_image(options.image)
-    mask = None if options.mask is None else _load_mask(options.mask, image, options.image)
-    with explain_errors(device), one_thread_for_tiny(model, device):
-        config = spotedit_config(options.config)
-        pipe = load(model, call.dtype, device, call.offload)
-        check_call_arguments(pipe, call.call_arguments())
-        image = image_to_edit(pipe, model, image)
-        if mask is not None and model == "tiny":  # `image_to_edit` has resized the image
-            mask = resized(mask, (image.height, image.width))
-        result = _edit(options, pipe, config, image, mask)
-    problems = _write(options, outputs, image, result)
+    mask = None if options.mask is None else load_mask_of(options.mask, image, options.image)
+    try:
+        settings = options.editor_settings(model)
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+    dense = None
+    with Editor(settings) as editor:
+        if options.compare:  # a short edit warms up for both timings
+            few_steps = {"num_inference_steps": _WARM_UP_STEPS}
+            editor.edit(image, options.instruction, mask=mask, arguments=few_steps)
+        edited, notes = edit_photo(
+            editor,
+            options.image,
+            options.instruction,
+            seed=options.pipeline.seed,
+            mask=options.mask,
+            mask_mode=options.mask_mode,
+            detail=options.photo.detail,
+        )
+    if options.compare:
+        dense = _dense_edit(editor, options, edited)
+    problems = _write(options, outputs, image, edited, notes, dense)
     raise_if_any(problems)
-    if options.fail_if_unchanged and result.report.unedited:
+    if options.fail_if_unchanged and edited.report.unedited:
         raise Unedited(f"nothing was edited: {outputs.spot} is the source")
 
 
@@ -108,51 +105,12 @@ def _outputs(options: EditOptions) -> _Outputs:
     return _Outputs(spot, dense, figure, report)
 
 
-def _load_mask(path: Path, image: Image.Image, image_path: Path) -> Tensor:
-    """Load the mask at `path`.
-
-    Raises:
-        BadInput: its aspect ratio differs from that of `image`, or its values cannot be a mask's.
-    """
-    picture = load_mask(path)
-    if not same_aspect((picture.height, picture.width), (image.height, image.width)):
-        raise BadInput(
-            f"{path} is {picture.width} x {picture.height} pixels; expected the aspect ratio "
-            f"of {image_path}, {image.width} x {image.height}"
-        )
-    try:
-        return as_mask(picture)
-    except ValueError as error:
-        raise BadInput(f"{path}: {error}") from error
-
-
-def _edit(
-    options: EditOptions,
-    pipe: Any,
-    config: spotedit.SpotEditConfig,
-    image: Image.Image,
-    mask: Tensor | None,
-) -> _Result:
-    arguments = call_options(options, image)
-    seed = options.pipeline.seed
-
-    def spot_edit(**overrides: Any) -> tuple[Image.Image, float, EditReport]:
-        with spotedit.enable(pipe, config) as handle:
-            handle.set_mask(mask, mode=options.mask_mode)
-            picture, seconds = timed(pipe, seed, arguments | overrides)
-        assert handle.report is not None  # the call has returned
-        return picture, seconds, handle.report
-
-    dense = None
-    if options.compare:
-        # A short edit warms up for both timings. It also shows the output size of a spot edit, so
-        # that the dense edit can have the same size.
-        warm_up_picture, _, _ = spot_edit(num_inference_steps=_WARM_UP_STEPS)
-        arguments |= _size_arguments(pipe, warm_up_picture)
-        dense_picture, dense_seconds = timed(pipe, seed, arguments)
-        dense = _DenseEdit(dense_picture, dense_seconds)
-    picture, seconds, report = spot_edit()
-    return _Result(picture, seconds, report, dense)
+def _dense_edit(editor: Editor, options: EditOptions, edited: Edited) -> _DenseEdit:
+    """Make the same edit with the stock pipeline, at the same size. The editor is closed."""
+    arguments = call_options(options, edited.source) | _size_arguments(editor.pipe, edited.picture)
+    with explain_errors(editor.device), one_thread_for_tiny(editor.settings.model, editor.device):
+        picture, seconds = timed(editor.pipe, options.pipeline.seed, arguments)
+    return _DenseEdit(picture, seconds)
 
 
 def _size_arguments(pipe: Any, picture: Image.Image) -> dict[str, int]:
@@ -164,53 +122,105 @@ def _size_arguments(pipe: Any, picture: Image.Image) -> dict[str, int]:
 
 
 def _write(
-    options: EditOptions, outputs: _Outputs, image: Image.Image, result: _Result
+    options: EditOptions,
+    outputs: _Outputs,
+    image: Image.Image,
+    edited: Edited,
+    notes: list[str],
+    dense: _DenseEdit | None,
 ) -> list[str | None]:
     """Write the files and print the report.
 
     A file that cannot be written at its path goes to another folder, and its problem says where.
 
+    Args:
+        image: the original.
+        notes: sentences about what could not be done as asked.
+
     Returns:
         For each file, why it is not at its path, or None if it is.
     """
-    write_picture = partial(save_image, result.picture, force=options.force)
-    problem = write_or_fall_back(outputs.spot, write_picture)
-    problems = [problem]
-    print(result.report.summary())
-    label = (
-        outputs.spot if problem is None else "spot"
-    )  # the path only if the file was written to it
-    size = f"{result.picture.width} x {result.picture.height} pixels"
-    print(f"{label}: {size}, {result.seconds:.2f} s in all")
-    if result.dense and outputs.dense and outputs.figure:
-        write_dense = partial(save_image, result.dense.picture, force=options.force)
+    written = _Written(options, edited)
+    problems = [write_or_fall_back(outputs.spot, written.write), *written.problems]
+    print(edited.report.summary())
+    for line in (*written.lines(image, problems[0] is None), *notes, *written.notes):
+        print(line)
+    if dense and outputs.dense and outputs.figure:
+        write_dense = partial(save_image, dense.picture, force=options.force)
         problem = write_or_fall_back(outputs.dense, write_dense)
-        rows = [(options.instruction, _figure_row(image, result, result.dense))]
+        rows = [(options.instruction, _figure_row(edited, dense))]
         problems += [problem, write_or_fall_back(outputs.figure, partial(save_figure, rows=rows))]
         label = outputs.dense if problem is None else "dense"
         print(
-            f"{label}: {result.dense.seconds:.2f} s without skipping, "
-            f"{result.dense.seconds / result.seconds:.2f} times as long (one run each, after a "
-            "warm-up)"
+            f"{label}: {dense.seconds:.2f} s without skipping, "
+            f"{dense.seconds / edited.seconds:.2f} times as long (one run each, after a warm-up)"
         )
     if outputs.report:
-        text = json.dumps(_report(result), indent=1) + "\n"
+        text = json.dumps(_report(edited, dense), indent=1) + "\n"
         problems.append(write_or_fall_back(outputs.report, partial(write_text, text=text)))
     return problems
 
 
-def _figure_row(image: Image.Image, result: _Result, dense: _DenseEdit) -> list[Image.Image]:
+class _Written:
+    """Writes OUT, and remembers what could not be kept of the original.
+
+    Attributes:
+        notes: sentences about what could not be kept.
+        problems: why the edit could not be put into the original at all.
+    """
+
+    def __init__(self, options: EditOptions, edited: Edited) -> None:
+        self.options, self.edited = options, edited
+        self.notes: list[str] = []
+        self.problems: list[str] = []
+
+    def write(self, path: Path) -> None:
+        """Write the edit to `path`: the model's picture if it cannot be put into the original."""
+        options = self.options
+        self.problems.clear()
+        try:
+            self.notes = write_photo(
+                options.image, self.edited, path, options.photo.keep, options.force
+            )
+        except OutputError:
+            raise
+        except Exception as error:  # every codec has its own exceptions
+            save_image(self.edited.picture, path, options.force)
+            self.problems.append(
+                f"{path} is the picture as the model made it, because it could not be put into "
+                f"{options.image}: {error}"
+            )
+
+    def lines(self, image: Image.Image, is_at_its_path: bool) -> list[str]:
+        """Say what OUT is.
+
+        Args:
+            image: the original.
+            is_at_its_path: whether the file is where the user wants it.
+        """
+        options, edited = self.options, self.edited
+        label = options.output if is_at_its_path else "spot"
+        share = 0.0
+        if options.photo.keep == "original" and not self.problems:
+            share = kept_share(edited)
+        width, height = image.size if share else edited.picture.size
+        lines = [f"{label}: {width} x {height} pixels, {edited.seconds:.2f} s in all"]
+        if share:
+            lines.append(f"{share:.0%} of its pixels are those of {options.image}")
+        return lines
+
+
+def _figure_row(edited: Edited, dense: _DenseEdit) -> list[Image.Image]:
     """Return a picture for each of `figure.COLUMNS`."""
-    region = result.picture
-    if result.report.region is not None:
-        region = result.report.overlay(result.picture)
-    return [image, dense.picture, result.picture, region]
+    region = edited.picture
+    if edited.report.region is not None:
+        region = edited.report.overlay(edited.picture)
+    return [edited.source, dense.picture, edited.picture, region]
 
 
-def _report(result: _Result) -> dict[str, Any]:
+def _report(edited: Edited, dense: _DenseEdit | None) -> dict[str, Any]:
     """Return the report with the times of both edits, for the file of `--report`."""
-    dense_seconds = result.dense.seconds if result.dense else None
-    return result.report.to_dict() | {
-        "spot_seconds": result.seconds,
-        "dense_seconds": dense_seconds,
+    return edited.report.to_dict() | {
+        "spot_seconds": edited.seconds,
+        "dense_seconds": dense.seconds if dense else None,
     }

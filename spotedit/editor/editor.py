@@ -16,6 +16,7 @@ import spotedit
 from ..engine.record import StepProgress
 from ..evaluation.edits import loop_settings
 from ..judge.mask import as_mask, resized
+from ..pictures.composite import PlacedEdit
 from ..preview import Preview
 from ..report import EditReport
 from .loading import choose_device, explain_errors, image_to_edit, load, one_thread_for_tiny
@@ -40,6 +41,15 @@ class Edited:
     picture: Image.Image
     report: EditReport
     seconds: float
+
+    @property
+    def placed(self) -> PlacedEdit:
+        """The edit with its place in the user's picture.
+
+        Raises:
+            ValueError: see `EditReport.placed`.
+        """
+        return self.report.placed(self.picture)
 
 
 class Editor:

@@ -20,7 +20,7 @@ from small_kontext import NUM_PROMPT_TOKENS, random_kontext
 
 import spotedit
 from spotedit.cli import commands, demo, edit, main, options, preview
-from spotedit.editor import loading
+from spotedit.editor import editor, loading
 
 WIDTH, HEIGHT = 64, 48
 
@@ -64,8 +64,8 @@ def model(monkeypatch) -> list[object]:
         loaded.append(pipe)
         return pipe
 
-    for command in (edit, preview):
-        monkeypatch.setattr(command, "load", load)
+    for module in (editor, preview):
+        monkeypatch.setattr(module, "load", load)
     return loaded
 
 
