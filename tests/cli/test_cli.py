@@ -20,7 +20,7 @@ from small_kontext import NUM_PROMPT_TOKENS, random_kontext
 
 import spotedit
 from spotedit.cli import commands, demo, edit, main, options, preview
-from spotedit.editor import editor, loading
+from spotedit.editor import editor, keep, loading
 
 WIDTH, HEIGHT = 64, 48
 
@@ -318,6 +318,36 @@ def test_edit_is_reproducible_and_follows_the_seed(run, model, tmp_path):
     assert not np.array_equal(a, c)
 
 
+def test_edit_keeps_the_original_photograph(run, model, picture, capsys, tmp_path):
+    photo = np.asarray(Image.open(picture).resize((4 * WIDTH, 4 * HEIGHT)))
+    Image.fromarray(photo).save(picture, dpi=(300, 300))
+    left_half("palette", WIDTH, HEIGHT).save(tmp_path / "mask.png")
+    # the random pipeline edits at the size of its source
+    masked = ("--mask", tmp_path / "mask.png", "--mask-mode", "replace", "--steps", 4)
+    assert run(*masked) == 0
+    edited = np.asarray(Image.open(tmp_path / "out.png"))
+    token = 8
+    is_kept = np.s_[:, 2 * WIDTH + token :]
+    assert np.array_equal(edited[is_kept], photo[is_kept])
+    assert not np.array_equal(edited, photo)
+    assert Image.open(tmp_path / "out.png").info["dpi"] == pytest.approx((300, 300), abs=0.1)
+    out = capsys.readouterr().out
+    assert f"{4 * WIDTH} x {4 * HEIGHT} pixels" in out
+    assert "47% of its pixels are those of" in out
+
+
+def test_an_edit_that_cannot_be_put_into_the_original_is_not_lost(
+    run, model, monkeypatch, capsys, tmp_path
+):
+    def fail(*args):
+        raise ValueError("the codec broke")
+
+    monkeypatch.setattr(keep, "write_edit", fail)
+    assert run("--steps", 4) == 1
+    assert "as the model made it" in capsys.readouterr().err
+    assert Image.open(tmp_path / "out.png").size == (WIDTH, HEIGHT)
+
+
 def left_half(kind: str, width: int, height: int) -> Image.Image:
     """Return a mask of one kind whose left half may change."""
     left = np.arange(width) < width // 2 * np.ones((height, 1))
@@ -376,7 +406,7 @@ def test_an_edit_that_is_cut_short_writes_nothing(run, model, monkeypatch, tmp_p
     def stop(*args, **kwargs):
         raise error("stop")
 
-    monkeypatch.setattr(edit, "timed", stop)
+    monkeypatch.setattr(PromptedKontext, "encode_prompt", stop)
     assert run() == status
     assert names(tmp_path) == set()
 
@@ -397,7 +427,7 @@ def test_a_folder_that_vanishes_during_the_edit(run, model, monkeypatch, tmp_pat
     out.mkdir()
     current.mkdir()
     monkeypatch.chdir(current)
-    monkeypatch.setattr(edit, "timed", without(out, edit.timed))
+    monkeypatch.setattr(edit, "edit_photo", without(out, edit.edit_photo))
     assert run("--steps", 4, "--compare", "--report", out / "r.json", output="out/o.png") == 1
     lines = capsys.readouterr().err.splitlines()[-4:]
     saved = []
@@ -414,7 +444,7 @@ def test_a_report_that_cannot_be_written(run, model, monkeypatch, tmp_path, caps
     reports = tmp_path / "reports"
     reports.mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(edit, "timed", without(reports, edit.timed))
+    monkeypatch.setattr(edit, "edit_photo", without(reports, edit.edit_photo))
     assert run("--steps", 4, "--report", reports / "r.json") == 1
     error = capsys.readouterr().err
     assert f"spotedit edit: {reports / 'r.json'}: cannot be written (No such file" in error
@@ -477,6 +507,12 @@ def test_edit_with_the_tiny_editor(tiny_editor, run, picture, tmp_path, capsys):
     assert run("--steps", 4, *masked, "--report", tmp_path / "r.json", model="tiny") == 0
     region = np.array(json.loads((tmp_path / "r.json").read_text())["region"], dtype=bool)
     assert region.mean() == pytest.approx(0.5, abs=1 / region.shape[1])
+    original, kept = (np.asarray(Image.open(path)) for path in (picture, tmp_path / "out.png"))
+    assert np.array_equal(kept[:, 180:], original[:, 180:])
+    assert not np.array_equal(kept[:, :150], original[:, :150])
+    assert "% of its pixels are those of" in capsys.readouterr().out
+    models_own = ("--keep", "model", "--force")
+    assert run("--steps", 4, *models_own, model="tiny") == 0
     width, height = Image.open(tmp_path / "out.png").size
     assert width * height == pytest.approx(128**2, rel=0.1)
     assert width / height == pytest.approx(1.5, rel=0.1)
@@ -513,7 +549,7 @@ def watch_threads(monkeypatch, module, name, then):
     """Replace a function of a module by `then`; return a list of the thread counts at its calls."""
     seen = []
 
-    def watched(*args):
+    def watched(*args, **kwargs):
         seen.append(torch.get_num_threads())
         return then(*args)
 
@@ -535,7 +571,7 @@ def test_the_tiny_editor_has_one_thread(two_threads, picture, tmp_path, monkeypa
     make_pie(tmp_path / "PIE", 1)
     monkeypatch.chdir(tmp_path)
     command, *rest = command_line.replace("IN", picture.name).split()
-    module = importlib.import_module(f"spotedit.cli.{command}")
+    module = editor if command == "edit" else importlib.import_module(f"spotedit.cli.{command}")
     model = ["--model", "tiny"] if command in ("edit", "preview", "eval") else []
     seen = watch_threads(monkeypatch, module, "load", interrupt)
     assert main([command, *rest, *model]) == 130
@@ -544,7 +580,7 @@ def test_the_tiny_editor_has_one_thread(two_threads, picture, tmp_path, monkeypa
 
 
 def test_other_models_keep_their_threads(two_threads, run, model, monkeypatch):
-    seen = watch_threads(monkeypatch, edit, "timed", interrupt)
+    seen = watch_threads(monkeypatch, PromptedKontext, "encode_prompt", interrupt)
     assert run() == 130
     assert seen == [2]
 
