@@ -18,6 +18,7 @@ _COLUMNS = {"CLIP": "clip", "SSIM": "ssim", "PSNR": "psnr", "DISTS": "dists"}
 _DETAILS = tuple(name for name in NAMES if name not in _COLUMNS.values())
 _NO_SCORES = "no scores"
 _SHOWN_PROBLEMS = 10
+_FEW = 10  # pictures; with fewer, the normal approximation of an interval is too narrow
 _NORMAL_95 = 1.96  # standard errors to each side of a mean
 Values = Sequence[float | str]
 
@@ -94,6 +95,11 @@ class Figures:
         values = [self.metrics.get((key, mode), empty)["values"] for key in self.keys]
         return [found.get(name, "not measured") for found in values]
 
+    def differences(self, mode: str, name: str) -> list[float]:
+        """Return a metric minus that of the dense edit, for the pictures that have both."""
+        pairs = zip(self.measured(mode, name), self.measured(DENSE, name), strict=True)
+        return [a - b for a, b in pairs if not isinstance(a, str) and not isinstance(b, str)]
+
     def judged(self, mode: str) -> Values:
         """Return the scores of the external rater."""
         return [self.scores.get((key, mode), _NO_SCORES) for key in self.keys]
@@ -148,23 +154,19 @@ def _differences(figures: Figures) -> list[str]:
     """Return the differences to dense, taken picture by picture."""
     cells = [["minus dense, mean and 95% interval", *_COLUMNS]]
     for mode in figures.modes[1:]:
-        line = [mode]
-        for name in _COLUMNS.values():
-            pairs = zip(figures.measured(mode, name), figures.measured(DENSE, name), strict=True)
-            line.append(
-                _interval(
-                    [a - b for a, b in pairs if not isinstance(a, str) and not isinstance(b, str)]
-                )
-            )
-        cells.append(line)
+        found = (figures.differences(mode, name) for name in _COLUMNS.values())
+        cells.append([mode, *map(_interval, found)])
     return _markdown(cells)
 
 
 def _interval(differences: Sequence[float]) -> str:
-    """Return the mean with its 95% interval, by the normal approximation."""
-    if len(differences) < 2:
+    """Return the mean with its 95% interval, for which a few pictures are too few."""
+    if not differences:
         return "-"
-    mean, error = fmean(differences), stdev(differences) / len(differences) ** 0.5
+    mean = fmean(differences)
+    if len(differences) < _FEW:
+        return f"{mean:+.3g}"
+    error = stdev(differences) / len(differences) ** 0.5
     low, high = mean - _NORMAL_95 * error, mean + _NORMAL_95 * error
     return f"{mean:+.3g} [{low:+.3g}, {high:+.3g}]"
 

@@ -11,10 +11,12 @@ import spotedit
 
 from ..options.config import SpotEditConfig
 from ..options.file import SettingsError, check_names, config_arguments, read_settings
+from ..options.temporal import TaylorSeer, TeaCache
 from .edits import DENSE, SPOT
 
 Variants = Mapping[str, SpotEditConfig]
 
+_METHODS: tuple[type[TeaCache] | type[TaylorSeer], ...] = (TeaCache, TaylorSeer)
 _RESERVED = (DENSE, "source")  # folders with other pictures
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")  # a name becomes the name of a folder
 
@@ -75,5 +77,9 @@ def recorded(config: SpotEditConfig) -> dict[str, Any]:
 def described(config: Mapping[str, Any]) -> str:
     """Return the fields of a recorded configuration that differ from the defaults, for people."""
     defaults = recorded(SpotEditConfig())
-    changed = [f"{k} = {json.dumps(v)}" for k, v in config.items() if v != defaults.get(k)]
-    return ", ".join(changed) or "the defaults"
+    changed = {name: value for name, value in config.items() if value != defaults.get(name)}
+    shown = {name: json.dumps(value) for name, value in changed.items()}
+    if "temporal" in shown:  # a record has the fields of the method, but not its name
+        (method,) = (m for m in _METHODS if [f.name for f in fields(m)] == [*changed["temporal"]])
+        shown["temporal"] = repr(method(**changed["temporal"]))
+    return ", ".join(f"{name} = {text}" for name, text in shown.items()) or "the defaults"

@@ -11,7 +11,7 @@ from .config import FUSION_NAMES, JUDGE_NAMES, SpotEditConfig
 from .temporal import temporal_from
 
 SUFFIXES = (".toml", ".yaml", ".yml")
-MAX_BYTES = 2**16  # a settings file has a few lines
+MAX_BYTES = 2**14  # a settings file has a few lines
 _FUNCTIONS = {"judge": JUDGE_NAMES, "fusion": FUSION_NAMES}  # may be functions, but in Python only
 Table = dict[str, Any]
 

@@ -3,19 +3,23 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from pie import make_pie
+from PIL import Image
 
 import spotedit
 from spotedit import SpotEditConfig
 from spotedit.cli import main
-from spotedit.evaluation import fair
+from spotedit.evaluation import fair, table
 from spotedit.evaluation import run as evaluation
+from spotedit.evaluation.data import Item
+from spotedit.evaluation.edits import Edit
 from spotedit.evaluation.networks import Networks
 from spotedit.evaluation.store import JsonLines
-from spotedit.evaluation.variants import read_variants
+from spotedit.evaluation.variants import described, read_variants, recorded
 from spotedit.options.file import SettingsError
 
 ROOT = Path(__file__).parents[2]
@@ -124,6 +128,16 @@ def test_the_repositorys_files_differ_from_each_other(path):
     assert all(a.settings != b.settings or a != b for a in variants for b in variants if a is not b)
 
 
+def test_a_configuration_is_described_by_what_differs():
+    assert described(recorded(SpotEditConfig())) == "the defaults"
+    config = SpotEditConfig("paper", reset_steps=[], temporal=spotedit.TaylorSeer(interval=3))
+    method = "TaylorSeer(interval=3, order=1, warm_up=2)"
+    expected = f'preset = "paper", reset_steps = [], temporal = {method}'
+    assert described(recorded(config)) == expected
+    tea = SpotEditConfig(temporal=spotedit.TeaCache(0.2))
+    assert described(recorded(tea)) == "temporal = TeaCache(threshold=0.2, coefficients=None)"
+
+
 # -- the run
 
 
@@ -143,24 +157,24 @@ def test_every_picture_has_one_dense_edit_and_one_of_each_variant(finished):
     assert (configs["fast-l2"]["preset"], configs["fast-l2"]["judge"]) == ("fast", "l2")
 
 
-def test_the_order_alternates_and_every_mode_is_warmed_up_once(data, tmp_path, monkeypatch):
-    short, whole = [], []
+def test_the_order_alternates_and_every_mode_is_warmed_up_once(tmp_path, monkeypatch):
+    calls = []
 
     def edit(pipe, options, seed, config):
-        name = "dense" if config is None else config.preset
-        (short if options["num_inference_steps"] == 3 else whole).append(name)
-        return spotedit_edit(pipe, options, seed, config)
+        calls.append("dense" if config is None else config.preset)
+        return Edit(Image.new("RGB", (8, 8)), 1.0, 1, None)
 
-    from spotedit.evaluation import edits
+    def warm_up(pipe, options, seed, config):
+        calls.append("warm")
 
-    spotedit_edit = edits.edit
-    monkeypatch.setattr(edits, "edit", edit)
     monkeypatch.setattr(evaluation, "edit", edit)
-    (tmp_path / "v.toml").write_text('[a]\n[b]\npreset = "fast"')
-    arguments = ["eval", data, "--out", tmp_path / "out", "--model", "tiny", "--steps", STEPS]
-    assert main([str(a) for a in (*arguments, "--variants", tmp_path / "v.toml")]) == 0
-    assert short == ["dense", "default", "fast"]
-    assert whole == ["dense", "default", "fast", "fast", "default", "dense"]
+    monkeypatch.setattr(evaluation, "warm_up", warm_up)
+    monkeypatch.setattr(evaluation, "call_options", lambda *args: {})
+    items = [Item(key, "", "", partial(Image.new, "RGB", (8, 8))) for key in ("a", "b")]
+    variants = {"x": SpotEditConfig(), "y": SpotEditConfig("fast")}
+    evaluation.edit_all(None, items, tmp_path, {"seed": 0}, {}, variants, lambda image: image)
+    first = ["warm", "dense", "warm", "default", "warm", "fast"]
+    assert calls == [*first, "fast", "default", "dense"]
 
 
 def test_the_table_and_the_prompts_have_every_variant(finished):
@@ -181,7 +195,15 @@ def test_differences_are_paired_by_picture(finished):
     mean = sum(differences) / len(differences)
     text = (finished / "table.md").read_text()
     (line,) = (line for line in text.splitlines() if line.startswith("| default |"))
-    assert line.split(" | ")[3].startswith(f"{mean:+.3g} [")
+    assert line.split(" | ")[3] == f"{mean:+.3g}"
+
+
+def test_an_interval_needs_more_than_a_few_pictures():
+    values = [1.0, 3.0] * 5
+    assert table._interval(values[:9]) == f"{17 / 9:+.3g}"
+    half = 1.96 * (10 / 9) ** 0.5 / 10**0.5
+    assert table._interval(values) == f"+2 [{2 - half:+.3g}, {2 + half:+.3g}]"
+    assert table._interval([]) == "-"
 
 
 def test_only_a_new_variant_is_edited(evaluate, copy):
@@ -239,27 +261,29 @@ def test_a_variant_without_a_picture_is_left_out_of_the_table(evaluate, copy, ca
 # -- rows of before there were variants
 
 
-def older(row: dict) -> dict:
-    config = SpotEditConfig().__dict__ | {"reset_steps": None}
-    settings = row["settings"] | {"config": config}
-    left_out = ("config", "flops_saved", "written")
-    return {k: v for k, v in row.items() if k not in left_out} | {"settings": settings}
-
-
-def test_a_folder_of_before_is_read_and_continued(evaluate, tmp_path, capsys):
-    assert evaluate(None) == 0
+@pytest.fixture
+def older(finished, tmp_path) -> Path:
+    """Return a folder with one configuration, which is among the settings of all rows."""
     out = tmp_path / "out"
-    rows = rows_of(out)
-    (out / "rows-0.jsonl").unlink()
-    for row in rows.values():
-        JsonLines(out, "rows").append(older(row))
-    read_back = rows_of(out)
-    assert all(read_back[p]["config"] == row["config"] for p, row in rows.items())
-    assert all(read_back[p]["settings"] == row["settings"] for p, row in rows.items())
-    capsys.readouterr()
-    before = (out / "rows-0.jsonl").read_bytes()
+    shutil.copytree(finished / "dense", out / "dense")
+    shutil.copytree(finished / "default", out / "spot")
+    configs = {"dense": "dense", "default": "spot"}
+    for (_, mode), row in rows_of(finished).items():
+        if mode in configs:
+            settings = row["settings"] | {"config": recorded(SpotEditConfig())}
+            kept = {k: v for k, v in row.items() if k not in ("config", "flops_saved")}
+            JsonLines(out, "rows").append(kept | {"mode": configs[mode], "settings": settings})
+    return out
+
+
+def test_a_folder_of_before_is_read_and_continued(evaluate, older, finished, capsys):
+    new = rows_of(finished)
+    for (key, mode), row in rows_of(older).items():
+        same = new[key, "dense" if mode == "dense" else "default"]
+        assert (row["config"], row["settings"]) == (same["config"], same["settings"])
+    before = (older / "rows-0.jsonl").read_bytes()
     assert evaluate(None) == 0
-    assert (out / "rows-0.jsonl").read_bytes() == before  # nothing is edited again
+    assert (older / "rows-0.jsonl").read_bytes() == before  # nothing is edited again
     (line,) = (x for x in capsys.readouterr().out.splitlines() if "| SpotEdit (spotedit) |" in x)
     assert line.endswith("| - |")  # the work saved is not known
     assert evaluate(None, "--dilation", "0") == 2
