@@ -42,6 +42,17 @@ def _one_word_option(read: Callable[[str], Any], metavar: str) -> PrimitiveConst
     )
 
 
+def optional_word(metavar: str) -> PrimitiveConstructorSpec[Any]:
+    """Return the specification of an option that takes a word, or none, which gives ""."""
+    return PrimitiveConstructorSpec(
+        nargs=(0, 1),
+        metavar=f"[{metavar}]",
+        instance_from_str=lambda words: words[0] if words else "",
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
 def temporal_method(text: str) -> Temporal:
     """Return the method that `text` names: `TaylorSeer`, or `TaylorSeer(interval=3)`.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
+from PIL.ImageFile import ImageFile
 
 from .files import OutputError, atomic_write, describe_error, try_writing
 
@@ -22,6 +23,7 @@ __all__ = [
     "decode_image",
     "load_image",
     "load_mask",
+    "read_size",
     "save_image",
 ]
 
@@ -69,10 +71,27 @@ def load_mask(path: str | os.PathLike[str]) -> Image.Image:
     return _load(Path(path), lambda image: image)
 
 
-def _load(path: Path, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Return the (width, height) of a picture as it is stored; only its header is read.
+
+    Raises:
+        ImageError: the file does not exist, is no picture, or has more than `MAX_PIXELS` pixels.
+    """
+    path = _existing(Path(path))
+    with _open(path, str(path), path.stat().st_size) as opened:
+        return opened.size
+
+
+def _existing(path: Path) -> Path:
+    """Return the path of a file, or raise `ImageError` if there is none."""
     if not path.is_file():
         problem = "a folder" if path.is_dir() else "no such file"
         raise ImageError(f"{path}: {problem}; expected a picture file")
+    return path
+
+
+def _load(path: Path, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    _existing(path)
     return _decode(path, str(path), path.stat().st_size, convert)
 
 
@@ -83,6 +102,20 @@ def _decode(
     convert: Callable[[Image.Image], Image.Image],
 ) -> Image.Image:
     """Open, decode and convert a picture. `name` and `num_bytes` are for error messages."""
+    with _open(file, name, num_bytes) as opened:
+        try:
+            return convert(ImageOps.exif_transpose(opened))
+        except ImageError as error:
+            raise ImageError(f"{name}: {error}") from None
+        except Exception as error:
+            raise ImageError(
+                f"{name}: the {opened.format} data is damaged or cut short ({error}); "
+                "export the picture again"
+            ) from error
+
+
+def _open(file: Path | BytesIO, name: str, num_bytes: int) -> ImageFile:
+    """Read the header of a picture and check the size; its pixels are not decoded yet."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -94,18 +127,10 @@ def _decode(
             f"{name}: not a picture that Pillow can read ({num_bytes} bytes); convert it to PNG or "
             "JPEG"
         ) from error
-    with opened:
-        if opened.width * opened.height > MAX_PIXELS:
-            raise _too_large(name, f"{opened.width} x {opened.height} pixels")
-        try:
-            return convert(ImageOps.exif_transpose(opened))
-        except ImageError as error:
-            raise ImageError(f"{name}: {error}") from None
-        except Exception as error:
-            raise ImageError(
-                f"{name}: the {opened.format} data is damaged or cut short ({error}); "
-                "export the picture again"
-            ) from error
+    if opened.width * opened.height > MAX_PIXELS:
+        opened.close()
+        raise _too_large(name, f"{opened.width} x {opened.height} pixels")
+    return opened
 
 
 def _too_large(name: str, size: str) -> ImageError:
