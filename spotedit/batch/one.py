@@ -43,16 +43,7 @@ def edit_one(
     Raises:
         OutputError: no output can be written, as on a full disk.
     """
-    row: Row = {
-        "output": job.output,
-        "input": settings.relative(job.image),
-        "input_sha256": None,
-        "mask": None if job.mask is None else settings.relative(job.mask),
-        "mask_sha256": None,
-        "instruction": job.instruction,
-        "seed": job.seed,
-        "settings": settings.record(),
-    }
+    row = asked(job, settings)
     try:
         row["input_sha256"] = hash_of(job.image)
         row["mask_sha256"] = None if job.mask is None else hash_of(job.mask)
@@ -66,6 +57,20 @@ def edit_one(
             settings.unfinished(job.output).unlink()
     _free_memory()  # after the block above, because the exception holds tensors
     return row | {"problem": problem}
+
+
+def asked(job: Job, settings: BatchSettings) -> Row:
+    """Return the fields of a row that are known before the work."""
+    return {
+        "output": job.output,
+        "input": settings.relative(job.image),
+        "input_sha256": None,
+        "mask": None if job.mask is None else settings.relative(job.mask),
+        "mask_sha256": None,
+        "instruction": job.instruction,
+        "seed": job.seed,
+        "settings": settings.record(),
+    }
 
 
 def _edit(

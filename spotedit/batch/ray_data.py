@@ -6,6 +6,7 @@ same paths. The rows return to the process that started the batch.
 """
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,16 +15,17 @@ from typing import Any
 
 from ..editor.editor import Editor
 from ..editor.errors import BadInput, Failure
-from ..pictures.files import OutputError
+from ..pictures.files import OutputError, make_folder
+from ..pictures.lines import append_line, read_lines
 from .jobs import Job
 from .loop import EditAll, Progress
 from .manifest import Row
-from .one import edit_one
+from .one import asked, edit_one
 from .settings import BatchSettings
 
 _OBJECT_STORE_BYTES = 128 * 2**20  # only rows pass through it
 _MAX_BLOCKS = 4096
-_MAX_RESTARTS = 3  # of an actor that was killed; then the picture at hand may be the cause
+_MAX_ATTEMPTS = 3  # at a picture during which the process was killed; it may be the cause
 
 
 class EditingActor:
@@ -41,11 +43,30 @@ class EditingActor:
     def __call__(self, item: dict[str, str]) -> dict[str, str]:
         if self._editor is None:
             return {"stop": str(self._problem), "row": ""}
+        job = _job_from(item["job"])
         try:
-            row = edit_one(self._editor, _job_from(item["job"]), self._settings)
+            with _attempt(job, self._settings) as number:
+                if number > _MAX_ATTEMPTS:
+                    problem = f"its process was killed {_MAX_ATTEMPTS} times, perhaps for memory"
+                    row = asked(job, self._settings) | {"problem": problem}
+                else:
+                    row = edit_one(self._editor, job, self._settings)
         except OutputError as error:
             return {"stop": str(error), "row": ""}
         return {"stop": "", "row": json.dumps(row)}
+
+
+@contextmanager
+def _attempt(job: Job, settings: BatchSettings) -> Iterator[int]:
+    """Count the attempts at a picture in a file, because a killed process forgets them.
+
+    Ray starts a killed actor, and its picture, again without end.
+    """
+    path = settings.unfinished(job.output).with_suffix(".attempts")
+    make_folder(path.parent)
+    append_line(path, {})
+    yield len(list(read_lines(path)))
+    path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -62,13 +83,16 @@ def ray_cluster(address: str | None, num_actors: int | None) -> Iterator[Any]:
     try:
         import ray
         import ray.data
+        from ray._common.usage import usage_lib
     except ImportError as error:
         raise BadInput(f'--ray needs Ray Data ({error}): pip install "spotedit[ray]"') from error
     if ray.is_initialized():
         yield ray
         return
     start: dict[str, Any] = {"address": address}
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     if address is None:
+        usage_lib.set_usage_stats_enabled_via_env_var(False)  # nothing is sent to other hosts
         start = {
             "address": "local",
             "num_cpus": num_actors,
@@ -106,11 +130,9 @@ def edit_on_ray(ray: Any, settings: BatchSettings, num_actors: int | None) -> Ed
         results = dataset.map(
             EditingActor,
             fn_constructor_args=(settings,),
-            concurrency=min(num_actors or available, len(items)),
+            compute=ray.data.ActorPoolStrategy(size=min(num_actors or available, len(items))),
             num_gpus=1 if uses_gpus else 0,
             num_cpus=0 if uses_gpus else 1,
-            max_restarts=_MAX_RESTARTS,
-            max_task_retries=_MAX_RESTARTS,
         )
         try:
             for result in results.iter_rows():

@@ -20,7 +20,7 @@ from ..editor.editor import Editor
 from ..editor.errors import BadInput, Failure
 from ..editor.loading import choose_device
 from ..pictures.files import OutputError, describe_error, make_folder, try_writing
-from ..pictures.images import IMAGE_SUFFIXES, ImageError, read_size
+from ..pictures.images import IMAGE_SUFFIXES, ImageError, open_image
 from .commands import BatchOptions
 from .edit import require_model
 from .options import changed_fields, spotedit_config
@@ -172,7 +172,8 @@ def _unreadable(plan: Plan) -> dict[str, str]:
     for job, _ in plan.todo:
         try:
             for path in filter(None, (job.image, job.mask)):
-                read_size(path)
+                with open_image(path):
+                    pass
         except ImageError as error:
             problems[job.output] = str(error)
     return problems

@@ -2,14 +2,14 @@
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
-from PIL.ImageFile import ImageFile
 
 from .files import OutputError, atomic_write, describe_error, try_writing
 
@@ -23,7 +23,7 @@ __all__ = [
     "decode_image",
     "load_image",
     "load_mask",
-    "read_size",
+    "open_image",
     "save_image",
 ]
 
@@ -71,28 +71,16 @@ def load_mask(path: str | os.PathLike[str]) -> Image.Image:
     return _load(Path(path), lambda image: image)
 
 
-def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Return the (width, height) of a picture as it is stored; only its header is read.
-
-    Raises:
-        ImageError: the file does not exist, is no picture, or has more than `MAX_PIXELS` pixels.
-    """
-    path = _existing(Path(path))
-    with _open(path, str(path), path.stat().st_size) as opened:
-        return opened.size
+def _load(path: Path, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    return _decode(path, str(path), _num_bytes(path), convert)
 
 
-def _existing(path: Path) -> Path:
-    """Return the path of a file, or raise `ImageError` if there is none."""
+def _num_bytes(path: Path) -> int:
+    """Return the size of a file."""
     if not path.is_file():
         problem = "a folder" if path.is_dir() else "no such file"
         raise ImageError(f"{path}: {problem}; expected a picture file")
-    return path
-
-
-def _load(path: Path, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    _existing(path)
-    return _decode(path, str(path), path.stat().st_size, convert)
+    return path.stat().st_size
 
 
 def _decode(
@@ -102,20 +90,24 @@ def _decode(
     convert: Callable[[Image.Image], Image.Image],
 ) -> Image.Image:
     """Open, decode and convert a picture. `name` and `num_bytes` are for error messages."""
-    with _open(file, name, num_bytes) as opened:
-        try:
-            return convert(ImageOps.exif_transpose(opened))
-        except ImageError as error:
-            raise ImageError(f"{name}: {error}") from None
-        except Exception as error:
-            raise ImageError(
-                f"{name}: the {opened.format} data is damaged or cut short ({error}); "
-                "export the picture again"
-            ) from error
+    with _opened(file, name, num_bytes) as opened:
+        return convert(ImageOps.exif_transpose(opened))
 
 
-def _open(file: Path | BytesIO, name: str, num_bytes: int) -> ImageFile:
-    """Read the header of a picture and check the size; its pixels are not decoded yet."""
+def open_image(path: str | os.PathLike[str]) -> AbstractContextManager[Image.Image]:
+    """Open a picture for the block. What fails in the block is a damaged picture.
+
+    Raises:
+        ImageError: the file does not exist, is no picture or is damaged, or it has more than
+            `MAX_PIXELS` pixels.
+    """
+    path = Path(path)
+    return _opened(path, str(path), _num_bytes(path))
+
+
+@contextmanager
+def _opened(file: Path | BytesIO, name: str, num_bytes: int) -> Iterator[Image.Image]:
+    """Open a picture; see `open_image`. `name` and `num_bytes` are for error messages."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -127,10 +119,18 @@ def _open(file: Path | BytesIO, name: str, num_bytes: int) -> ImageFile:
             f"{name}: not a picture that Pillow can read ({num_bytes} bytes); convert it to PNG or "
             "JPEG"
         ) from error
-    if opened.width * opened.height > MAX_PIXELS:
-        opened.close()
-        raise _too_large(name, f"{opened.width} x {opened.height} pixels")
-    return opened
+    with opened:
+        if opened.width * opened.height > MAX_PIXELS:
+            raise _too_large(name, f"{opened.width} x {opened.height} pixels")
+        try:
+            yield opened
+        except ImageError as error:
+            raise ImageError(f"{name}: {error}") from None
+        except Exception as error:
+            raise ImageError(
+                f"{name}: the {opened.format} data is damaged or cut short ({error}); "
+                "export the picture again"
+            ) from error
 
 
 def _too_large(name: str, size: str) -> ImageError:
