@@ -52,10 +52,12 @@ def edit_one(
         if isinstance(error, OutputError) and _stops_all(error):
             raise
         problem = _first_line(error).removeprefix(f"{job.image}: ")
+        took_too_much = isinstance(error.__cause__ or error, torch.OutOfMemoryError | MemoryError)
     finally:
         with suppress(OSError):
             settings.unfinished(job.output).unlink()
-    _free_memory()  # after the block above, because the exception holds tensors
+    if took_too_much:  # the exception, which holds tensors, is gone here
+        _free_memory()
     return row | {"problem": problem}
 
 

@@ -7,6 +7,7 @@ same paths. The rows return to the process that started the batch.
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -108,6 +109,15 @@ def ray_cluster(address: str | None, num_actors: int | None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def check_address(address: str) -> None:
+    """Raise `BadInput` if `address` is neither empty nor the address of a cluster."""
+    if address not in ("", "auto") and not re.fullmatch(r"(ray://)?[^/\s]+:[0-9]+", address):
+        raise BadInput(
+            f'--ray {address}: expected an address, such as "auto" or HOST:PORT; put --ray last if '
+            "it is to have none"
+        )
 
 
 def edit_on_ray(ray: Any, settings: BatchSettings, num_actors: int | None) -> EditAll:

@@ -13,7 +13,7 @@ from ..batch.loop import EditAll, edit_here, record_all
 from ..batch.manifest import Manifest, Row
 from ..batch.one import remove_unfinished
 from ..batch.plan import Plan, make_plan
-from ..batch.ray_data import edit_on_ray, ray_cluster
+from ..batch.ray_data import check_address, edit_on_ray, ray_cluster
 from ..batch.settings import BatchSettings
 from ..batch.summary import dry_run, say, summary
 from ..editor.editor import Editor
@@ -32,6 +32,7 @@ def run(options: BatchOptions) -> None:
     Raises:
         BadInput, OutputError, Failure: see `spotedit.cli.main`.
     """
+    check_address(options.ray or "")
     settings = _settings(options)
     jobs = _jobs(options)
     check_outputs(jobs, settings.out)
