@@ -30,6 +30,7 @@ dependencies = [
     "matplotlib>=3.9",
     "tqdm",
     "tyro>=1.0",  # makes the command line
+    "jinja2>=3.1",  # makes the contact sheet
     "pyyaml",  # settings files
 ]
 

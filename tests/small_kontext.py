@@ -74,6 +74,41 @@ def random_kontext(seed: int = 0, guidance_embeds: bool = False) -> FluxKontextP
     return pipe
 
 
+class PromptedKontext(FluxKontextPipeline):
+    """A random pipeline that edits at the picture's size and ignores the prompt."""
+
+    def __call__(
+        self,
+        image=None,
+        prompt=None,
+        height=None,
+        width=None,
+        num_inference_steps=28,
+        generator=None,
+        output_type="pil",
+        return_dict=True,
+        max_area=1024**2,
+        _auto_resize=False,
+    ):
+        arguments = {
+            name: value for name, value in locals().items() if name not in ("self", "__class__")
+        }
+        return super().__call__(**arguments)
+
+    def encode_prompt(self, **arguments):
+        generator = torch.Generator().manual_seed(0)
+        prompt = torch.randn(1, NUM_PROMPT_TOKENS, PROMPT_CHANNELS, generator=generator)
+        pooled = torch.randn(1, POOLED_CHANNELS, generator=generator)
+        return prompt, pooled, torch.zeros(NUM_PROMPT_TOKENS, 3)
+
+
+def prompted_kontext(seed: int = 0) -> PromptedKontext:
+    """Make a pipeline that takes a prompt, for programs that load a pipeline by its name."""
+    pipe = random_kontext(seed)
+    pipe.__class__ = PromptedKontext
+    return pipe
+
+
 def call_arguments(
     seed: int = 0, size: tuple[int, int] = (HEIGHT, WIDTH), batch: int = 1, **extra
 ) -> dict:

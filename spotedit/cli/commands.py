@@ -20,6 +20,7 @@ from .options import (
     PipelineOptions,
     SpotOptions,
     at_least,
+    optional_word,
 )
 
 
@@ -76,6 +77,47 @@ class EditOptions(PictureOptions):
     """File for the report of what was skipped."""
     fail_if_unchanged: bool = False
     """Exit with status 3 if nothing was edited. OUT is still written."""
+    photo: OmitArgPrefixes[PhotoOptions]
+
+
+@dataclass(kw_only=True)
+class BatchOptions(SpotOptions):
+    """Edit many pictures; a run that was stopped can be continued.
+
+    Edit the pictures of folders, patterns or a list. Each output has its picture's name, below
+    --out. To continue a run that was stopped, run the same command again: it makes what is missing,
+    and what was replaced since.
+    """
+
+    inputs: Annotated[Positional[tuple[str, ...]], arg(metavar="INPUT ... INSTRUCTION")]
+    """Pictures, folders (with their sub-folders) or quoted patterns such as "photos/**/*.jpg", and
+    what to change. Or one list, a .csv or .jsonl file, whose rows have image and any of
+    instruction, mask, seed and output; then INSTRUCTION is for the rows without one."""
+    out: Annotated[Path, arg(aliases=["-o"], metavar="DIR")]
+    """Folder for the outputs, their reports and the record of what is finished."""
+    model: Annotated[str | None, arg(metavar="MODEL", help=f"{MODELS}.")] = None
+    format: Literal["png", "jpg", "webp", "tif"] | None = None
+    """Format of the outputs. None takes that of each picture."""
+    mask: Annotated[Path | None, arg(metavar="PATH")] = None
+    """A mask for all pictures, or a folder with a mask for each, of the same relative path and name
+    up to the suffix; see `spotedit edit --help`."""
+    mask_mode: Literal["intersect", "union", "replace"] = "intersect"
+    """How the mask is combined with the tokens that SpotEdit selects."""
+    dry_run: bool = False
+    """Edit and write nothing. List what would be edited, what is finished and what cannot be
+    read."""
+    limit: Annotated[int | None, at_least(1)] = None
+    """Edit at most this many pictures."""
+    contact_sheet: bool = False
+    """Also write DIR/contact-sheet.html: before, after and region of every picture."""
+    force: bool = False
+    """Make pictures again that were made with other settings, and overwrite other files in their
+    places."""
+    ray: Annotated[str | None, optional_word("ADDRESS")] = None
+    """Edit in several processes with Ray Data: on this machine, or on the cluster at ADDRESS
+    ("auto" or HOST:PORT), whose hosts must see all files at the same paths."""
+    ray_actors: Annotated[int | None, at_least(1)] = None
+    """Number of processes with --ray. None: one for each GPU, or for each core if there is none."""
     photo: OmitArgPrefixes[PhotoOptions]
 
 
@@ -173,6 +215,7 @@ class EnvOptions:
 COMMANDS: dict[str, type] = {
     "demo": DemoOptions,
     "edit": EditOptions,
+    "batch": BatchOptions,
     "preview": PreviewOptions,
     "verify": VerifyOptions,
     "eval": EvalOptions,

@@ -40,6 +40,17 @@ def _one_word_option(read: Callable[[str], Any], metavar: str) -> PrimitiveConst
     )
 
 
+def optional_word(metavar: str) -> PrimitiveConstructorSpec[Any]:
+    """Return the specification of an option that takes a word, or none, which gives ""."""
+    return PrimitiveConstructorSpec(
+        nargs=(0, 1),
+        metavar=f"[{metavar}]",
+        instance_from_str=lambda words: words[0] if words else "",
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
 def _option_type(annotation: Any) -> Any:
     """Return the type of the option for a field of `SpotEditConfig` with this annotation.
 

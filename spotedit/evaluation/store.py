@@ -1,15 +1,14 @@
-"""Store rows as JSON lines. Reading skips a line that a killed process wrote only in part."""
+"""Store the rows of an evaluation as JSON lines, in a file for each process."""
 
-import hashlib
-import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..pictures.files import OutputError
+from ..pictures.lines import append_line, digest, read_lines
 from .edits import DENSE
+
+__all__ = ["JsonLines", "Row", "digest"]
 
 Row = dict[str, Any]
 
@@ -35,35 +34,15 @@ class JsonLines:
     def append(self, row: Row) -> None:
         """Append a row in one write.
 
-        The row starts on a new line, so that a line cut short before it does no harm.
-
         Raises:
             OutputError: the row, or a part of it, could not be written.
         """
-        whole = row | {"written": time.time()}
-        line = f"\n{json.dumps(whole, allow_nan=False)}\n".encode()
-        try:
-            file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            try:
-                while line:  # a full disk shortens one write, and the next one raises
-                    line = line[os.write(file, line) :]
-            finally:
-                os.close(file)
-        except OSError as error:
-            raise OutputError(
-                f"{self._path}: a row cannot be written ({error.strerror}); finished rows stay: "
-                "make room and run the same command again"
-            ) from error
+        append_line(self._path, row | {"written": time.time()})
 
 
 def _rows(path: Path) -> Iterator[Row]:
-    for line in path.read_bytes().splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:  # the line is blank or was cut short
-            continue
-        if isinstance(row, dict) and {"key", "mode", "written"} <= row.keys():
-            yield _current(row)
+    rows = read_lines(path)
+    return (_current(row) for row in rows if {"key", "mode", "written"} <= row.keys())
 
 
 def _current(row: Row) -> Row:
@@ -74,8 +53,3 @@ def _current(row: Row) -> Row:
     shared = {name: value for name, value in settings.items() if name != "config"}
     own = None if row["mode"] == DENSE else settings["config"]
     return {**row, "settings": shared, "config": own}
-
-
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

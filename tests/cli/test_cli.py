@@ -16,7 +16,7 @@ import torch
 from diffusers import FluxKontextPipeline
 from pie import make_pie
 from PIL import Image
-from small_kontext import NUM_PROMPT_TOKENS, random_kontext
+from small_kontext import PromptedKontext, prompted_kontext
 
 import spotedit
 from spotedit.cli import commands, demo, edit, main, options, preview
@@ -25,42 +25,13 @@ from spotedit.editor import editor, keep, loading
 WIDTH, HEIGHT = 64, 48
 
 
-class PromptedKontext(FluxKontextPipeline):
-    """A random pipeline that edits at the picture's size and ignores the prompt."""
-
-    def __call__(
-        self,
-        image=None,
-        prompt=None,
-        height=None,
-        width=None,
-        num_inference_steps=28,
-        generator=None,
-        output_type="pil",
-        return_dict=True,
-        max_area=1024**2,
-        _auto_resize=False,
-    ):
-        arguments = {
-            name: value for name, value in locals().items() if name not in ("self", "__class__")
-        }
-        return super().__call__(**arguments)
-
-    def encode_prompt(self, **arguments):
-        generator = torch.Generator().manual_seed(0)
-        prompt = torch.randn(1, NUM_PROMPT_TOKENS, 12, generator=generator)
-        pooled = torch.randn(1, 10, generator=generator)
-        return prompt, pooled, torch.zeros(NUM_PROMPT_TOKENS, 3)
-
-
 @pytest.fixture
 def model(monkeypatch) -> list[object]:
     """Let `edit` and `preview` load random pipelines; return the list of those that they load."""
     loaded: list[object] = []
 
     def load(*args):
-        pipe = random_kontext()
-        pipe.__class__ = PromptedKontext
+        pipe = prompted_kontext()
         loaded.append(pipe)
         return pipe
 

@@ -1,0 +1,170 @@
+"""Edit the pictures of a batch on several devices or hosts, with Ray Data.
+
+An actor loads one pipeline and edits one picture at a time, as the plain loop does. It writes the
+outputs itself, so that all hosts must see the users' files and the folder of the outputs at the
+same paths. The rows return to the process that started the batch.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..editor.editor import Editor
+from ..editor.errors import BadInput, Failure
+from ..pictures.files import OutputError, make_folder
+from ..pictures.lines import append_line, read_lines
+from .jobs import Job
+from .loop import EditAll, Progress
+from .manifest import Row
+from .one import asked, edit_one
+from .settings import BatchSettings
+
+_OBJECT_STORE_BYTES = 128 * 2**20  # only rows pass through it
+_MAX_BLOCKS = 4096
+_MAX_ATTEMPTS = 3  # at a picture during which the process was killed; it may be the cause
+
+
+class EditingActor:
+    """A process with one pipeline. It takes and returns rows of one JSON text each."""
+
+    def __init__(self, settings: BatchSettings) -> None:
+        self._settings = settings
+        self._editor: Editor | None = None
+        self._problem: str | None = None
+        try:
+            self._editor = Editor(settings.editor)
+        except (BadInput, Failure) as error:  # Ray would start the actor again and again
+            self._problem = str(error)
+
+    def __call__(self, item: dict[str, str]) -> dict[str, str]:
+        if self._editor is None:
+            return {"stop": str(self._problem), "row": ""}
+        job = _job_from(item["job"])
+        try:
+            with _attempt(job, self._settings) as number:
+                if number > _MAX_ATTEMPTS:
+                    problem = f"its process was killed {_MAX_ATTEMPTS} times, perhaps for memory"
+                    row = asked(job, self._settings) | {"problem": problem}
+                else:
+                    row = edit_one(self._editor, job, self._settings)
+        except OutputError as error:
+            return {"stop": str(error), "row": ""}
+        return {"stop": "", "row": json.dumps(row)}
+
+
+@contextmanager
+def _attempt(job: Job, settings: BatchSettings) -> Iterator[int]:
+    """Count the attempts at a picture in a file, because a killed process forgets them.
+
+    Ray starts a killed actor, and its picture, again without end.
+    """
+    path = settings.unfinished(job.output).with_suffix(".attempts")
+    make_folder(path.parent)
+    append_line(path, {})
+    yield len(list(read_lines(path)))
+    path.unlink(missing_ok=True)
+
+
+@contextmanager
+def ray_cluster(address: str | None, num_actors: int | None) -> Iterator[Any]:
+    """Connect to Ray during the block.
+
+    Args:
+        address: of a cluster, or None to start Ray on this machine alone and stop it afterwards.
+        num_actors: the processor cores that a Ray on this machine may use. None: all.
+
+    Raises:
+        BadInput: Ray is not installed, or there is no cluster at `address`.
+    """
+    try:
+        import ray
+        import ray.data
+        from ray._common.usage import usage_lib
+    except ImportError as error:
+        raise BadInput(f'--ray needs Ray Data ({error}): pip install "spotedit[ray]"') from error
+    if ray.is_initialized():
+        yield ray
+        return
+    start: dict[str, Any] = {"address": address}
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    if address is None:
+        usage_lib.set_usage_stats_enabled_via_env_var(False)  # nothing is sent to other hosts
+        start = {
+            "address": "local",
+            "num_cpus": num_actors,
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+            "_node_ip_address": "127.0.0.1",
+        }
+    try:
+        ray.init(**start, log_to_driver=False, configure_logging=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise BadInput(f"--ray {address or ''}: {error}") from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def check_address(address: str) -> None:
+    """Raise `BadInput` if `address` is neither empty nor the address of a cluster."""
+    if address not in ("", "auto") and not re.fullmatch(r"(ray://)?[^/\s]+:[0-9]+", address):
+        raise BadInput(
+            f'--ray {address}: expected an address, such as "auto" or HOST:PORT; put --ray last if '
+            "it is to have none"
+        )
+
+
+def edit_on_ray(ray: Any, settings: BatchSettings, num_actors: int | None) -> EditAll:
+    """Return the function that edits pictures on the cluster.
+
+    Args:
+        ray: the module, connected.
+        num_actors: number of processes. None: one for each GPU, or for each core if there is none.
+    """
+
+    def edit_all(jobs: Sequence[Job], progress: Progress) -> Iterator[Row]:
+        resources = ray.cluster_resources()
+        uses_gpus = resources.get("GPU", 0) >= 1 and settings.editor.device != "cpu"
+        available = int(resources.get("GPU" if uses_gpus else "CPU", 1))
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        items = [{"job": _job_text(job)} for job in jobs]
+        dataset = ray.data.from_items(items, override_num_blocks=min(len(items), _MAX_BLOCKS))
+        results = dataset.map(
+            EditingActor,
+            fn_constructor_args=(settings,),
+            compute=ray.data.ActorPoolStrategy(size=min(num_actors or available, len(items))),
+            num_gpus=1 if uses_gpus else 0,
+            num_cpus=0 if uses_gpus else 1,
+        )
+        try:
+            for result in results.iter_rows():
+                if result["stop"]:
+                    raise Failure(result["stop"])
+                yield json.loads(result["row"])
+        except ray.exceptions.RayError as error:
+            raise Failure(
+                f"Ray: {str(error).splitlines()[-1]}; what is finished stays: run the same command "
+                "again"
+            ) from error
+
+    return edit_all
+
+
+def _job_text(job: Job) -> str:
+    fields = asdict(job) | {"image": str(job.image), "listed": sorted(job.listed)}
+    return json.dumps(fields | {"mask": None if job.mask is None else str(job.mask)})
+
+
+def _job_from(text: str) -> Job:
+    fields = json.loads(text)
+    mask = None if fields["mask"] is None else Path(fields["mask"])
+    listed = frozenset(fields["listed"])
+    return Job(**fields | {"image": Path(fields["image"]), "mask": mask, "listed": listed})

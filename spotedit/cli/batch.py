@@ -1,0 +1,192 @@
+"""`spotedit batch` edits many pictures, and can be stopped and continued."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..batch.contact_sheet import sheet_path, write_sheet
+from ..batch.inputs import describe_ignored, find_pictures
+from ..batch.jobs import Job, check_outputs, jobs_of_list, jobs_of_pictures
+from ..batch.lists import is_list, read_list
+from ..batch.loop import EditAll, edit_here, record_all
+from ..batch.manifest import Manifest, Row
+from ..batch.one import remove_unfinished
+from ..batch.plan import Plan, make_plan
+from ..batch.ray_data import check_address, edit_on_ray, ray_cluster
+from ..batch.settings import BatchSettings
+from ..batch.summary import dry_run, say, summary
+from ..editor.editor import Editor
+from ..editor.errors import BadInput, Failure
+from ..editor.loading import choose_device
+from ..pictures.files import OutputError, describe_error, make_folder, try_writing
+from ..pictures.images import IMAGE_SUFFIXES, ImageError, open_image
+from .commands import BatchOptions
+from .edit import require_model
+from .options import changed_fields, spotedit_config
+
+
+def run(options: BatchOptions) -> None:
+    """Edit the pictures that are not finished yet.
+
+    Raises:
+        BadInput, OutputError, Failure: see `spotedit.cli.main`.
+    """
+    check_address(options.ray or "")
+    settings = _settings(options)
+    jobs = _jobs(options)
+    check_outputs(jobs, settings.out)
+    if options.dry_run:
+        plan = _plan(options, jobs, settings, Manifest(settings))
+        say(dry_run(plan, _unreadable(plan), _memory(options, plan)))
+        return
+    make_folder(settings.out)
+    _check_writing(settings.out)
+    manifest = Manifest(settings)
+    with manifest.locked():
+        if manifest.is_foreign():
+            raise BadInput(f"{manifest.path}: was not made by spotedit batch; move it away")
+        sheet = sheet_path(settings, options.force) if options.contact_sheet else None
+        plan = _plan(options, jobs, settings, manifest)
+        for row in plan.recovered:
+            manifest.append(row)
+        made = _edit(options, plan, settings, manifest)
+        if sheet is not None:
+            rows = plan.done | {row["output"]: row for row in made}
+            write_sheet(settings, (rows[job.output] for job in jobs if job.output in rows), sheet)
+            say(f"{sheet}: the pictures side by side")
+    num_failed = sum("problem" in row for row in made)
+    if num_failed:
+        raise Failure(f"{num_failed} of {len(jobs)} pictures failed")
+
+
+def _settings(options: BatchOptions) -> BatchSettings:
+    """Check the options that need no picture, and return what all pictures share."""
+    model = require_model(options.model)
+    if Path(model).is_dir():
+        model = str(Path(model).resolve())
+    choose_device(options.pipeline.device, options.pipeline.offload)
+    try:
+        config = spotedit_config(options.config)
+        editor = options.editor_settings(model)
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+    if options.mask is not None and not options.mask.exists():
+        raise BadInput(f"--mask {options.mask}: no such file or folder")
+    return BatchSettings(
+        editor=editor,
+        config=changed_fields(config),
+        out=options.out.absolute(),
+        keep=options.photo.keep,
+        detail=options.photo.detail,
+        mask_mode=options.mask_mode,
+    )
+
+
+def _jobs(options: BatchOptions) -> list[Job]:
+    """Return a job for every picture that the command line or its list names."""
+    if not options.inputs:
+        raise BadInput("name pictures, folders or a list, and then the instruction")
+    *inputs, last = options.inputs
+    suffix = None if options.format is None else f".{options.format}"
+    seed = options.pipeline.seed
+    lists = [Path(text) for text in options.inputs if is_list(Path(text))]
+    if lists and lists != [Path(options.inputs[0])]:
+        raise BadInput(f"{lists[-1]}: a list is the only input; give each list a command")
+    if lists:
+        if len(options.inputs) > 2:
+            raise BadInput(f"{lists[0]}: a list is the only input; expected INSTRUCTION after it")
+        instruction = last if inputs else None
+        entries, unused = read_list(lists[0])
+        if unused:
+            say(f"{lists[0]}: these columns are not used: {', '.join(unused)}")
+        folder = lists[0].parent
+        return jobs_of_list(entries, folder, instruction, seed, options.mask, suffix)
+    if not inputs or Path(last).exists() or Path(last).suffix.lower() in IMAGE_SUFFIXES:
+        raise BadInput(
+            f'the last argument is {last!r}; expected the instruction, as in "add a scarf to the '
+            'dog", after the pictures'
+        )
+    if not last.strip():
+        raise BadInput("the instruction is empty")
+    found = find_pictures(inputs, options.out, options.mask)
+    if line := describe_ignored(found.ignored):
+        say(line)
+    return jobs_of_pictures(found.pictures, last, seed, options.mask, suffix)
+
+
+def _plan(
+    options: BatchOptions, jobs: Sequence[Job], settings: BatchSettings, manifest: Manifest
+) -> Plan:
+    plan = make_plan(jobs, settings, manifest, options.force, options.limit)
+    if plan.conflicts:
+        raise BadInput(
+            f"{settings.out} has files that this command would overwrite:\n"
+            f"{plan.explain_conflicts()}\nChoose another folder, or give --force to overwrite them"
+        )
+    return plan
+
+
+def _check_writing(folder: Path) -> None:
+    try:
+        try_writing(folder / "probe")
+    except OSError as error:
+        raise OutputError(
+            f"--out {folder}: cannot be written to ({describe_error(error)}); choose another folder"
+        ) from error
+
+
+def _edit(
+    options: BatchOptions, plan: Plan, settings: BatchSettings, manifest: Manifest
+) -> list[Row]:
+    """Edit what is to be made, print the summary, and return the rows."""
+    made: list[Row] = []
+    try:
+        remove_unfinished(settings)
+        if plan.todo:
+            with _way_to_edit(options, settings) as edit_all:
+                for row in record_all([job for job, _ in plan.todo], edit_all, manifest):
+                    made.append(row)
+    except OutputError as error:
+        raise Failure(str(error)) from error
+    finally:
+        if made or plan.done:
+            say(summary(plan.done, made))
+        remove_unfinished(settings)
+    return made
+
+
+@contextmanager
+def _way_to_edit(options: BatchOptions, settings: BatchSettings) -> Iterator[EditAll]:
+    """Load the pipeline, or connect to Ray; yield the function that edits pictures there."""
+    if options.ray is None:
+        with Editor(settings.editor) as editor:
+            yield edit_here(editor, settings)
+    else:
+        with ray_cluster(options.ray or None, options.ray_actors or os.cpu_count()) as ray:
+            yield edit_on_ray(ray, settings, options.ray_actors)
+
+
+def _unreadable(plan: Plan) -> dict[str, str]:
+    """Return why pictures and masks cannot be read, by output. Only their headers are read."""
+    problems = {}
+    for job, _ in plan.todo:
+        try:
+            for path in filter(None, (job.image, job.mask)):
+                with open_image(path):
+                    pass
+        except ImageError as error:
+            problems[job.output] = str(error)
+    return problems
+
+
+def _memory(options: BatchOptions, plan: Plan) -> str:
+    """Return a sentence about the memory of an edit, on top of the weights."""
+    num_bytes: Iterable[int] = [row["cache_bytes"] for row in plan.done.values()]
+    largest = max(num_bytes, default=None)
+    if largest is None:
+        return "memory: unknown, because no picture is finished here; see spotedit.estimate"
+    return (
+        f"memory: {largest / 2**20:.1f} MiB for the cache, on top of the weights (the most of the "
+        "pictures finished here)"
+    )
