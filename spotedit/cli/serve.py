@@ -26,12 +26,7 @@ def run(options: ServeOptions) -> None:
     from ..serve.server import serve
 
     limits = _limits(options)
-    editor_settings = [
-        replace(options.editor_settings(options.model), device=device)
-        for device in _devices(options)
-    ]
-    for settings in editor_settings:
-        choose_device(settings.device, settings.offload)
+    editor_settings = _editor_settings(options)
     with _bound_socket(options.host, options.port) as listener:
         editors = [Editor(settings) for settings in editor_settings]
         names = ", ".join(str(editor.device) for editor in editors)
@@ -48,6 +43,18 @@ def _require_packages() -> None:
     if missing:
         names = ", ".join(missing)
         raise BadInput(f'missing packages: {names}; install them: pip install "spotedit[serve]"')
+
+
+def _editor_settings(options: ServeOptions) -> list[EditorSettings]:
+    """Return the settings of one editor for each device, which this machine has."""
+    try:
+        shared = options.editor_settings(options.model)
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+    settings = [replace(shared, device=device) for device in _devices(options)]
+    for item in settings:
+        choose_device(item.device, item.offload)
+    return settings
 
 
 def _devices(options: ServeOptions) -> list[str | None]:

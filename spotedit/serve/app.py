@@ -23,8 +23,8 @@ from .workers import Workers
 def create_app(editors: Sequence[Editor], settings: ServeSettings) -> FastAPI:
     """Make an application that edits pictures, with one pipeline for each of `editors`.
 
-    `app.state.workers` is its `Workers`. Stopping the application stops them, and leaves closing
-    the editors to the caller.
+    `app.state` has its `workers` and its `metrics`. Stopping the application stops the workers. The
+    caller closes the editors.
 
     Args:
         editors: loaded pipelines of the same settings, at least one.
@@ -43,7 +43,7 @@ def create_app(editors: Sequence[Editor], settings: ServeSettings) -> FastAPI:
     app = FastAPI(
         title="spotedit", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan
     )
-    app.state.workers = workers
+    app.state.workers, app.state.metrics = workers, metrics
     answer_errors(app)
     app.include_router(_edits(service))
     app.include_router(_monitoring(service))

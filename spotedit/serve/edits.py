@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..editor.editor import Edited, Editor
 from ..editor.errors import BadInput, Failure
-from .errors import CLIENT_GONE, ApiError, bad_request, busy
+from .errors import CLIENT_GONE, bad_request, busy
 from .fields import EditForm
 from .form import read_form
 from .metrics import Metrics
@@ -67,23 +67,21 @@ class Service:
         job = Job(work)
         edits = await self._explained(self.workers.run(job))
         self.metrics.wait.observe(job.waited)
-        pictures = []
         for edited in edits:
             self.metrics.count_edit(edited)
-            picture = await asyncio.to_thread(finish, image, edited, fields)
-            pictures.append(picture)
-        encoded = [await asyncio.to_thread(encode, picture, fields) for picture in pictures]
-        width, height = pictures[0].size
+        answers = [await asyncio.to_thread(finish, image, edited, fields) for edited in edits]
+        width, height = answers[0].size
         return {
             "created": int(time.time()),
-            "data": [{"b64_json": base64.b64encode(data).decode()} for data in encoded],
+            "data": [{"b64_json": base64.b64encode(answer.data).decode()} for answer in answers],
             "background": "opaque",
             "output_format": fields.output_format,
             "size": f"{width}x{height}",
             "spotedit": {
                 "model": self.settings.model,
                 "images": [
-                    figures(edited, fields.seed + number) for number, edited in enumerate(edits)
+                    {"seed": fields.seed + number, **answer.figures}
+                    for number, answer in enumerate(answers)
                 ],
                 "waited_seconds": job.waited,
                 "seconds": time.perf_counter() - start,
@@ -137,22 +135,39 @@ def edit_pictures(
     ]
 
 
-def finish(original: Image.Image, edited: Edited, fields: EditForm) -> Image.Image:
-    """Return the picture for the client: the edit alone, or in the original picture."""
+@dataclass(frozen=True)
+class Finished:
+    """One picture of an answer: its file, its (width, height), and the figures of its edit."""
+
+    data: bytes
+    size: tuple[int, int]
+    figures: dict[str, Any]
+
+
+def finish(original: Image.Image, edited: Edited, fields: EditForm) -> Finished:
+    """Put the edit into the original picture if the client wants that, and encode it.
+
+    If the edit has no place in the original, the model's picture is the answer, and a note says so.
+    """
+    picture, note = edited.picture, None
     keep = fields.keep or ("original" if fields.size is None else "model")
     composite = getattr(edited.report, "composite", None)
-    if keep == "model" or composite is None:
-        return edited.picture
-    picture: Image.Image = composite(original, edited.picture)
-    return picture
+    if composite is None:
+        keep = "model"
+    if keep == "original":
+        try:
+            picture = composite(original, edited.picture)
+        except ValueError as error:
+            keep, note = "model", str(error)
+    figures = {**_figures(edited), "kept": keep, "kept_note": note}
+    return Finished(encode(picture, fields), picture.size, figures)
 
 
-def figures(edited: Edited, seed: int) -> dict[str, Any]:
-    """Return what the report says about one picture, as JSON."""
+def _figures(edited: Edited) -> dict[str, Any]:
+    """Return what the report says about the edit, as JSON."""
     report = edited.report
     kinds = report.kinds
     return {
-        "seed": seed,
         "r": report.mean_ratio,
         "work_saved": report.flops_saved,
         "steps": {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},

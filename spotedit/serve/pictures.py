@@ -1,46 +1,88 @@
 """Decode the pictures of a request, and encode those of the answer."""
 
 import inspect
+import warnings
 from io import BytesIO
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..judge.mask import as_mask, same_aspect
-from ..pictures.images import ImageError, Limits, decode_image, decode_mask
+from ..pictures.images import ImageError, decode_image
 from .errors import bad_request
 from .fields import EditForm, Size
 from .form import Upload
 from .settings import ServeSettings
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP")  # an MPO file is a JPEG with further pictures behind it
+FORMATS = ("PNG", "JPEG", "WEBP")  # some of Pillow's other formats start programs
 _JPEG_QUALITY = 95
 
 
 def decode(upload: Upload, settings: ServeSettings) -> tuple[Image.Image, Tensor | None]:
     """Return the picture in RGB, and the mask: bool [1, H, W], True where it may change.
 
+    Metadata of the picture, such as the place where it was taken, is dropped.
+
     Raises:
         ApiError: a file is no picture, is damaged or too large, or the two do not fit.
     """
-    limits = Limits(settings.max_pixels, FORMATS)
     try:
-        image = decode_image(upload.image, "image", limits)
+        _open(upload.image, "image", settings.max_pixels).close()
+        image = decode_image(upload.image, "image")
     except ImageError as error:
         raise bad_request(str(error), "image", "invalid_image") from None
+    image.info.clear()
     if upload.mask is None:
         return image, None
     try:
-        picture = decode_mask(upload.mask, "mask", limits)
+        return image, _decode_mask(upload.mask, image, upload.fields.mask_alpha, settings)
+    except ValueError as error:
+        raise bad_request(str(error), "mask", "invalid_mask") from None
+
+
+def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
+    """Read the header of a picture file, and no pixel.
+
+    Raises:
+        ImageError: the file has none of `FORMATS`, or too many pixels.
+    """
+    expected = f"expected at most {max_pixels} pixels: scale it down first"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise ImageError(f"{name} has too many pixels; {expected}") from None
+    except Exception:  # every decoder has its own exceptions
+        raise ImageError(
+            f"{name} is no picture that can be read ({len(data)} bytes); expected PNG, JPEG or WebP"
+        ) from None
+    if picture.width * picture.height > max_pixels:
+        raise ImageError(f"{name} is {picture.width} x {picture.height} pixels; {expected}")
+    return picture
+
+
+def _decode_mask(
+    data: bytes, image: Image.Image, mask_alpha: str, settings: ServeSettings
+) -> Tensor:
+    """Return the mask of `image`.
+
+    Raises:
+        ValueError: the file cannot be read, or its picture is no mask of `image`.
+    """
+    with _open(data, "mask", settings.max_pixels) as opened:
+        try:
+            picture = ImageOps.exif_transpose(opened)
+            picture.load()
+        except Exception as error:
+            raise ImageError(f"mask is damaged or cut short ({error}); export it again") from None
         if not same_aspect((picture.height, picture.width), (image.height, image.width)):
-            raise ValueError(
+            raise ImageError(
                 f"mask is {picture.width} x {picture.height} pixels; expected the aspect ratio of "
                 f"the image, {image.width} x {image.height}"
             )
-        return image, read_mask(picture, upload.fields.mask_alpha)
-    except ValueError as error:
-        raise bad_request(str(error), "mask", "invalid_mask") from None
+        return read_mask(picture, mask_alpha)
 
 
 def read_mask(picture: Image.Image, mask_alpha: str) -> Tensor:
