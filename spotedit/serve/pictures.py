@@ -2,6 +2,7 @@
 
 import inspect
 import warnings
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
@@ -19,10 +20,22 @@ FORMATS = ("PNG", "JPEG", "WEBP")  # some of Pillow's other formats start progra
 _JPEG_QUALITY = 95
 
 
-def decode(upload: Upload, settings: ServeSettings) -> tuple[Image.Image, Tensor | None]:
-    """Return the picture in RGB, and the mask: bool [1, H, W], True where it may change.
+@dataclass(frozen=True)
+class EditRequest:
+    """A request whose files are decoded.
 
-    Metadata of the picture, such as the place where it was taken, is dropped.
+    Attributes:
+        image: the picture, RGB, without metadata such as the place where it was taken.
+        mask: bool [1, H, W], True where the picture may change, or None.
+    """
+
+    fields: EditForm
+    image: Image.Image
+    mask: Tensor | None
+
+
+def decode(upload: Upload, settings: ServeSettings) -> EditRequest:
+    """Decode the files of a request.
 
     Raises:
         ApiError: a file is no picture, is damaged or too large, or the two do not fit.
@@ -33,12 +46,13 @@ def decode(upload: Upload, settings: ServeSettings) -> tuple[Image.Image, Tensor
     except ImageError as error:
         raise bad_request(str(error), "image", "invalid_image") from None
     image.info.clear()
-    if upload.mask is None:
-        return image, None
-    try:
-        return image, _decode_mask(upload.mask, image, upload.fields.mask_alpha, settings)
-    except ValueError as error:
-        raise bad_request(str(error), "mask", "invalid_mask") from None
+    mask = None
+    if upload.mask is not None:
+        try:
+            mask = _decode_mask(upload.mask, image, upload.fields.mask_alpha, settings)
+        except ValueError as error:
+            raise bad_request(str(error), "mask", "invalid_mask") from None
+    return EditRequest(upload.fields, image, mask)
 
 
 def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:

@@ -1,5 +1,6 @@
 """Editors, pictures and requests for the tests of `spotedit.serve`."""
 
+import asyncio
 import base64
 from io import BytesIO
 
@@ -18,6 +19,7 @@ for package in ("fastapi", "httpx", "multipart", "prometheus_client"):
     pytest.importorskip(package, reason=f"{package} is not installed")
 
 NUM_STEPS = 4
+DEADLINE = 30  # seconds; a test that waits longer has failed
 PATH = "/v1/images/edits"
 SETTINGS = ServeSettings(model="random", queue=4)
 
@@ -122,3 +124,52 @@ def error(answer, status: int) -> dict:
 
 def same(a: Image.Image, b: Image.Image) -> bool:
     return a.size == b.size and a.convert("RGB").tobytes() == b.convert("RGB").tobytes()
+
+
+class Call:
+    """One request to an application, by ASGI, whose client can leave, even within the upload."""
+
+    def __init__(self, app, is_cut_short=False, **fields):
+        import httpx
+
+        request = httpx.Request("POST", "http://test" + PATH, **form(**fields))
+        headers = [(name.lower(), value) for name, value in request.headers.raw]
+        self._scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": "POST",
+            "scheme": "http",
+            "path": PATH,
+            "raw_path": PATH.encode(),
+            "query_string": b"",
+            "headers": headers,
+            "client": ("test", 1),
+            "server": ("test", 80),
+        }
+        self._body = request.read()
+        self._left = asyncio.Event()
+        self._has_sent = False
+        self.status = None
+        self.body = b""
+        self._is_cut_short = is_cut_short
+        self.task = asyncio.create_task(app(self._scope, self._receive, self._send))
+
+    async def _receive(self):
+        if not self._has_sent:
+            self._has_sent = True
+            body = self._body[: len(self._body) // 2] if self._is_cut_short else self._body
+            return {"type": "http.request", "body": body, "more_body": self._is_cut_short}
+        await self._left.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message):
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        else:
+            self.body += message["body"]
+
+    async def leave(self):
+        """Close the connection, and wait until the application is done with the request."""
+        self._left.set()
+        await asyncio.wait_for(self.task, DEADLINE)

@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import pytest
 from serving import (
+    DEADLINE,
     PATH,
     SETTINGS,
+    Call,
     application,
     encoded,
     error,
@@ -20,7 +22,6 @@ from serving import (
 )
 
 httpx = pytest.importorskip("httpx", reason="httpx is not installed")
-DEADLINE = 30  # seconds; a test that waits longer has failed
 
 
 class Gate:
@@ -93,50 +94,6 @@ def post(client, **fields):
 def value(app, name: str) -> float:
     """Return the value of a gauge or counter of an application."""
     return app.state.metrics.registry.get_sample_value(f"spotedit_{name}")
-
-
-class Call:
-    """One request to an application, by ASGI, whose client can leave, even within the upload."""
-
-    def __init__(self, app, is_cut_short=False, **fields):
-        request = httpx.Request("POST", "http://test" + PATH, **form(**fields))
-        headers = [(name.lower(), value) for name, value in request.headers.raw]
-        self._scope = {
-            "type": "http",
-            "asgi": {"version": "3.0"},
-            "http_version": "1.1",
-            "method": "POST",
-            "scheme": "http",
-            "path": PATH,
-            "raw_path": PATH.encode(),
-            "query_string": b"",
-            "headers": headers,
-            "client": ("test", 1),
-            "server": ("test", 80),
-        }
-        self._body = request.read()
-        self._left = asyncio.Event()
-        self._has_sent = False
-        self.status = None
-        self._is_cut_short = is_cut_short
-        self.task = asyncio.create_task(app(self._scope, self._receive, self._send))
-
-    async def _receive(self):
-        if not self._has_sent:
-            self._has_sent = True
-            body = self._body[: len(self._body) // 2] if self._is_cut_short else self._body
-            return {"type": "http.request", "body": body, "more_body": self._is_cut_short}
-        await self._left.wait()
-        return {"type": "http.disconnect"}
-
-    async def _send(self, message):
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-
-    async def leave(self):
-        """Close the connection, and wait until the application is done with the request."""
-        self._left.set()
-        await asyncio.wait_for(self.task, DEADLINE)
 
 
 def test_requests_beyond_the_limit_are_refused_at_once(editor, gate):
