@@ -43,12 +43,9 @@ def finish(edit: EditRequest, edited: Edited) -> Finished:
     """
     picture, note = edited.picture, None
     keep = edit.fields.keep or ("original" if edit.fields.size is None else "model")
-    composite = getattr(edited.report, "composite", None)
-    if composite is None:
-        keep = "model"
     if keep == "original":
         try:
-            picture = composite(edit.image, edited.picture)
+            picture = edited.report.composite(edit.image, edited.picture)
         except ValueError as error:
             keep, note = "model", str(error)
     figures = {**_figures(edited), "kept": keep, "kept_note": note}

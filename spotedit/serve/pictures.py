@@ -17,6 +17,8 @@ from .form import Upload
 from .settings import ServeSettings
 
 FORMATS = ("PNG", "JPEG", "WEBP")  # some of Pillow's other formats start programs
+_MIN_SIDE = 16  # pixels; with less, a pipeline has no token
+_MAX_ASPECT = 16
 _JPEG_QUALITY = 95
 
 
@@ -41,7 +43,8 @@ def decode(upload: Upload, settings: ServeSettings) -> EditRequest:
         ApiError: a file is no picture, is damaged or too large, or the two do not fit.
     """
     try:
-        _open(upload.image, "image", settings.max_pixels).close()
+        with _open(upload.image, "image", settings.max_pixels) as opened:
+            _check_shape(opened)
         image = decode_image(upload.image, "image")
     except ImageError as error:
         raise bad_request(str(error), "image", "invalid_image") from None
@@ -75,6 +78,16 @@ def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
     if picture.width * picture.height > max_pixels:
         raise ImageError(f"{name} is {picture.width} x {picture.height} pixels; {expected}")
     return picture
+
+
+def _check_shape(image: Image.Image) -> None:
+    """Raise `ImageError` for a picture that no pipeline could put on its grid of tokens."""
+    short, long = sorted(image.size)
+    if short < _MIN_SIDE or long > _MAX_ASPECT * short:
+        raise ImageError(
+            f"image is {image.width} x {image.height} pixels; expected sides of at least "
+            f"{_MIN_SIDE} that differ by a factor of {_MAX_ASPECT} at most"
+        )
 
 
 def _decode_mask(

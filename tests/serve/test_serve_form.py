@@ -120,6 +120,40 @@ def test_auto_takes_the_size_of_the_source(post):
     assert answered.size == (WIDTH, HEIGHT)
 
 
+def test_the_original_comes_back_at_its_own_size_outside_the_region(post, editor):
+    original = picture(width=WIDTH + 5, height=HEIGHT + 3)
+    mask = Image.new("L", original.size)
+    mask.paste(255, (16, 16, 32, 32))
+    files = {"image": encoded(original), "mask": encoded(mask)}
+    answer = post(**files, mask_mode="replace", keep=None)
+    (answered,) = pictures(answer)
+    edited = editor.edit(original, "add a hat", mask=mask, mask_mode="replace")
+    assert same(answered, edited.report.composite(original, edited.picture))
+    assert answered.size == original.size
+    differs = np.any(np.asarray(answered) != np.asarray(original), axis=-1)
+    assert differs[20:28, 20:28].any()
+    assert not differs[:, 48:].any()
+    assert answer.json()["spotedit"]["images"][0]["kept"] == "original"
+
+
+def test_an_edit_without_a_place_in_the_original_comes_back_as_the_model_made_it(
+    post, editor, monkeypatch
+):
+    def composite(report, original, edited):
+        raise ValueError("the output cannot be placed on the source picture")
+
+    monkeypatch.setattr("spotedit.report.EditReport.composite", composite)
+    answer = post(keep="original")
+    assert same(pictures(answer)[0], editor.edit(picture(), "add a hat").picture)
+    (figures,) = answer.json()["spotedit"]["images"]
+    assert figures["kept"] == "model"
+    assert "cannot be placed" in figures["kept_note"]
+
+
+def test_a_narrow_picture_is_edited(post):
+    assert pictures(post(image=encoded(picture(width=16, height=256))))[0].size == (16, 256)
+
+
 def test_empty_fields_count_as_absent(post):
     assert post(size="", n="", output_format="", user="").status_code == 200
 
@@ -290,6 +324,13 @@ def test_a_mask_of_another_aspect_is_refused(post):
     content = error(post(mask=encoded(Image.new("L", (WIDTH, WIDTH)))), 400)
     assert content["param"] == "mask"
     assert f"expected the aspect ratio of the image, {WIDTH} x {HEIGHT}" in content["message"]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (15, 64), (16, 257)])
+def test_a_picture_without_room_for_a_token_is_refused(post, size):
+    width, height = size
+    content = error(post(image=encoded(picture(width=width, height=height))), 400)
+    assert f"image is {width} x {height} pixels; expected sides" in content["message"]
 
 
 @pytest.mark.parametrize("count", [0, 2, 16])
