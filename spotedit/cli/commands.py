@@ -12,6 +12,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from tyro.constructors import MISSING_NONPROP
 
 from ..editor.settings import MODELS
+from ..serve.settings import ServeSettings
 from .file import file_defaults
 from .options import (
     ConfigOptions,
@@ -208,6 +209,44 @@ class CalibrateOptions(FileOptions):
 
 
 @dataclass(kw_only=True)
+class ServeOptions(SpotOptions):
+    """Edit pictures over HTTP.
+
+    Serve POST /v1/images/edits in the form that clients of hosted image APIs use. There is no
+    authentication without --api-key-file.
+    """
+
+    model: Annotated[Positional[str], arg(metavar="MODEL", help=f"{MODELS}.")]
+    host: str = "127.0.0.1"
+    """Address to listen at. The default is reachable from this machine only."""
+    port: Annotated[int, at_least(0)] = 8000
+    """Port to listen at. 0 takes a free one."""
+    devices: Annotated[str | None, arg(metavar="DEVICES")] = None
+    """Devices with a pipeline each, such as cuda:0,cuda:1. `all` takes every GPU. None takes
+    --device."""
+    queue: Annotated[int, at_least(0)] = ServeSettings.queue
+    """Number of requests that may wait for a pipeline. Further ones are refused with status 429."""
+    max_bytes: Annotated[int, at_least(1)] = ServeSettings.max_bytes
+    """Largest number of bytes of a request."""
+    max_pixels: Annotated[int, at_least(1)] = ServeSettings.max_pixels
+    """Largest number of pixels of an uploaded picture."""
+    max_output_pixels: Annotated[int, at_least(1)] = ServeSettings.max_output_pixels
+    """Largest number of pixels of a size that a client asks for."""
+    max_prompt: Annotated[int, at_least(1)] = ServeSettings.max_prompt
+    """Largest number of characters of a prompt."""
+    max_pictures: Annotated[int, at_least(1)] = ServeSettings.max_pictures
+    """Largest number of pictures that one request can ask for."""
+    upload_seconds: float = ServeSettings.upload_seconds
+    """Longest time for the upload of a request."""
+    request_seconds: float = ServeSettings.request_seconds
+    """Longest time from the end of an upload to the answer."""
+    shutdown_seconds: Annotated[int, at_least(1)] = 60
+    """Longest time for the running edits to finish after SIGTERM."""
+    api_key_file: Annotated[Path | None, arg(metavar="FILE")] = None
+    """File with the key that clients must send as `Authorization: Bearer KEY`."""
+
+
+@dataclass(kw_only=True)
 class EnvOptions:
     """Print versions and devices, for bug reports."""
 
@@ -220,6 +259,7 @@ COMMANDS: dict[str, type] = {
     "verify": VerifyOptions,
     "eval": EvalOptions,
     "calibrate": CalibrateOptions,
+    "serve": ServeOptions,
     "env": EnvOptions,
 }
 
