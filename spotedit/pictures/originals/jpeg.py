@@ -13,7 +13,7 @@ from PIL import Image, JpegImagePlugin
 from ..composite import PlacedEdit, paste
 from ..pixels import Pixels, pixels_of
 from . import jpeg_blocks
-from .jpeg_segments import join, kept_segments, split
+from .jpeg_segments import has_more, join, kept_segments, split
 from .metadata import PREFIX, Metadata
 from .rewritten import Rewritten
 
@@ -28,7 +28,12 @@ def rewritten(path: Path, edit: PlacedEdit) -> Rewritten:
     """
     data = path.read_bytes()
     segments, scans = split(data)
-    kept, notes = kept_segments(segments)
+    kept, notes = kept_segments(segments), []
+    if has_more(scans):
+        notes.append(
+            "what follows the picture in the file (a gain map, a video or another picture) is left "
+            "out, because it shows the unedited picture"
+        )
     try:
         return Rewritten(jpeg_blocks.rewritten(data, segments, scans, kept, edit), notes)
     except jpeg_blocks.Unsupported as unsupported:

@@ -18,7 +18,7 @@ from PIL import Image
 from ..composite import PlacedEdit, paste
 from ..pixels import pixels_of
 from .jpeg_entropy import Component, compressed_data
-from .jpeg_segments import DAC, DHT, DRI, Segment, join
+from .jpeg_segments import APP0, APP14, DAC, DHT, DRI, Segment, join
 from .rewritten import NEEDS_PHOTOS
 
 _PROGRESSIVE = 0xC2
@@ -86,9 +86,10 @@ def rewritten(
     frame = next(segment for segment in segments if segment.is_frame)
     if frame.marker not in _READABLE or frame.body[0] != 8:
         raise Unsupported("its kind of JPEG is a rare one")
-    planes, colours = _read(segments, scans, frame)
+    colours = _colours(segments, frame)
     with Image.open(BytesIO(data)) as image:
-        pixels = pixels_of(image)
+        pixels = pixels_of(image)  # raises if the data is damaged
+    planes = _read(segments, scans, frame)
     paste(pixels, edit)
     size = pixels.values.shape[1], pixels.values.shape[0]
     for box in _boxes(edit, size, planes):
@@ -110,8 +111,29 @@ def rewritten(
     return result
 
 
-def _read(segments: Sequence[Segment], scans: bytes, frame: Segment) -> tuple[list[_Plane], str]:
-    """Return the coefficients of the file, and the name of its colour space."""
+def _colours(segments: Sequence[Segment], frame: Segment) -> str:
+    """Return what the components are: "grey", "ycc", "rgb", "cmyk" or "ycck".
+
+    libjpeg has the same rules.
+    """
+    num_components = frame.body[5]
+    adobe = next((s.body for s in segments if s.marker == APP14 and s.body[:5] == b"Adobe"), None)
+    transform = None if adobe is None else adobe[11]
+    if num_components == 1:
+        return "grey"
+    if num_components == 4:
+        return "ycck" if transform == 2 else "cmyk"
+    if num_components != 3:
+        raise Unsupported("it has two colour components")
+    has_jfif = any(segment.marker == APP0 for segment in segments)
+    identifiers = frame.body[6::3][:3]
+    if has_jfif or transform == 1:
+        return "ycc"
+    return "rgb" if transform == 0 or identifiers == b"RGB" else "ycc"
+
+
+def _read(segments: Sequence[Segment], scans: bytes, frame: Segment) -> list[_Plane]:
+    """Return the coefficients of the file."""
     try:
         import jpeglib
     except ImportError:
@@ -140,7 +162,7 @@ def _read(segments: Sequence[Segment], scans: bytes, frame: Segment) -> tuple[li
         blocks, identifier = np.ascontiguousarray(found[index]), entry[0]
         wide, high = most_across // across, most_down // down
         planes.append(_Plane(blocks, table, identifier, across, down, wide, high))
-    return planes, file.jpeg_color_space.name
+    return planes
 
 
 def _mcu(planes: Sequence[_Plane]) -> tuple[int, int]:
@@ -165,7 +187,7 @@ def _replace_blocks(
     """Give the blocks in the box that the edit touches the coefficients of new pixels.
 
     Args:
-        colours: the colour space of the planes.
+        colours: see `_colours`.
         values: the pixels of the whole picture, [H, W, C].
         box: whole MCUs.
     """
@@ -192,22 +214,16 @@ def _replace_blocks(
 
 
 def _samples(pixels: np.ndarray, colours: str) -> np.ndarray:
-    """Return the samples of a file, 0..255 [h, w, components], for pixels as Pillow shows them.
-
-    Raises:
-        Unsupported: the colour space is unknown.
-    """
+    """Return the samples of a file, 0..255 [h, w, components], for pixels as Pillow shows them."""
     values = pixels.astype(np.float32)
-    if colours in ("JCS_GRAYSCALE", "JCS_RGB"):
-        return values
-    if colours == "JCS_YCbCr":
+    if colours == "ycc":
         return values @ _YCC.T + _YCC_ZERO
-    if colours == "JCS_CMYK":  # such files hold the paper that shows, not the ink
+    if colours == "cmyk":  # such files hold the paper that shows, not the ink
         return 255 - values
-    if colours == "JCS_YCCK":
+    if colours == "ycck":
         ink = values[..., :3] @ _YCC.T + _YCC_ZERO
         return np.concatenate([ink, 255 - values[..., 3:]], axis=-1)
-    raise Unsupported(f"its colour space is {colours}")
+    return values
 
 
 def _verify(
