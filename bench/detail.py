@@ -5,19 +5,20 @@ with 128 x 128 pixels: once at its size, and again in crops.
 """
 
 import argparse
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from spotedit.editor.crop import CropEdit, Detailed, edit_in_crops
+from spotedit.editor.crop_plan import changed_tokens
 from spotedit.editor.editor import Editor
 from spotedit.editor.settings import EditorSettings
 from spotedit.models.spec import WHOLE
 from spotedit.pictures.composite import PlacedEdit, composite
+from spotedit.pictures.layers import Layers
 from spotedit.tiny.scenes import Scene, heldout_photos, make_scene, photo_crop
 from spotedit.tiny.shapes import COLOURS, SHAPES, TEXTURES, Item, draw
 
@@ -184,26 +185,21 @@ def outcome(editor: Editor, scene: Scene, seed: int) -> Outcome:
     region = first.report.region
     assert region is not None  # every edit of these scenes is judged
     compared = [crop for crop in detailed.crops if crop.placed is not None]
-    left_over = region & ~np.logical_or.reduce([crop.plan.part for crop in compared], initial=False)
-    again = [crop.placed for crop in compared]
+    rest = changed_tokens(region, first.report.moved)
+    for crop in compared:
+        rest = rest & ~crop.plan.part
+    again = [crop.placed for crop in compared if crop.placed is not None]
     pictures = {
         SOURCE: scene.source,
-        FIRST: _pasted(photo, [PlacedEdit(first.picture, region, WHOLE)]),
-        CROP: _pasted(photo, detailed.placed),
-        ALL: _pasted(photo, [PlacedEdit(first.picture, left_over, WHOLE), *again]),
+        FIRST: np.asarray(composite(photo, first.report.placed(first.picture))),
+        CROP: np.asarray(composite(photo, detailed.placed)),
+        ALL: np.asarray(composite(photo, Layers((PlacedEdit(first.picture, rest, WHOLE), *again)))),
     }
     judged = [
         Judged(crop, *(_error(pictures[name], scene.target, crop) for name in (FIRST, ALL)))
         for crop in compared
     ]
     return Outcome(scene, pictures, detailed, judged, (num_first_calls, num_calls))
-
-
-def _pasted(photo: Image.Image, placed: Iterable[PlacedEdit]) -> np.ndarray:
-    """Return the photograph with the edits put into it in turn, uint8 [H, W, 3]."""
-    for edit in placed:
-        photo = composite(photo, edit)
-    return np.asarray(photo)
 
 
 def _error(picture: np.ndarray, truth: np.ndarray, crop: CropEdit) -> float:

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..judge.mask import as_mask, resized
 from ..options.choices import Box
 from ..pictures.composite import PlacedEdit, composite
+from ..pictures.layers import Layers
 from .boxes import Rectangle, box_in_crop, box_in_photo
 from .crop_plan import MIN_GAIN, Plan, changed_tokens, mask_in_crop, plan_crops
 from .editor import Edited, Editor, OnStep
@@ -56,14 +57,23 @@ class Detailed(Edited):
     the duration of all edits.
 
     Attributes:
-        placed: what to put into the photograph, in this order.
         crops: the crops that were edited.
         notes: sentences for people about the parts without a crop's edit.
+        layers: what to put into the photograph, or None to put the first edit into it.
     """
 
-    placed: tuple[PlacedEdit, ...]
-    crops: tuple[CropEdit, ...]
-    notes: tuple[str, ...]
+    crops: tuple[CropEdit, ...] = ()
+    notes: tuple[str, ...] = ()
+    layers: Layers | None = None
+
+    @property
+    def placed(self) -> PlacedEdit | Layers:
+        """The edits with their places in the photograph.
+
+        Raises:
+            ValueError: see `EditReport.placed`.
+        """
+        return self.report.placed(self.picture) if self.layers is None else self.layers
 
 
 @dataclass(frozen=True)
@@ -99,44 +109,35 @@ def edit_in_crops(
         instruction, seed, mask, mask_mode, on_step, arguments: see `Editor.edit`.
     """
     reason = _why_not(image, first, {**editor.settings.arguments, **(arguments or {})})
-    box, region = first.report.source_box, first.report.region
-    if box is None:
-        return _detailed(first, [], [], [str(reason)])
-    if region is None:
-        region = np.ones((1, 1), dtype=bool)  # everything may have changed
     if reason is not None:
-        return _detailed(first, [PlacedEdit(first.picture, region, box)], [], [reason])
+        return Detailed(**vars(first), notes=(reason,))
+    region, moved = first.report.region, first.report.moved
+    box = first.report.source_box
+    assert region is not None  # or else there was a reason
+    assert box is not None
     edit = partial(
         editor.edit, instruction=instruction, seed=seed, on_step=on_step, arguments=arguments
     )
     pixels = None if mask is None else resized(as_mask(mask), (image.height, image.width))[0]
     photo = _Photo(image, first, box, pixels, mask_mode)
-    plans, notes = plan_crops(
-        region, first.report.moved, box, image.size, math.prod(first.picture.size)
-    )
+    plans, notes = plan_crops(region, moved, box, image.size, math.prod(first.picture.size))
     crops = [_edit_crop(edit, photo, plan) for plan in plans]
-    kept, placed = changed_tokens(region, first.report.moved), []
+    kept, placed = changed_tokens(region, moved), []
     for crop in crops:
         if crop.placed is not None and crop.problem is None:
             kept = kept & ~crop.plan.part
             placed.append(crop.placed)
         else:
             notes.append(f"{_place(crop.plan.crop)}: the first edit is kept: {crop.problem}")
-    return _detailed(first, [PlacedEdit(first.picture, kept, box), *placed], crops, notes)
-
-
-def _detailed(
-    first: Edited, placed: list[PlacedEdit], crops: list[CropEdit], notes: list[str]
-) -> Detailed:
     edits = [first, *(crop.edited for crop in crops if crop.edited is not None)]
     return Detailed(
         first.source,
         first.picture,
         first.report,
         sum(edit.seconds for edit in edits),
-        tuple(edit for edit in placed if not edit.is_empty),
         tuple(crops),
         tuple(notes),
+        Layers((PlacedEdit(first.picture, kept, box), *placed)),
     )
 
 
