@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
+from spotedit.cli.figure import save_figure
 from spotedit.editor.crop import CropEdit, Detailed, edit_in_crops
 from spotedit.editor.crop_plan import changed_tokens
 from spotedit.editor.editor import Editor
@@ -32,16 +34,16 @@ SOURCE, FIRST, CROP, ALL = "source", "model size", "crop", "all crops"
 KINDS = ("recolour", "remove", "replace")
 MADE = 3.0  # dB
 NOTES = (
-    "Held-out photographs, edited with the tiny editor, which works with 128 x 128 pixels (default "
-    "settings). *Scene*: an instruction recolours, removes or replaces an object that is alone or "
-    "one of several, or adds one. *Object*: its width in pixels; an instruction that adds names "
-    "the size. *Edit*: at the model's size, enlarged and put into the photograph; with crops, where "
-    "they are accepted; with all crops, without comparing them with the first edit. PSNR and "
-    "sharpness are those of the pixels that the true edit changes. Sharpness is the energy of their "
-    "gradients, as a share of the truth's. Figures of single pictures are medians with [20th, 80th "
-    "percentile]; differences are means with a 95% bootstrap interval. A crop is *better* if its "
-    "edit is nearer to the truth than the first edit, over all pixels of the crop. An edit is *made* "
-    f"if it is {MADE:g} dB nearer to the truth than the source is.",
+    "Held-out photographs, edited by the tiny editor, which works with 128 x 128 pixels (default "
+    "settings). *Scene*: an instruction recolours, removes or replaces an object, which is alone "
+    "or one of several, or adds one. *Object*: its width in pixels; an instruction that adds names "
+    "the size. *Edit*: at the model's size, enlarged and put into the photograph; with crops, "
+    "where they are accepted; with all crops, without comparing them with the first edit. PSNR and "
+    "sharpness are those of the pixels that the true edit changes. Sharpness is the energy of the "
+    "gradients there, as a share of the truth's. Figures of single pictures are medians with "
+    "[20th, 80th percentile]; differences are means with a 95% bootstrap interval. A crop is "
+    "*better* if its edit is nearer to the truth than the first edit, over all pixels of the crop. "
+    f"An edit is *made* if it is {MADE:g} dB nearer to the truth than the source is.",
 )
 
 
@@ -81,6 +83,8 @@ CASES = (
     Case("several", 1024, 160),
     Case("add", 1024),
 )
+SHOWN = CASES[1]  # in the figure
+_ZOOM = 1.5  # side of the part that the figure shows, in widths of the edit
 
 
 def one_object(seed: int, kind: str, size: int, radius: float) -> Scene:
@@ -254,40 +258,52 @@ def _counts(case: Case, outcomes: Sequence[Outcome]) -> Iterator[Row]:
     yield Row("forwards of the transformer, in all", both.mean(), "", parameters=case.parameters)
 
 
+def draw_figure(outcomes: Sequence[Outcome], path: Path) -> None:
+    """Write a figure with a row for each scene: the part of the photograph around the edit."""
+    lines = []
+    for outcome in outcomes:
+        scene = outcome.scene
+        y, x = (np.flatnonzero(scene.mask.any(axis=axis)) for axis in (1, 0))
+        side = round(_ZOOM * max(np.ptp(y), np.ptp(x)))
+        top, left = (
+            int(np.clip(axis.mean() - side / 2, 0, length - side))
+            for axis, length in zip((y, x), scene.mask.shape, strict=True)
+        )
+        pictures = [*(outcome.pictures[name] for name in (SOURCE, FIRST, CROP)), scene.target]
+        part = slice(top, top + side), slice(left, left + side)
+        lines.append((scene.instruction, [Image.fromarray(picture[part]) for picture in pictures]))
+    save_figure(path, lines, ("photograph", "model size", "crop", "truth"))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.detail", description=__doc__)
-    parser.add_argument("--scenes", type=int, default=24, help="number of scenes of each size")
+    parser.add_argument("--scenes", type=int, default=21, help="number of scenes of each sort")
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--out", type=Path, default=rows.RESULTS, help="folder for the rows")
-    parser.add_argument("--figure", type=Path, help="file for a picture of three scenes")
+    parser.add_argument(
+        "--figure",
+        type=Path,
+        help="file for a picture of the first scenes; no rows are written then",
+    )
     args = parser.parse_args(argv)
     settings = EditorSettings(
         model="tiny", device="cpu", arguments={"num_inference_steps": args.steps}
     )
-    results: list[Row] = []
-    shown: list[Outcome] = []
     with Editor(settings) as editor:
+        if args.figure:
+            seeds = range(args.first_seed, args.first_seed + len(KINDS))
+            scenes = [outcome(editor, SHOWN.scene(seed), seed) for seed in seeds]
+            draw_figure(scenes, args.figure)
+            return
+        results: list[Row] = []
         for case in CASES:
-            seeds = tqdm(range(args.first_seed, args.first_seed + args.scenes), unit="scene")
-            outcomes = [outcome(editor, case.scene(seed), seed) for seed in seeds]
-            results += result_rows(case, outcomes)
-            for item in outcomes:
-                print(
-                    [
-                        (
-                            round(c.crop.disagreement, 3),
-                            round(10 * np.log10(c.first_error / c.crop_error), 2),
-                            c.crop.problem,
-                        )
-                        for c in item.judged
-                    ],
-                    {
-                        n: {k: round(v, 2) for k, v in item.figures(n).items()}
-                        for n in (FIRST, CROP)
-                    },
-                    item.detailed.notes,
-                )
+            seeds = range(args.first_seed, args.first_seed + args.scenes)
+            scenes = [
+                outcome(editor, case.scene(seed), seed)
+                for seed in tqdm(seeds, str(case), unit="scene")
+            ]
+            results += result_rows(case, scenes)
     machine = environment.describe(weights=edits.WEIGHTS)
     print(rows.save("detail", results, machine, NOTES, args.out))
 

@@ -89,10 +89,10 @@ def plan_crops(
 
 
 def _merged(plans: list[Plan], plan: Callable[[np.ndarray], Plan], num_pixels: int) -> list[Plan]:
-    """Merge plans while two of them keep most of their resolution in a common crop."""
+    """Merge plans while two of them both keep most of their resolution in a common crop."""
     for one, other in combinations(plans, 2):
         common = plan(one.core | other.core)
-        separate = min(density(item.crop, num_pixels) for item in (one, other))
+        separate = max(density(item.crop, num_pixels) for item in (one, other))
         if density(common.crop, num_pixels) >= _MIN_COMMON * separate:
             rest = [item for item in plans if item is not one and item is not other]
             return _merged([common, *rest], plan, num_pixels)
