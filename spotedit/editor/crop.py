@@ -26,7 +26,7 @@ from .crop_plan import MIN_GAIN, Plan, changed_tokens, mask_in_crop, plan_crops
 from .editor import Edited, Editor, OnStep
 from .errors import BadInput, Failure
 
-MAX_DISAGREEMENT = 0.8  # see `disagreement`
+MAX_DISAGREEMENT = 0.65  # see `disagreement`
 _TIED_TO_PHOTO = {"height", "width", "mask_image"}  # arguments of the call that fit no crop
 
 
