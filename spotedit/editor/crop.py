@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..judge.mask import as_mask, resized
 from ..options.choices import Box
-from ..pictures.composite import PlacedEdit, composite
+from ..pictures.composite import Placed, PlacedEdit, composite
 from ..pictures.layers import Layers
 from .boxes import Rectangle, box_in_crop, box_in_photo
 from .crop_plan import MIN_GAIN, Plan, changed_tokens, mask_in_crop, plan_crops
@@ -67,7 +67,7 @@ class Detailed(Edited):
     layers: Layers | None = None
 
     @property
-    def placed(self) -> PlacedEdit | Layers:
+    def placed(self) -> Placed:
         """The edits with their places in the photograph.
 
         Raises:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from .composite import PlacedEdit
+from .composite import Placed
 
 Edges = tuple[int, int, int, int]  # left, top, right and bottom, in pixels
 
@@ -14,10 +14,10 @@ Edges = tuple[int, int, int, int]  # left, top, right and bottom, in pixels
 class Layers:
     """Edits that lie over each other, the last one on top.
 
-    It stands wherever a `PlacedEdit` does.
+    This is a `Placed`, and so is each of the edits.
     """
 
-    edits: tuple[PlacedEdit, ...]
+    edits: tuple[Placed, ...]
 
     @property
     def is_empty(self) -> bool:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from PIL import Image, JpegImagePlugin
 
-from ..composite import PlacedEdit, paste
+from ..composite import Placed, paste
 from ..pixels import Pixels, pixels_of
 from .metadata import PREFIX, Metadata, without_thumbnail
 from .photoshop import without_thumbnails
@@ -40,7 +40,7 @@ class Segment(NamedTuple):
         return self.marker in (_APP0, _APP14)
 
 
-def rewritten(path: Path, edit: PlacedEdit) -> Rewritten:
+def rewritten(path: Path, edit: Placed) -> Rewritten:
     """Return the file with the edit in it, re-encoded with the original's tables and sampling."""
     data = path.read_bytes()
     segments, _ = split(data)
