@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -19,6 +20,21 @@ from .pixels import Pixels, pixels_of
 
 FEATHER_TOKENS = 1
 _STRIP_PIXELS = 2**20  # the edit is scaled and blended in strips of about so many pixels
+
+
+class Placed(Protocol):
+    """What can be put into a picture: a `PlacedEdit`, or several as `Layers`."""
+
+    @property
+    def is_empty(self) -> bool: ...
+
+    def transposed(self, method: Image.Transpose) -> "Placed": ...
+
+    def extent(self, size: tuple[int, int]) -> tuple[int, int, int, int]: ...
+
+    def opacity(self, size: tuple[int, int], box: tuple[int, int, int, int]) -> np.ndarray: ...
+
+    def colours(self, size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image: ...
 
 
 @dataclass(frozen=True)
@@ -202,7 +218,7 @@ def _transposed_box(box: Box, method: Image.Transpose) -> Box:
     return boxes[method]
 
 
-def strips(edit: PlacedEdit, size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
+def strips(edit: Placed, size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
     """Yield boxes that together cover `edit.extent(size)`, none larger than `_STRIP_PIXELS`."""
     left, top, right, bottom = edit.extent(size)
     if right == left:
@@ -212,7 +228,7 @@ def strips(edit: PlacedEdit, size: tuple[int, int]) -> Iterator[tuple[int, int, 
         yield left, start, right, min(start + height, bottom)
 
 
-def paste(pixels: Pixels, edit: PlacedEdit) -> None:
+def paste(pixels: Pixels, edit: Placed) -> None:
     """Put the edit into the pixels, in place."""
     space = ColourSpace(pixels.colours, pixels.values.dtype, pixels.profile)
     size = pixels.values.shape[1], pixels.values.shape[0]
@@ -251,7 +267,7 @@ def blend(
     return result
 
 
-def composite(original: Image.Image, edit: PlacedEdit) -> Image.Image:
+def composite(original: Image.Image, edit: Placed) -> Image.Image:
     """Return the original with the edit in it. Its mode stays, see `pixels_of`, and its `info`.
 
     Raises:

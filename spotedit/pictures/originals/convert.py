@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from ..colour import icc_profile
-from ..composite import PlacedEdit, paste
+from ..composite import Placed, paste
 from ..pixels import Pixels, pixels_of
 from . import jpeg, others, png, tiff
 from .metadata import Metadata, metadata_of
@@ -20,7 +20,7 @@ _GREY_ALPHA = ("PNG", "TIFF")
 _LOSSY = ("JPEG", "AVIF", "HEIF")
 
 
-def converted(path: Path, edit: PlacedEdit, out_format: str) -> Rewritten:
+def converted(path: Path, edit: Placed, out_format: str) -> Rewritten:
     """Return a file of another format with the edit in it. Its pixels are upright."""
     with Image.open(path) as image:
         turn = orientation(image)

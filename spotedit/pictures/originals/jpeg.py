@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image, JpegImagePlugin
 
-from ..composite import PlacedEdit, paste
+from ..composite import Placed, paste
 from ..pixels import Pixels, pixels_of
 from . import jpeg_blocks
 from .jpeg_segments import has_more, join, kept_segments, split
@@ -21,7 +21,7 @@ _SUBSAMPLINGS = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}
 QUALITY = 95  # of new files
 
 
-def rewritten(path: Path, edit: PlacedEdit) -> Rewritten:
+def rewritten(path: Path, edit: Placed) -> Rewritten:
     """Return the file with the edit in it.
 
     The rest of the picture is not encoded again, if `jpeg_blocks` can handle the file.

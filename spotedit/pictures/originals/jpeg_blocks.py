@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..composite import PlacedEdit, paste
+from ..composite import Placed, paste
 from ..pixels import pixels_of
 from .jpeg_entropy import Component, compressed_data
 from .jpeg_segments import APP0, APP14, DAC, DHT, DRI, Segment, join
@@ -71,7 +71,7 @@ def rewritten(
     segments: Sequence[Segment],
     scans: bytes,
     kept: Sequence[Segment],
-    edit: PlacedEdit,
+    edit: Placed,
 ) -> bytes:
     """Return the file with the edit in it.
 
@@ -170,7 +170,7 @@ def _mcu(planes: Sequence[_Plane]) -> tuple[int, int]:
     return _SIDE * max(plane.wide for plane in planes), _SIDE * max(plane.high for plane in planes)
 
 
-def _boxes(edit: PlacedEdit, size: tuple[int, int], planes: Sequence[_Plane]) -> Iterator[Edges]:
+def _boxes(edit: Placed, size: tuple[int, int], planes: Sequence[_Plane]) -> Iterator[Edges]:
     """Yield boxes of whole MCUs that together cover the edit. The last may exceed the picture."""
     left, top, right, bottom = edit.extent(size)
     wide, high = _mcu(planes)
@@ -182,7 +182,7 @@ def _boxes(edit: PlacedEdit, size: tuple[int, int], planes: Sequence[_Plane]) ->
 
 
 def _replace_blocks(
-    planes: Sequence[_Plane], colours: str, values: np.ndarray, edit: PlacedEdit, box: Edges
+    planes: Sequence[_Plane], colours: str, values: np.ndarray, edit: Placed, box: Edges
 ) -> None:
     """Give the blocks in the box that the edit touches the coefficients of new pixels.
 
@@ -227,7 +227,7 @@ def _samples(pixels: np.ndarray, colours: str) -> np.ndarray:
 
 
 def _verify(
-    data: bytes, result: bytes, edit: PlacedEdit, size: tuple[int, int], planes: Sequence[_Plane]
+    data: bytes, result: bytes, edit: Placed, size: tuple[int, int], planes: Sequence[_Plane]
 ) -> None:
     """Compare both files, decoded, outside the blocks that the edit touches.
 

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import ExifTags, Image
 
-from ..composite import PlacedEdit
+from ..composite import Placed
 
 _SHOW = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -23,7 +23,7 @@ def orientation(image: Image.Image) -> int:
     return int(value) if value in _SHOW else 1
 
 
-def as_stored(edit: PlacedEdit, turn: int) -> PlacedEdit:
+def as_stored(edit: Placed, turn: int) -> Placed:
     """Return an edit of the picture as it is shown, for the pixels as the file holds them."""
     return edit.transposed(_STORE[turn]) if turn in _STORE else edit
 

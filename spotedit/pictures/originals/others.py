@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..composite import PlacedEdit, paste
+from ..composite import Placed, paste
 from ..pixels import Pixels, pixels_of
 from .metadata import PREFIX, Metadata, metadata_of
 from .rewritten import Rewritten
@@ -24,7 +24,7 @@ _LOSSLESS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def rewritten(path: Path, edit: PlacedEdit) -> Rewritten:
+def rewritten(path: Path, edit: Placed) -> Rewritten:
     """Return the file with the edit in it. It is encoded anew, lossless if the original is."""
     data = path.read_bytes()
     with Image.open(BytesIO(data)) as image:

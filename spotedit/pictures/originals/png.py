@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..composite import PlacedEdit, paste
+from ..composite import Placed, paste
 from ..pixels import Pixels, pixels_of
 from .metadata import Metadata, without_thumbnail
 from .rewritten import NEEDS_PHOTOS, Rewritten
@@ -28,7 +28,7 @@ class _Chunk(NamedTuple):
     body: bytes
 
 
-def rewritten(path: Path, edit: PlacedEdit) -> Rewritten:
+def rewritten(path: Path, edit: Placed) -> Rewritten:
     """Return the file with the edit in it. Pixels without the edit are the original's, exactly."""
     data = path.read_bytes()
     chunks = _chunks(data)

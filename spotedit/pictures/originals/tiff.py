@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..composite import PlacedEdit, paste
+from ..composite import Placed, paste
 from ..pixels import Pixels, pixels_of
 from .metadata import PREFIX, Metadata
 from .orientation import as_shown, orientation
@@ -37,7 +37,7 @@ class _Unsupported(Exception):
     """Raised when the strips of a file cannot be changed one by one."""
 
 
-def rewritten(path: Path, edit: PlacedEdit) -> Rewritten | None:
+def rewritten(path: Path, edit: Placed) -> Rewritten | None:
     """Return the file with the edit in it, or None if it has to be written anew."""
     try:
         import tifffile

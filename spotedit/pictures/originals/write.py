@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ..composite import PlacedEdit
+from ..composite import Placed
 from ..files import atomic_write
 from ..images import check_output, open_image
 from . import jpeg, others, png, tiff
@@ -13,7 +13,7 @@ from .orientation import as_stored, orientation
 from .rewritten import Rewritten
 
 _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".heic": "HEIF"}
-_REWRITE: dict[str, Callable[[Path, PlacedEdit], Rewritten | None]] = {
+_REWRITE: dict[str, Callable[[Path, Placed], Rewritten | None]] = {
     "PNG": png.rewritten,
     "JPEG": jpeg.rewritten,
     "WEBP": others.rewritten,
@@ -24,7 +24,7 @@ _REWRITE: dict[str, Callable[[Path, PlacedEdit], Rewritten | None]] = {
 }
 
 
-def write_edit(original: Path, edit: PlacedEdit, out: Path, force: bool = False) -> list[str]:
+def write_edit(original: Path, edit: Placed, out: Path, force: bool = False) -> list[str]:
     """Write the original with the edit in it.
 
     A file of the original's format keeps the pixels' order in the file, and the EXIF orientation
