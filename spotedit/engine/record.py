@@ -15,6 +15,7 @@ from ..options.choices import Grid
 from ..options.temporal import Temporal
 
 Timestamp = float | torch.cuda.Event  # time.perf_counter() in seconds, or a recorded event
+Elapsed = tuple[Timestamp, Timestamp]  # when something began and ended
 
 
 def timestamp(like: Tensor) -> Timestamp:
@@ -144,6 +145,8 @@ class CallRecord:
             changed. These tokens became active again.
         moved: bool [B, N], the regenerated tokens whose final latents differ from the source's, or
             None.
+        saved: when earlier calls of the session made what this one took from them, an item for
+            each; None outside of a session.
     """
 
     pipeline: str
@@ -163,3 +166,4 @@ class CallRecord:
     largest: int = 0
     returned: Sequence[tuple[int, int]] = field(default=())
     moved: Tensor | None = None
+    saved: Sequence[Elapsed] | None = None

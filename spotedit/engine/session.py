@@ -363,6 +363,7 @@ class Session:
             temporal=self.temporal_method,
             unedited=self.num_unedited,
             moved=self.moved,
+            saved=None if self.request.round is None else tuple(self.request.round.saved),
         )
         if reuse is None:
             return record
