@@ -1,6 +1,7 @@
 """`enable`, `disable`, and the `Handle` that `enable` returns."""
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,6 +16,7 @@ from . import models  # noqa: F401, registers the families
 from .engine import guards, patch
 from .engine.call import Hooks, Request
 from .engine.record import StepProgress
+from .engine.rounds import Rounds, open_rounds
 from .engine.session import Session
 from .judge.mask import MODES, UserMask, as_mask
 from .models.spec import Arguments, spec_for, supported_pipelines
@@ -37,12 +39,14 @@ class CallScope:
     Attributes:
         mask: where the picture may change, or None.
         on_step: called after every step, or None.
+        session: a session of `Handle.session` to which the calls belong, or None.
         report: `EditReport` of the last of these calls, even if it was cut short. None before the
             first call, and after a call that was refused.
     """
 
     mask: UserMask | None
     on_step: OnStep | None
+    session: Rounds | None = None
     report: EditReport | None = None
 
 
@@ -75,7 +79,8 @@ class Handle:
         self._mask: UserMask | None = None
         self._accepted_mask: UserMask | None = None  # mask of the last call that was not refused
         self._running = threading.Lock()
-        self._views: patch.Views = {}  # in place of transformer and scheduler during a call
+        self._views: patch.Views = {}  # in place of components, during a call
+        self._sessions: weakref.WeakSet[Rounds] = weakref.WeakSet()
         self._outer: Handle | None = patch.owner_of(pipe)
         if self._outer is not None:
             self._outer.disable()
@@ -99,6 +104,8 @@ class Handle:
             if self._running.locked():
                 raise RuntimeError("the pipeline is running; disable it after the call")
             self._pipe.__class__ = self._base
+            for session in self._sessions:
+                session.clear()
 
     def set_mask(self, mask: Any, mode: Mode = "intersect") -> None:
         """Say where the picture may change in the calls that follow.
@@ -124,7 +131,12 @@ class Handle:
 
     @contextmanager
     def call(
-        self, *, mask: Any = None, mode: Mode = "intersect", on_step: OnStep | None = None
+        self,
+        *,
+        mask: Any = None,
+        mode: Mode = "intersect",
+        on_step: OnStep | None = None,
+        session: Rounds | None = None,
     ) -> Iterator[CallScope]:
         """Give the calls in a block a mask, a progress callback and a report of their own.
 
@@ -136,16 +148,39 @@ class Handle:
             on_step: called with a `StepProgress` after every denoising step, which can also decode
                 the clean picture that the step predicts. If it raises an exception, the call ends
                 with it.
+            session: the `Handle.session` to which the calls belong. By default it is the innermost
+                one around the call.
 
         Raises:
-            TypeError, ValueError: see `set_mask`.
+            TypeError, ValueError: see `set_mask`; or the session is another handle's.
         """
-        scope = CallScope(_user_mask(mask, mode), on_step)
+        if session is not None and not session.belongs_to(self):
+            raise ValueError("the session is another handle's; expected one of this handle.session")
+        scope = CallScope(_user_mask(mask, mode), on_step, session)
         token = _SCOPES.set({**_SCOPES.get(), self: scope})
         try:
             yield scope
         finally:
             _SCOPES.reset(token)
+
+    def session(self, image: Any) -> Rounds:
+        """Let calls that edit the same source share what depends on the source alone.
+
+        ``with handle.session(source): ...``, and in the block the pipeline's own calls,
+        ``pipe(image=source, ...)``. After the first of them, each finds the source's encodings and
+        the judge's features made. The pictures are the same as without a session, bit for bit. A
+        call with none of the session's pictures is as without a session.
+
+        The block applies to the thread, or the asynchronous task, that enters it. Without a block,
+        pass the session to `call`, and call its `close` in the end; both may happen in any thread.
+        `session.nbytes` is what it keeps between calls. Disabling frees that as well.
+
+        Args:
+            image: the source, or several pictures in a list, of the types that the pipeline takes.
+        """
+        session = Rounds(self, image)
+        self._sessions.add(session)
+        return session
 
     def preview(self, **call: Any) -> Preview:
         """Run a call up to its first judgement, and decode the picture that it predicts there.
@@ -200,17 +235,21 @@ class Handle:
             guards.refuse_unsupported(self._pipe, self._spec)
             passed, arguments = patch.bind(base, self._pipe, args, kwargs)
             passed |= self._size_arguments(passed, arguments)
+            rounds = scope.session or open_rounds(self)
+            round = None if rounds is None else rounds.begin(arguments.get("image"))
             request = Request(
-                self._pipe, self._spec, self.config, arguments, scope.mask, scope.on_step
+                self._pipe, self._spec, self.config, arguments, scope.mask, scope.on_step, round
             )
             with patch.attached(
-                self._pipe, self._spec, self._views, partial(begin, request)
+                self._pipe, self._spec, self._views, partial(begin, request), round
             ) as running:
                 try:
                     output = base.__call__(self._pipe, **passed)
                 finally:
                     if running.session is not None:
                         scope.report = self.report = EditReport(running.session.record())
+                        if rounds is not None and round is not None:
+                            rounds.end(round)
             announce(scope.report, dense_requested=not self.config.spatial)
             return output
         finally:

@@ -14,6 +14,7 @@ from spotedit_kernels.select_tokens import Mode
 import spotedit
 
 from ..engine.record import StepProgress
+from ..engine.rounds import Rounds
 from ..evaluation.edits import loop_settings
 from ..judge.mask import as_mask, resized
 from ..pictures.composite import PlacedEdit
@@ -79,6 +80,7 @@ class Editor:
         mask: Any = None,
         mask_mode: Mode = "intersect",
         on_step: OnStep | None = None,
+        session: Rounds | None = None,
         arguments: Mapping[str, Any] | None = None,
     ) -> Edited:
         """Edit one picture.
@@ -91,6 +93,7 @@ class Editor:
                 aspect ratio of `image`.
             on_step: called after every denoising step; see `Handle.call`. An exception that it
                 raises ends the edit.
+            session: a session of `Editor.session`, in which edits of one picture share work.
             arguments: arguments of the call that override those of the settings.
 
         Raises:
@@ -101,20 +104,40 @@ class Editor:
             source = self.prepare(image)
             call = self._call(source, instruction, seed, arguments)
             pixels = None if mask is None else self._fitted(mask, source)
-            with self.handle.call(mask=pixels, mode=mask_mode, on_step=on_step) as scope:
+            with self.handle.call(
+                mask=pixels, mode=mask_mode, on_step=on_step, session=session
+            ) as scope:
                 start = time.perf_counter()
                 picture = self.pipe(**call).images[0]
                 seconds = time.perf_counter() - start
         assert scope.report is not None  # the call has returned
         return Edited(source, picture.convert("RGB"), scope.report, seconds)
 
-    def preview(self, image: Image.Image, instruction: str, *, seed: int = 0) -> Preview:
+    def session(self, image: Image.Image) -> Rounds:
+        """Let several edits of one picture share what depends on the picture alone.
+
+        Either edit in the block of ``with editor.session(image):``, or pass the session to `edit`,
+        from any thread, and call its `close` in the end. See `Handle.session`.
+        """
+        return self.handle.session(self.prepare(image))
+
+    def preview(
+        self,
+        image: Image.Image,
+        instruction: str,
+        *,
+        seed: int = 0,
+        session: Rounds | None = None,
+    ) -> Preview:
         """Run an edit up to its first judgement; see `Handle.preview`.
+
+        Args:
+            image, instruction, seed, session: as for `edit`.
 
         Raises:
             BadInput: nothing would be skipped, or the pipeline refused the call.
         """
-        with self._running():
+        with self._running(), self.handle.call(session=session):
             return self.handle.preview(**self._call(self.prepare(image), instruction, seed, None))
 
     def prepare(self, image: Image.Image) -> Image.Image:

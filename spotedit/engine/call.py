@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..judge.features import Reuse
 from ..judge.judging import Judging
 from ..judge.mask import UserMask, allowed_tokens
 from ..models.spec import Arguments, Spec, reference_index
@@ -15,6 +16,7 @@ from .forwards import Forwards
 from .fusion import weights
 from .processor import SpotProcessor
 from .record import StepProgress
+from .rounds import Round
 from .schedule import plan, with_verification
 
 # On a GPU and in compiled blocks, the number of active tokens is rounded up to a multiple of this,
@@ -31,6 +33,7 @@ class Request:
         arguments: the call's arguments by name, with the pipeline's defaults.
         mask: the user's mask, or None.
         on_step: called after every step, or None.
+        round: what a session keeps for this call, or None outside of a session.
     """
 
     pipe: Any
@@ -39,6 +42,7 @@ class Request:
     arguments: Arguments
     mask: UserMask | None = None
     on_step: Callable[[StepProgress], object] | None = None
+    round: Round | None = None
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,7 @@ def start_token_reuse(
         mask,
         allowed,
         pad_to=PAD_TO if wants_few_shapes else 1,
+        reuse=request.round or Reuse(),
     )
 
     step_weights = weights(config.fusion, loop.sigmas)

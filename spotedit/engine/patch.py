@@ -2,8 +2,9 @@
 
 `enable` swaps the pipeline's class for a subclass whose `__call__` goes through the handle. While a
 call runs, that pipeline sees views in place of its transformer and its scheduler. Through them the
-session sees every forward and every step. Other pipelines may share both objects: they do not see
-the views, and in their forwards our attention processors behave like the stock ones.
+session sees every forward and every step. In a session of several rounds, it also sees a view of
+its VAE. Other pipelines may share these objects: they do not see the views, and in their forwards
+our attention processors behave like the stock ones.
 
 A view is an object of a subclass that shares the original's attributes; its own state is in slots.
 """
@@ -21,6 +22,7 @@ from torch import Tensor
 from ..models.spec import Arguments, Spec
 from .call import Hooks
 from .processor import SpotProcessor, spot_processor
+from .rounds import Round
 from .session import Session, no_forward_error
 from .views import subclass, view
 
@@ -50,6 +52,7 @@ def swap_class(pipe: Any, call: Callable[..., Any], owner: object, views: Views)
         "_spotedit": owner,
         "transformer": _view_property("transformer", views),
         "scheduler": _view_property("scheduler", views),
+        "vae": _view_property("vae", views),
     }
     if hasattr(base, "components"):
 
@@ -135,13 +138,18 @@ class RunningCall:
 
 @contextmanager
 def attached(
-    pipe: Any, spec: Spec, views: Views, begin: Callable[[Hooks, Arguments], Session]
+    pipe: Any,
+    spec: Spec,
+    views: Views,
+    begin: Callable[[Hooks, Arguments], Session],
+    round: Round | None,
 ) -> Iterator[RunningCall]:
     """Let a session see forwards and scheduler steps, for the duration of the `with` statement.
 
     Args:
         views: is filled for that time.
         begin: makes the session from our hooks and the first forward's keyword arguments.
+        round: knows encodings of earlier calls, or None.
     """
     transformer, scheduler = pipe.transformer, pipe.scheduler
     model = getattr(transformer, "_orig_mod", transformer)
@@ -155,6 +163,8 @@ def attached(
         undo.callback(views.clear)
         views["transformer"] = _transformer_view(transformer, call, undo)
         views["scheduler"] = _scheduler_view(scheduler, call, undo)
+        if round is not None and vars(pipe).get("vae") is not None:
+            views["vae"] = _vae_view(pipe, round, undo)
         yield call
 
 
@@ -312,6 +322,30 @@ def _scheduler_view(scheduler: Any, call: RunningCall, undo: ExitStack) -> Any:
     step.__signature__ = inspect.signature(scheduler.step)  # type: ignore[attr-defined]
     object.__setattr__(viewed, "_spotedit_step", step)
     undo.callback(object.__setattr__, viewed, "_spotedit_step", stock)
+    return viewed
+
+
+# -- the VAE, in a session
+
+
+@functools.cache
+def _vae_class(base: Any) -> Any:
+    encode = property(lambda self: self._spotedit_encode)  # hides an `encode` of the instance too
+    return subclass(base, {"__slots__": ("_spotedit_encode",), "encode": encode})
+
+
+def _vae_view(pipe: Any, round: Round, undo: ExitStack) -> Any:
+    """Make a view of the VAE that encodes what is new in this session, and knows the rest."""
+    vae = pipe.vae
+    base: Any = type(vae)
+    stock = vae.encode
+
+    @functools.wraps(stock)
+    def encode(*args: Any, **kwargs: Any) -> Any:
+        return round.encode(pipe, stock, *args, **kwargs)
+
+    viewed = view(vae, _vae_class(base), _spotedit_encode=encode)
+    undo.callback(object.__setattr__, viewed, "_spotedit_encode", stock)
     return viewed
 
 

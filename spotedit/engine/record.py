@@ -15,6 +15,7 @@ from ..options.choices import Box, Grid
 from ..options.temporal import Temporal
 
 Timestamp = float | torch.cuda.Event  # time.perf_counter() in seconds, or a recorded event
+Elapsed = tuple[Timestamp, Timestamp]  # when something began and ended
 
 
 def timestamp(like: Tensor) -> Timestamp:
@@ -146,6 +147,8 @@ class CallRecord:
             None.
         source_box: the part of the source picture that the output shows, or None if the output
             cannot be placed on it.
+        saved: when earlier calls of the session made what this one took from them, an item for
+            each; None outside of a session.
     """
 
     pipeline: str
@@ -166,3 +169,4 @@ class CallRecord:
     returned: Sequence[tuple[int, int]] = field(default=())
     moved: Tensor | None = None
     source_box: Box | None = None
+    saved: Sequence[Elapsed] | None = None

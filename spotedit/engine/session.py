@@ -373,6 +373,7 @@ class Session:
             unedited=self.num_unedited,
             moved=self.moved,
             source_box=self.source_box,
+            saved=None if self.request.round is None else tuple(self.request.round.saved),
         )
         if reuse is None:
             return record

@@ -17,6 +17,7 @@ from spotedit_kernels.token_distance import normalise_features
 from torch import Tensor
 
 from ..options.choices import CustomJudge, Features, Grid, JudgeName
+from .features import SourceFeatures
 
 # The calibrated judge divides each distance by a cut. A token with a larger distance than its cut
 # counts as changed.
@@ -59,7 +60,10 @@ class Judge(Protocol):
 
 def perceptual(y: Tensor, grid: Grid, features: Features, impl: Impl) -> Judge:
     """Make a judge that compares decoder features. Those of the source are computed here, once."""
-    reference = normalise_features(features(y))
+    if isinstance(features, SourceFeatures):
+        reference = features.of_source
+    else:
+        reference = normalise_features(features(y))
 
     def score(prediction: Prediction, fresh: bool = True) -> Tensor:
         predicted = features(prediction.x0)

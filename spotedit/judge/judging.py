@@ -1,14 +1,14 @@
 """Judging: keep track of which tokens are active, from step to step of a call."""
 
-import functools
 from typing import Any
 
 from torch import Tensor
 
 from ..models.spec import Spec
-from ..options.choices import Features, Grid
+from ..options.choices import Grid
 from ..options.config import SpotEditConfig
-from .judges import Judge, Prediction, make_judge
+from .features import Reuse, SourceFeatures
+from .judges import Prediction, make_judge
 from .mask import UserMask
 from .misalignment import MIN_CHANGED_SHARE, Misalignment, detect
 from .select import NotFiniteError, Selection, SpotSelector, carry_over, select_all
@@ -22,6 +22,7 @@ class Judging:
         mask: the user's mask, or None.
         allowed: the same mask on tokens, bool [B, N], or None.
         pad_to: the list of active token indices is padded to a multiple of this length.
+        reuse: may know the source's features already.
 
     Attributes:
         selection: the tokens of the next spot step, or None before the first judgement.
@@ -45,6 +46,7 @@ class Judging:
         mask: UserMask | None,
         allowed: Tensor | None,
         pad_to: int,
+        reuse: Reuse,
     ) -> None:
         self.pipe, self.spec, self.config = pipe, spec, config
         self.settings, self.y, self.grid = config.settings, y, grid
@@ -53,7 +55,7 @@ class Judging:
         self.max_active = 0
         self.reactivated: list[tuple[int, int]] = []
         self.misalignment: Misalignment | None = None
-        self._selector = self._make_selector()
+        self._selector = self._make_selector(reuse)
         self._judged_step = 0  # index of the step that was judged last
 
     @property
@@ -115,12 +117,13 @@ class Judging:
         if self.misalignment is not None:
             self.selection = select_all(selection, self.pad_to)
 
-    def _make_selector(self) -> SpotSelector:
+    def _make_selector(self, reuse: Reuse) -> SpotSelector:
         settings, mask = self.settings, self.mask
         judge = None
         # in mode "replace", the mask alone decides
         if mask is None or mask.mode != "replace":
-            judge = _make_judge(self.pipe, self.spec, self.config, self.y, self.grid)
+            features = SourceFeatures(self.pipe, self.spec, self.y, self.grid, reuse)
+            judge = make_judge(settings.judge, self.y, self.grid, features, self.config.impl)
         return SpotSelector(
             judge=judge,
             # for the selector, None is the threshold that it finds itself
@@ -133,16 +136,3 @@ class Judging:
             impl=self.config.impl,
             pad_to=self.pad_to,
         )
-
-
-def _make_judge(pipe: Any, spec: Spec, config: SpotEditConfig, y: Tensor, grid: Grid) -> Judge:
-    # The decoder's first layers are copied at their first use, because not every judge needs them.
-    @functools.cache
-    def get_decoder_layers() -> Features:
-        return spec.features(pipe, y, grid)
-
-    def features(tokens: Tensor) -> list[Tensor]:
-        decoder_layers = get_decoder_layers()
-        return decoder_layers(tokens)
-
-    return make_judge(config.settings.judge, y, grid, features, config.impl)

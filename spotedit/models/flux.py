@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ..options.choices import Grid, Size
 from ..options.temporal import TeaCache
 from .copies import compute_dtype, copy_without_hooks, weight_of, with_loaded_weights
-from .decode import vae_of
 from .spec import Arguments, Projection, Spec, register
+from .vae import vae_of
 
 
 def grids(arguments: Arguments) -> list[Grid]:

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..options.choices import Box, Grid
 from . import flux
 from .copies import copy_without_hooks
-from .decode import vae_of
 from .spec import Arguments, Projection, Spec, register, register_refusal
+from .vae import vae_of
 
 
 def project(attn: Any, hidden: Tensor, prompt: Tensor | None) -> Projection:

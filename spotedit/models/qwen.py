@@ -13,8 +13,8 @@ from ..options.choices import Grid
 from ..options.temporal import TeaCache
 from . import flux
 from .copies import with_loaded_weights
-from .decode import decode_with_vae, vae_of
 from .spec import Arguments, Spec, register
+from .vae import decode_with_vae, vae_of
 
 
 def grids(arguments: Arguments) -> list[Grid]:

@@ -8,10 +8,25 @@ from torch import Tensor, nn
 
 from ..options.choices import Box, Grid, Size
 from ..options.temporal import TeaCache
-from .decode import decode_with_vae
+from .vae import decode_with_vae
 
 Arguments = Mapping[str, Any]  # keyword arguments of the transformer or of the pipeline
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+
+
+class FeatureMaps(NamedTuple):
+    """Computes the feature maps [B, C_l, h_l, w_l] that the judge compares, from tokens [B, N, C].
+
+    Attributes:
+        to_latents: from tokens to latents, see `Spec.vae_input`.
+        layers: from latents to maps, see `Spec.decoder_layers`.
+    """
+
+    to_latents: Callable[[Tensor], Tensor]
+    layers: Callable[[Tensor], list[Tensor]]
+
+    def __call__(self, tokens: Tensor) -> list[Tensor]:
+        return self.layers(self.to_latents(tokens))
 
 
 class Projection(NamedTuple):
@@ -148,20 +163,16 @@ class Spec:
     source_box: Callable[[Any, Arguments, int], Box | None] = lambda pipe, arguments, index: WHOLE
     interleaved: bool = True
 
-    def features(self, pipe: Any, y: Tensor, grid: Grid) -> Callable[[Tensor], list[Tensor]]:
+    def features(self, pipe: Any, y: Tensor, grid: Grid) -> FeatureMaps:
         """Make the function that computes what the judge compares.
 
         Args:
             pipe: the pipeline.
             y: the source's tokens, [B, N, C].
             grid: their grid.
-
-        Returns:
-            A function from tokens [B, N, C] to feature maps [B, C_l, h_l, w_l].
         """
         layers = self.decoder_layers(pipe, y)
-        to_latents = self.vae_input(pipe, y, grid)
-        return lambda tokens: layers(to_latents(tokens))
+        return FeatureMaps(self.vae_input(pipe, y, grid), layers)
 
 
 def reference_index(

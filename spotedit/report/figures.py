@@ -181,6 +181,16 @@ class Figures:
         steps: list[StepRecord] = list(self._record.records)
         return _seconds(steps[0].start, steps[-1].end) if steps else 0.0
 
+    @cached_property
+    def seconds_saved(self) -> float | None:
+        """Seconds that earlier calls of a session took to make what this call took from them.
+
+        Measured in the call that made it, with whatever warm-up that call had: the source's
+        encodings and the judge's features. 0 in the first call, None outside of a session.
+        """
+        saved = self._record.saved
+        return None if saved is None else float(sum(_seconds(start, end) for start, end in saved))
+
 
 def _image_of(tokens: Tensor | None, image: int) -> Tensor | None:
     return None if tokens is None else tokens[image : image + 1]

@@ -43,6 +43,7 @@ class EditReport(Figures):
             "mean_ratio": self.mean_ratio,
             "flops_saved": self.flops_saved,
             "seconds": self.seconds,
+            "seconds_saved": self.seconds_saved,
             "cache_bytes": self.cache_bytes,
             "reason": self.reason,
             "threshold": self.threshold,

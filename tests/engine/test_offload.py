@@ -6,14 +6,13 @@ from accelerate.hooks import CpuOffload, attach_align_device_hook
 from compare import relative_error
 from diffusers.hooks.group_offloading import ModuleGroup
 from families import FAMILIES
-from families.offload import OFFLOAD
+from families.offload import OFFLOAD, ONE_PER_VAE
 from small_kontext import NUM_STEPS
 
 import spotedit
 from spotedit.models.copies import copy_without_hooks, weight_of
 
 CPU = torch.device("cpu")
-ONE_PER_VAE = ["FluxKontextPipeline", "QwenImageEditPipeline", "Flux2KleinPipeline"]
 
 
 def each_way_to_offload(names):

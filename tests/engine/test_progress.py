@@ -7,8 +7,8 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, each_family
-from families.offload import OFFLOAD
+from families import FAMILIES, each_family, each_family_that
+from families.offload import OFFLOAD, ONE_PER_VAE, each_vae_and_way_to_offload
 from PIL import Image
 from small_kontext import call_arguments
 from synchronisations import CountSynchronisations
@@ -18,6 +18,11 @@ from spotedit.models.spec import spec_for
 
 KONTEXT = "FluxKontextPipeline"
 INPAINT = "Flux2KleinInpaintPipeline"
+
+
+def arguments(family, **extra):
+    """Return the arguments of a call of four steps."""
+    return family.arguments(num_inference_steps=4, **extra)
 
 
 def make(name):
@@ -60,22 +65,22 @@ def hooks_of(module):
     ]
 
 
-GUIDED = [
-    pytest.param(name, guided, marks=mark.marks, id=f"{name}{'-CFG' * guided}")
-    for mark in each_family.args[1]
-    for name in mark.values
-    for guided in ((False, True) if FAMILIES[name].guided else (False,))
-]
+@each_family
+def test_reading_every_picture_changes_nothing(name):
+    assert_reading_changes_nothing(name, {})
 
 
-@pytest.mark.parametrize(("name", "guided"), GUIDED)
-def test_reading_every_picture_changes_nothing(name, guided):
+@each_family_that(lambda family: family.guided)
+def test_reading_every_picture_changes_nothing_with_guidance(name):
+    assert_reading_changes_nothing(name, FAMILIES[name].guided)
+
+
+def assert_reading_changes_nothing(name, extra):
     family, pipe = FAMILIES[name], make(name)
-    extra = family.guided if guided else {}
-    handle = spotedit.enable(pipe, reset_every=3)
-    pipe(**family.arguments(**extra, output_type="pil"))  # decoding leaves names in Qwen's VAE
+    handle = spotedit.enable(pipe, reset_every=2)
+    pipe(**arguments(family, **extra, output_type="pil"))  # decoding leaves names in Qwen's VAE
     before = hooks_of(pipe.vae)
-    expected = run(pipe, handle, family.arguments(**extra))
+    expected = run(pipe, handle, arguments(family, **extra))
     kinds = [step["kind"] for step in handle.report.steps]
     assert {"full", "spot"} <= set(kinds)
 
@@ -86,7 +91,7 @@ def test_reading_every_picture_changes_nothing(name, guided):
         assert step.image is step.images[0]
         progress.append(step)
 
-    same_run(run(pipe, handle, family.arguments(**extra), read), expected)
+    same_run(run(pipe, handle, arguments(family, **extra), read), expected)
     side = spec_for(pipe).token_pixels(pipe)
     rows, cols = handle.report.grid
     assert sizes == {(cols * side, rows * side)}
@@ -105,7 +110,7 @@ def test_the_last_picture_is_the_result(name, options):
     pictures = []
     with handle.call(on_step=lambda step: pictures.append(step.image)):
         (result,) = pipe(
-            **family.arguments(output_type="pil", **everything_may_change(name))
+            **arguments(family, output_type="pil", **everything_may_change(name))
         ).images
     assert grey_levels_apart(pictures[-1], result) <= 1
     assert grey_levels_apart(pictures[0], pictures[-1]) > 1
@@ -138,21 +143,13 @@ def test_a_picture_is_the_decoded_clean_prediction(guided):
 def test_the_picture_of_the_judged_step_is_the_preview():
     family, pipe = FAMILIES["QwenImageEditPipeline"], make("QwenImageEditPipeline")
     handle, pictures = spotedit.enable(pipe), []
-    preview = handle.preview(**family.arguments())
+    preview = handle.preview(**arguments(family))
     with handle.call(on_step=lambda step: pictures.append(step.image)):
-        pipe(**family.arguments())
+        pipe(**arguments(family))
     assert grey_levels_apart(pictures[len(preview.report.steps) - 1], preview.image) <= 1
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=mark.marks)
-        for mark in each_family.args[1]
-        for name in mark.values
-        if FAMILIES[name].batches
-    ],
-)
+@each_family_that(lambda family: family.batches)
 def test_every_image_of_a_batch_has_its_picture(name):
     family, pipe = FAMILIES[name], make(name)
     handle, steps = spotedit.enable(pipe), []
@@ -160,8 +157,8 @@ def test_every_image_of_a_batch_has_its_picture(name):
     def read(step):
         steps.append((step.images, step.ratio))
 
-    expected = run(pipe, handle, family.arguments(batch=2))
-    same_run(run(pipe, handle, family.arguments(batch=2), read), expected)
+    expected = run(pipe, handle, arguments(family, batch=2))
+    same_run(run(pipe, handle, arguments(family, batch=2), read), expected)
     ratios = np.mean([[s["active"] / s["total"] for s in r.steps] for r in handle.report.images], 0)
     assert [ratio for _, ratio in steps] == pytest.approx(ratios.tolist())
     first, second = steps[-1][0]
@@ -169,25 +166,18 @@ def test_every_image_of_a_batch_has_its_picture(name):
     assert grey_levels_apart(first, second) > 1
 
 
-ONE_PER_VAE = ["FluxKontextPipeline", "QwenImageEditPipeline", "Flux2KleinPipeline"]
-
-
-@pytest.mark.parametrize("how", OFFLOAD)
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[] if n == ONE_PER_VAE[0] else [pytest.mark.full]) for n in ONE_PER_VAE],
-)
+@each_vae_and_way_to_offload
 def test_offloaded_weights_give_the_same_pictures(name, how):
     family = FAMILIES[name]
     plain = make(name)
     expected = []
     with spotedit.enable(plain).call(on_step=lambda step: expected.append(step.image)):
-        plain(**family.arguments())
+        plain(**arguments(family))
     pipe, pictures = make(name), []
     OFFLOAD[how](pipe)
     handle = spotedit.enable(pipe)
-    result = run(pipe, handle, family.arguments())
-    same_run(run(pipe, handle, family.arguments(), lambda s: pictures.append(s.image)), result)
+    result = run(pipe, handle, arguments(family))
+    same_run(run(pipe, handle, arguments(family), lambda s: pictures.append(s.image)), result)
     for picture, other in zip(pictures, expected, strict=True):
         assert grey_levels_apart(picture, other) <= 1
 
@@ -196,13 +186,13 @@ def test_offloaded_weights_give_the_same_pictures(name, how):
 @pytest.mark.parametrize("name", ONE_PER_VAE)
 def test_in_half_precision_the_last_picture_is_the_result(name, dtype):
     family, pipe = FAMILIES[name], make(name).to(dtype)
-    arguments = {
+    call = {
         key: value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value
-        for key, value in family.arguments(output_type="pil").items()
+        for key, value in arguments(family, output_type="pil").items()
     }
     handle, pictures = spotedit.enable(pipe, judge="l2", threshold=1.0), []
     with handle.call(on_step=lambda step: pictures.append(step.image)):
-        (result,) = pipe(**arguments).images
+        (result,) = pipe(**call).images
     # the random VAE multiplies what is rounded on the way
     difference = np.asarray(pictures[-1]).astype(int) - np.asarray(result)
     assert np.abs(difference).mean() <= 4
@@ -215,7 +205,7 @@ def test_tiles_and_slices_are_decoded_as_the_vae_is_told():
     pipe.vae.tile_latent_min_size = 8
     handle, pictures = spotedit.enable(pipe), []
     with handle.call(on_step=lambda step: pictures.append(step.images)):
-        results = pipe(**family.arguments(batch=2, output_type="pil")).images
+        results = pipe(**arguments(family, batch=2, output_type="pil")).images
     for picture, result in zip(pictures[-1], results, strict=True):
         assert grey_levels_apart(picture, result) <= 1
 

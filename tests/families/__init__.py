@@ -1,5 +1,7 @@
 """A random pipeline of every family, by the class name of the pipeline and the variant."""
 
+from collections.abc import Callable
+
 import pytest
 
 from .family import Family
@@ -22,3 +24,9 @@ FAMILIES: dict[str, Family] = {
 DEFAULT = ["FluxKontextPipeline", "QwenImageEditPipeline"]  # the others share most of their code
 MARKS = {name: [] if name in DEFAULT else [pytest.mark.full] for name in FAMILIES}
 each_family = pytest.mark.parametrize("name", [pytest.param(n, marks=MARKS[n]) for n in FAMILIES])
+
+
+def each_family_that(has: Callable[[Family], object]) -> pytest.MarkDecorator:
+    """Run a test with every family for which `has` returns something true."""
+    names = [pytest.param(n, marks=MARKS[n]) for n, family in FAMILIES.items() if has(family)]
+    return pytest.mark.parametrize("name", names)

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 
 
@@ -52,3 +53,16 @@ OFFLOAD: dict[str, Callable[..., dict]] = {
     "group offload, leaf level, to disk": group("leaf_level", to_disk=True),
     "group offload, block level, to disk": group("block_level", to_disk=True),
 }
+ONE_PER_VAE = ["FluxKontextPipeline", "QwenImageEditPipeline", "Flux2KleinPipeline"]
+SOON = ("FluxKontextPipeline", "group offload, leaf level")  # in the default run
+
+each_vae_and_way_to_offload = pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        pytest.param(
+            name, how, id=f"{name}-{how}", marks=[] if (name, how) == SOON else [pytest.mark.full]
+        )
+        for name in ONE_PER_VAE
+        for how in OFFLOAD
+    ],
+)

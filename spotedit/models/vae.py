@@ -1,8 +1,8 @@
-"""Decode latents as a pipeline itself does at the end of its call."""
+"""A pipeline's VAE: decode with it, and tell whether it is still the same."""
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def vae_of(pipe: Any) -> Any:
@@ -35,3 +35,21 @@ def decode_with_vae(pipe: Any, latents: Tensor) -> Tensor:
     vae = vae_of(pipe)
     latents = latents.to(get_module_execution_device(vae), vae.dtype)
     return vae.decode(latents, return_dict=False)[0]
+
+
+def state_of_vae(pipe: Any) -> tuple[Any, ...]:
+    """Return what differs after the VAE was replaced, cast, told to tile, or given other weights.
+
+    Weights that were written through `.data`, which PyTorch does not count, are not noticed.
+    """
+    vae = vars(pipe).get("vae")  # not the view that a running call may see
+    if not isinstance(vae, nn.Module):
+        return (vae,)
+    options = tuple(
+        (name, value)
+        for name, value in sorted(vars(vae).items())
+        if isinstance(value, bool | int | float) and not name.startswith("_")
+    )
+    weights = [*vae.parameters(), *vae.buffers()]
+    num_writes = sum(weight._version for weight in weights if not weight.is_inference())
+    return vae, options, num_writes, getattr(vae, "dtype", None)
