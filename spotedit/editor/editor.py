@@ -108,14 +108,30 @@ class Editor:
         assert scope.report is not None  # the call has returned
         return Edited(source, picture.convert("RGB"), scope.report, seconds)
 
-    def preview(self, image: Image.Image, instruction: str, *, seed: int = 0) -> Preview:
-        """Run an edit up to its first judgement; see `Handle.preview`.
+    def preview(
+        self,
+        image: Image.Image,
+        instruction: str,
+        *,
+        seed: int = 0,
+        mask: Any = None,
+        mask_mode: Mode = "intersect",
+        on_step: OnStep | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> Preview:
+        """Run an edit up to its first judgement; see `Handle.preview`, and `edit` for `Args`.
 
         Raises:
-            BadInput: nothing would be skipped, or the pipeline refused the call.
+            BadInput: nothing would be skipped, the mask replaces the judgement, or the pipeline
+                refused the call.
+            Failure: out of memory.
         """
         with self._running():
-            return self.handle.preview(**self._call(self.prepare(image), instruction, seed, None))
+            source = self.prepare(image)
+            call = self._call(source, instruction, seed, arguments)
+            pixels = None if mask is None else self._fitted(mask, source)
+            with self.handle.call(mask=pixels, mode=mask_mode, on_step=on_step):
+                return self.handle.preview(**call)
 
     def prepare(self, image: Image.Image) -> Image.Image:
         """Return the picture at the size at which it is given to the pipeline."""
