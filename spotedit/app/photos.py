@@ -1,5 +1,6 @@
 """The picture files of one browser session, and the smaller copies that the page shows."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +9,7 @@ from PIL import Image
 
 from ..editor.editor import Edited
 from ..editor.keep import keep_original
-from ..pictures.files import OutputError
-from ..pictures.images import IMAGE_SUFFIXES, ImageError, decode_image, load_image, save_image
+from ..pictures.images import decode_image, load_image, save_image
 
 _LONGEST_SHOWN_SIDE = 1024  # pixels
 _SHORTEST_SHOWN_SIDE = 512  # of the longer side: smaller pictures are hard to paint on
@@ -67,25 +67,22 @@ def add_picture(image: Image.Image, name: str, folder: Path, number: int) -> Pho
 
 
 def add_edit(source: Photo, edited: Edited, number: int) -> tuple[Photo, list[str]]:
-    """Write an edit of `source` next to it, in the same format if that can be written.
+    """Write an edit of `source` next to it: in the same format, else as PNG.
 
     Returns:
         The new picture, and sentences about what of the original could not be kept.
     """
     suffix = source.path.suffix.lower()
-    notes = []
-    if suffix not in IMAGE_SUFFIXES:
-        notes.append(f"{suffix[1:].upper() or 'This'} files cannot be written: this is a PNG file")
-        suffix = ".png"
     path = source.path.with_name(f"{source.name}-edit-{number}{suffix}")
-    try:
-        notes += keep_original(source.path, edited, path)
-    except (ImageError, OutputError) as error:  # the finished edit is shown all the same
-        notes.append(f"nothing of the original could be kept: {error}")
-        path = path.with_suffix(".png")
-        save_image(edited.picture, path, force=True)
-    image = load_image(path)
-    return Photo(path, source.name, image.size, fit_to_page(image)), notes
+    problems: list[str] = []
+    for candidate in (path, path.with_suffix(".png")):
+        try:
+            notes = keep_original(source.path, edited, candidate)
+            return _open(candidate, source.name), problems + notes
+        except Exception as error:  # every encoder has its own exceptions
+            problems.append(_without_folder(str(error), candidate))
+    save_image(edited.picture, path.with_suffix(".png"), force=True)
+    return _open(path.with_suffix(".png"), source.name), problems
 
 
 def fit_to_page(image: Image.Image) -> Image.Image:
@@ -96,6 +93,15 @@ def fit_to_page(image: Image.Image) -> Image.Image:
         return image
     width, height = (max(1, round(side * wanted / longer)) for side in image.size)
     return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _open(path: Path, name: str) -> Photo:
+    image = load_image(path)
+    return Photo(path, name, image.size, fit_to_page(image))
+
+
+def _without_folder(text: str, path: Path) -> str:
+    return text.replace(f"{path.parent}{os.sep}", "")
 
 
 def _safe_name(text: str) -> str:

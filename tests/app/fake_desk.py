@@ -2,12 +2,12 @@
 
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
 
 from spotedit.editor.editor import Edited
-from spotedit.engine.record import StepProgress
 
 GREEN = (0, 200, 0)
 
@@ -24,6 +24,9 @@ class FakeReport:
 
     def summary(self) -> str:
         return "the summary"
+
+    def placed(self, picture: Image.Image):
+        raise ValueError("a test made the edit")
 
     def overlay(self, image: Image.Image) -> Image.Image:
         return image
@@ -55,7 +58,7 @@ class FakeDesk:
                 self.go_on.wait(10)
                 if index == 1 and self.error is not None:
                     raise self.error
-                on_step(StepProgress(index, 3, kind, 1 - index / 3))
+                on_step(SimpleNamespace(index=index, total=3, kind=kind, ratio=0.25, image=None))
         finally:
             self.ended.set()
         picture = Image.new("RGB", source.size, GREEN)

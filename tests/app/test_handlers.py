@@ -196,7 +196,8 @@ def test_a_format_that_cannot_be_written_becomes_png(desk, session, tmp_path):
     handlers.open_file(session, str(tmp_path / "old.gif"))
     page = edit(desk, session)
     assert session.shown.result.path.suffix == ".png"
-    assert "GIF files cannot be written" in page["report"]["value"]
+    assert "the suffix is '.gif'" in page["report"]["value"]
+    assert str(session.folder) not in page["report"]["value"]
 
 
 def test_cancel_ends_the_edit_and_the_page_is_usable(desk, session):

@@ -1,23 +1,18 @@
 """A job: steps, results, errors and cancelling."""
 
 import threading
-from dataclasses import dataclass
+import time
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from spotedit.app.job import Cancelled, Job
-from spotedit.engine.record import StepProgress
 
 
-@dataclass(frozen=True)
-class StepWithPicture(StepProgress):
-    ratio: float
-    image: Image.Image
-
-
-def step(index: int) -> StepProgress:
-    return StepProgress(index, 10, "spot", 0.5)
+def step(index: int, picture: Image.Image | None = None) -> SimpleNamespace:
+    """Return what a job reads of a `StepProgress`."""
+    return SimpleNamespace(index=index, total=10, kind="spot", ratio=0.25, image=picture)
 
 
 def test_steps_arrive_one_by_one():
@@ -34,18 +29,17 @@ def test_steps_arrive_one_by_one():
     for progress in job.steps():
         seen.append((progress.index, progress.kind, progress.ratio, progress.picture))
         go_on.release()
-    assert seen == [(index, "spot", None, None) for index in range(3)]
+    assert seen == [(index, "spot", 0.25, None) for index in range(3)]
     assert job.result() == "done"
 
 
-def test_the_picture_and_the_share_of_a_step_are_passed_on():
+def test_the_picture_of_a_step_is_passed_on_if_it_is_wanted():
     picture = Image.new("RGB", (4, 4))
 
     def work(on_step):
-        on_step(StepWithPicture(0, 10, "spot", 0.5, ratio=0.25, image=picture))
+        on_step(step(0, picture))
 
     (progress,) = Job(work, with_pictures=True).steps()
-    assert progress.ratio == 0.25
     assert progress.picture is picture
     (progress,) = Job(work, with_pictures=False).steps()
     assert progress.picture is None
@@ -59,6 +53,28 @@ def test_an_error_of_the_work_is_raised_by_the_result():
     assert list(job.steps()) == []
     with pytest.raises(KeyError):
         job.result()
+
+
+def test_decoding_pictures_takes_a_small_share_of_the_time():
+    class SlowStep:
+        index, total, kind, ratio = 0, 20, "spot", 0.25
+        num_decoded = 0
+
+        @property
+        def image(self) -> Image.Image:
+            SlowStep.num_decoded += 1
+            time.sleep(0.02)
+            return Image.new("RGB", (4, 4))
+
+    def work(on_step):
+        for _ in range(20):
+            time.sleep(0.005)
+            on_step(SlowStep())
+
+    job = Job(work, with_pictures=True)
+    list(job.steps())
+    job.result()
+    assert 1 <= SlowStep.num_decoded <= 4
 
 
 @pytest.mark.parametrize("how", ["cancel", "close"])
