@@ -133,6 +133,26 @@ class PreviewOptions(PictureOptions):
 
 
 @dataclass(kw_only=True)
+class AppOptions(SpotOptions):
+    """Open a page in the browser, in which people edit their photographs.
+
+    Everything stays on this machine: the page loads nothing from other hosts, and only this machine
+    can open it unless you change --host or set --share.
+    """
+
+    model: Annotated[str, arg(metavar="MODEL", help=f"{MODELS}.")] = "tiny"
+    host: str = "127.0.0.1"
+    """Address to listen at. 0.0.0.0 lets every machine of the network open the page."""
+    port: Annotated[int | None, at_least(0)] = None
+    """Port to listen at. None takes the first free one from 7860 on."""
+    share: bool = False
+    """Also give the page a public address, through Gradio's servers. Everyone who has the address
+    can edit pictures on this machine."""
+    open: bool = False
+    """Open the page in your browser."""
+
+
+@dataclass(kw_only=True)
 class VerifyOptions(SpotOptions):
     """Compare the stock pipeline (dense) with SpotEdit (spot) on your own pictures.
 
@@ -256,6 +276,7 @@ COMMANDS: dict[str, type] = {
     "edit": EditOptions,
     "batch": BatchOptions,
     "preview": PreviewOptions,
+    "app": AppOptions,
     "verify": VerifyOptions,
     "eval": EvalOptions,
     "calibrate": CalibrateOptions,

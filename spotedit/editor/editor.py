@@ -127,18 +127,28 @@ class Editor:
         instruction: str,
         *,
         seed: int = 0,
+        mask: Any = None,
+        mask_mode: Mode = "intersect",
+        on_step: OnStep | None = None,
         session: Rounds | None = None,
+        arguments: Mapping[str, Any] | None = None,
     ) -> Preview:
         """Run an edit up to its first judgement; see `Handle.preview`.
 
         Args:
-            image, instruction, seed, session: as for `edit`.
+            image, instruction, seed, mask, mask_mode, on_step, session, arguments: as for `edit`.
 
         Raises:
-            BadInput: nothing would be skipped, or the pipeline refused the call.
+            BadInput: nothing would be skipped, the mask replaces the judgement, or the pipeline
+                refused the call.
+            Failure: out of memory.
         """
-        with self._running(), self.handle.call(session=session):
-            return self.handle.preview(**self._call(self.prepare(image), instruction, seed, None))
+        with self._running():
+            source = self.prepare(image)
+            call = self._call(source, instruction, seed, arguments)
+            pixels = None if mask is None else self._fitted(mask, source)
+            with self.handle.call(mask=pixels, mode=mask_mode, on_step=on_step, session=session):
+                return self.handle.preview(**call)
 
     def prepare(self, image: Image.Image) -> Image.Image:
         """Return the picture at the size at which it is given to the pipeline."""

@@ -13,6 +13,7 @@ from bench import tables
 from spotedit import tiny
 from spotedit.cli import commands as cli_commands
 from spotedit.cli import main
+from spotedit.cli.commands import COMMANDS
 from spotedit.evaluation.variants import read_variants
 from spotedit.tiny.scenes import make_scene
 
@@ -21,7 +22,6 @@ README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 LINKED = [README, *DOCS, *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md"))]
 LINKED += [ROOT / "bench" / "README.md", ROOT / "kernels" / "README.md"]
-COMMANDS = ("demo", "edit", "preview", "verify", "eval", "calibrate", "serve", "env")
 NUM_STEPS = 8  # of the edits of the pages, in place of the pipeline's 28
 MAX_README_LINES = 150
 OPTION = re.compile(r"--[a-z][\w-]+")

@@ -1,0 +1,278 @@
+"""What the page shows when the user does something, without a browser and without Gradio."""
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fake_desk import GREEN, FakeDesk, FakeReport
+from PIL import Image
+
+from spotedit.app import handlers, words
+from spotedit.app.desk import Desk, Order
+from spotedit.app.painting import painted_mask
+from spotedit.app.samples import Sample, tiny_samples
+from spotedit.app.session import MAX_ROUNDS, close_session, open_session
+from spotedit.editor.editor import Editor
+from spotedit.editor.errors import BadInput, Failure
+from spotedit.editor.settings import EditorSettings
+
+ORDER = Order("add a scarf", seed=7, preset="fast", steps=3)
+SAMPLE = Sample("grey", Image.new("RGB", (600, 400), "grey"), "add a scarf")
+
+
+@pytest.fixture
+def session(tmp_path):
+    session = open_session(tmp_path)
+    handlers.open_sample(session, SAMPLE)
+    return session
+
+
+@pytest.fixture
+def desk() -> FakeDesk:
+    return FakeDesk()
+
+
+def after(changes_in_turn) -> dict:
+    """Return what the page shows in the end, as {part: {property: value}}."""
+    page: dict = {}
+    for changes in changes_in_turn:
+        for name, properties in changes.items():
+            page[name] = page.get(name, {}) | properties
+    return page
+
+
+def edit(desk, session, order=ORDER) -> dict:
+    handlers.begin(session)
+    return after(handlers.edit(desk, session, order, with_pictures=True))
+
+
+def mask() -> Image.Image:
+    pixels = np.zeros((400, 600), np.uint8)
+    pixels[50:200, 50:300] = 255
+    return Image.fromarray(pixels)
+
+
+def test_a_sample_becomes_the_source(session):
+    page = handlers.open_sample(session, SAMPLE)
+    assert page["instruction"]["value"] == "add a scarf"
+    assert page["painting"]["visible"]
+    assert page["painting"]["value"]["background"].size == (600, 400)
+    assert not page["upload"]["visible"]
+    assert page["edit"]["interactive"]
+    assert not page["cancel"]["interactive"]
+
+
+def test_a_bad_file_is_a_warning_and_the_source_stays(session, tmp_path):
+    source = session.source
+    bad = tmp_path / "bad.jpg"
+    bad.write_text("no picture")
+    page = handlers.open_file(session, str(bad))
+    assert page[handlers.WARNING]["text"].startswith("bad.jpg: not a picture")
+    assert session.source is source
+
+
+def test_an_edit_shows_its_steps_and_its_result(desk, session):
+    handlers.begin(session)
+    turns = list(handlers.edit(desk, session, ORDER, with_pictures=True))
+    shown = [turn["status"]["value"] for turn in turns if "status" in turn]
+    assert any('value="3" max="3"' in status for status in shown)
+    page = after(turns)
+    before, result = page["comparison"]["value"]
+    assert before.size == result.size
+    assert result.getpixel((10, 10)) == GREEN
+    assert page["report"]["value"].startswith("Done in 0.1 s. Most steps computed 25%")
+    assert page["download"] == {"value": str(session.shown.result.path), "interactive": True}
+    assert page["edit"]["interactive"]
+    assert not page["cancel"]["interactive"]
+    assert not session.busy
+
+
+def test_the_paint_stays_after_an_edit(desk, session):
+    assert "painting" not in edit(desk, session)
+
+
+def test_doubts_are_shown_with_no_markup_of_their_own(desk, session, monkeypatch):
+    monkeypatch.setattr(FakeReport, "doubts", ("a [link](x) may help",))
+    page = edit(desk, session)
+    assert r"**Check the result:** A \[link\](x) may help." in page["report"]["value"]
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (BadInput("the pipeline refused"), "the pipeline refused"),
+        (Failure("out of memory on cuda; use --offload"), "out of memory on cuda"),
+        (MemoryError(), "Out of memory"),
+        (RuntimeError("tensor 3 at 0x7f"), "The app made a mistake (RuntimeError)"),
+    ],
+)
+def test_an_error_is_one_line_and_the_next_edit_is_right(error, line, desk, session):
+    desk.error = error
+    page = edit(desk, session)
+    assert line in page[handlers.WARNING]["text"]
+    assert line in page["status"]["value"]
+    assert "0x7f" not in page["status"]["value"]
+    assert page["edit"]["interactive"]
+    assert session.rounds == []
+    desk.error = None
+    assert edit(desk, session)["comparison"]["visible"]
+
+
+@pytest.mark.parametrize(
+    ("order", "line"),
+    [
+        (replace(ORDER, instruction=" "), "Write what to change"),
+        (replace(ORDER, mask=Image.new("L", (64, 64), 255)), "The paint does not fit"),
+    ],
+)
+def test_a_bad_order_is_refused_before_the_edit(order, line, desk, session):
+    assert line in edit(desk, session, order)["status"]["value"]
+    assert desk.orders == []
+
+
+def test_without_a_picture_nothing_is_edited(desk, tmp_path):
+    page = edit(desk, open_session(tmp_path))
+    assert "Choose a picture first" in page["status"]["value"]
+
+
+def test_undo_returns_to_the_source_its_mask_and_its_instruction(desk, session):
+    first_source = session.source
+    first_order = replace(ORDER, mask=mask(), mask_mode="union")
+    edit(desk, session, first_order)
+    page = handlers.use_result(session)
+    assert page["instruction"]["value"] == ""
+    assert page["painting"]["value"]["layers"] == []
+    assert session.source.load().getpixel((9, 9)) == GREEN
+    edit(desk, session, replace(ORDER, instruction="make it night"))
+    page = handlers.undo(session)
+    assert session.source is first_source
+    assert page["instruction"]["value"] == "add a scarf"
+    assert page["mask_mode"]["value"] == "union"
+    assert (page["seed"]["value"], page["preset"]["value"], page["steps"]["value"]) == (
+        7,
+        "fast",
+        3,
+    )
+    painted = painted_mask(page["painting"]["value"]["layers"])
+    assert (np.asarray(painted) == np.asarray(mask())).all()
+    assert not page["undo"]["interactive"]
+    assert handlers.undo(session) == {}
+    assert len(session.rounds) == 2  # nothing is lost
+
+
+def test_the_history_returns_to_any_edit(desk, session):
+    edit(desk, session)
+    handlers.use_result(session)
+    edit(desk, session, replace(ORDER, instruction="make it night"))
+    handlers.go_to(session, 0)
+    page = handlers.go_to(session, 1)
+    assert page["instruction"]["value"] == "make it night"
+    assert page["undo"]["interactive"]
+    captions = [caption for _, caption in page["history"]["value"]]
+    assert captions == ["1: add a scarf", "1 → 2: make it night"]
+    assert handlers.go_to(session, 2) == {}
+
+
+def test_the_history_is_bounded(desk, session):
+    edit(desk, session)
+    session.rounds *= MAX_ROUNDS
+    edit(desk, session)
+    assert len(session.rounds) == MAX_ROUNDS
+    assert session.rounds[-1] is session.shown
+
+
+def test_a_result_keeps_the_format_of_the_photograph(desk, session, tmp_path):
+    SAMPLE.picture.save(tmp_path / "photo.jpg")
+    handlers.open_file(session, str(tmp_path / "photo.jpg"))
+    edit(desk, session)
+    result = session.shown.result
+    assert result.path.suffix == ".jpg"
+    assert Image.open(result.path).format == "JPEG"
+
+
+def test_a_format_that_cannot_be_written_becomes_png(desk, session, tmp_path):
+    SAMPLE.picture.save(tmp_path / "old.gif")
+    handlers.open_file(session, str(tmp_path / "old.gif"))
+    page = edit(desk, session)
+    assert session.shown.result.path.suffix == ".png"
+    assert "the suffix is '.gif'" in page["report"]["value"]
+    assert str(session.folder) not in page["report"]["value"]
+
+
+def test_cancel_ends_the_edit_and_the_page_is_usable(desk, session):
+    handlers.begin(session)
+    turns = handlers.edit(desk, session, ORDER, with_pictures=True)
+    next(turns)
+    desk.go_on.clear()
+    waiting = threading.Thread(target=lambda: page.update(after(turns)))
+    page: dict = {}
+    waiting.start()
+    while not desk.orders:
+        waiting.join(0.01)
+    assert handlers.go_to(session, 0) == {handlers.WARNING: {"text": words.BUSY}}
+    assert handlers.cancel(session)["edit"]["interactive"]
+    waiting.join(10)
+    assert "Cancelled" in page["status"]["value"]
+    desk.go_on.set()
+    assert desk.ended.wait(10)
+    assert session.rounds == []
+    assert edit(desk, session)["comparison"]["visible"]
+
+
+def test_a_session_does_not_see_another(desk, session, tmp_path):
+    other = open_session(tmp_path)
+    edit(desk, session)
+    assert other.rounds == []
+    assert other.folder != session.folder
+    handlers.begin(session)
+    handlers.cancel(other)
+    assert session.busy
+
+
+def test_a_closed_session_leaves_no_file(session):
+    close_session(session)
+    assert not session.folder.exists()
+    close_session(None)
+
+
+# -- with the tiny editor
+
+
+@pytest.fixture(scope="module")
+def tiny_desk() -> Desk:
+    return Desk(Editor(EditorSettings(model="tiny", arguments={"num_inference_steps": 6})))
+
+
+def test_the_tiny_editor_follows_a_sample_inside_the_paint(tiny_desk, tmp_path):
+    assert tiny_desk.steps == 6
+    session = open_session(tmp_path)
+    handlers.open_sample(session, tiny_samples()[0])
+    left = Image.new("L", session.source.shown.size)
+    left.paste(255, (0, 0, left.width // 2, left.height))
+    order = Order(tiny_samples()[0].instruction, mask=left, preset="fast", steps=6)
+    page = after(handlers.preview(tiny_desk, session, order))
+    assert page["tabs"]["selected"] == handlers.SCORES_TAB
+    assert "of the picture at first" in page["report"]["value"]
+    assert session.shown is None
+    edit(tiny_desk, session, order)
+    report = session.shown.report
+    columns = report.region.shape[1]
+    assert report.region.any()
+    assert not report.region[:, columns // 2 :].any()
+    assert tiny_desk._editor.handle.config.preset == "fast"
+
+
+def test_orders_of_several_threads_are_carried_out_in_turn(tiny_desk, tmp_path):
+    sessions = [open_session(tmp_path) for _ in range(2)]
+    order = Order("remove the red triangle", steps=3)
+    threads = []
+    for session in sessions:
+        handlers.open_sample(session, tiny_samples()[0])
+        run = threading.Thread(target=edit, args=(tiny_desk, session, order))
+        run.start()
+        threads.append(run)
+    for thread in threads:
+        thread.join(60)
+    first, second = (np.asarray(session.shown.result.load()) for session in sessions)
+    assert (first == second).all()
