@@ -264,6 +264,10 @@ class ServeOptions(SpotOptions):
     """Longest time for the running edits to finish after SIGTERM."""
     api_key_file: Annotated[Path | None, arg(metavar="FILE")] = None
     """File with the key that clients must send as `Authorization: Bearer KEY`."""
+    ray: Annotated[str | None, optional_word("ADDRESS")] = None
+    """Serve with Ray Serve: on this machine, or on the cluster at ADDRESS ("auto" or HOST:PORT)."""
+    replicas: Annotated[int, at_least(1)] = 1
+    """Number of processes with --ray, which have a pipeline and a queue each."""
 
 
 @dataclass(kw_only=True)

@@ -26,6 +26,9 @@ def run(options: ServeOptions) -> None:
     from ..serve.server import serve
 
     limits = _limits(options)
+    if options.ray is not None:
+        _run_with_ray(options, limits)
+        return
     editor_settings = _editor_settings(options)
     with _bound_socket(options.host, options.port) as listener:
         editors = [Editor(settings) for settings in editor_settings]
@@ -34,6 +37,22 @@ def run(options: ServeOptions) -> None:
             f"serving {limits.model} on {names} at {_address(listener)}, Ctrl-C ends it", flush=True
         )
         serve(editors, limits, listener, options.shutdown_seconds)
+
+
+def _run_with_ray(options: ServeOptions, limits: ServeSettings) -> None:
+    from ..serve.ray_serve import RayPlace, serve_with_ray
+
+    if options.devices is not None:
+        raise BadInput("--devices and --ray exclude each other; say how many with --replicas")
+    if options.port == 0:
+        raise BadInput("--port 0: Ray Serve cannot choose a free port; name one")
+    settings = _shared_settings(options)
+    if not options.ray:  # the machines of a cluster may have other devices
+        choose_device(settings.device, settings.offload)
+    place = RayPlace(
+        options.ray or None, options.host, options.port, options.replicas, options.shutdown_seconds
+    )
+    serve_with_ray(settings, limits, place)
 
 
 def _require_packages() -> None:
@@ -47,14 +66,18 @@ def _require_packages() -> None:
 
 def _editor_settings(options: ServeOptions) -> list[EditorSettings]:
     """Return the settings of one editor for each device, which this machine has."""
-    try:
-        shared = options.editor_settings(options.model)
-    except ValueError as error:
-        raise BadInput(str(error)) from error
+    shared = _shared_settings(options)
     settings = [replace(shared, device=device) for device in _devices(options)]
     for item in settings:
         choose_device(item.device, item.offload)
     return settings
+
+
+def _shared_settings(options: ServeOptions) -> EditorSettings:
+    try:
+        return options.editor_settings(options.model)
+    except ValueError as error:
+        raise BadInput(str(error)) from error
 
 
 def _devices(options: ServeOptions) -> list[str | None]:

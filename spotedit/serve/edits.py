@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Iterator
 from contextlib import ExitStack, aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -91,7 +91,7 @@ class Service:
             self.metrics.cancelled.inc()
             raise ClientDisconnect from None
 
-    async def _results(self, edit: EditRequest) -> AsyncIterator[Draft | Edited]:
+    async def _results(self, edit: EditRequest) -> AsyncGenerator[Draft | Edited, None]:
         """Wait for a pipeline and edit; yield drafts and edits as soon as they are made.
 
         Closing the iterator ends the work.
@@ -102,7 +102,9 @@ class Service:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.settings.request_seconds
         made: asyncio.Queue[Draft | Edited | None] = asyncio.Queue()
-        put = partial(loop.call_soon_threadsafe, made.put_nowait)
+
+        def put(item: Draft | Edited) -> None:
+            loop.call_soon_threadsafe(made.put_nowait, item)
 
         def work(editor: Editor, on_step: OnStep) -> None:
             for number in range(edit.fields.n):

@@ -226,6 +226,16 @@ def test_the_official_client_of_the_hosted_form(monkeypatch):
         expected = editor.edit(picture(), "add a hat", seed=4).picture
         assert len(answer.data) == 2
         assert base64.b64decode(answer.data[0].b64_json) == encoded(expected)
+        draft, completed = client.images.edit(
+            image=("a.png", encoded(picture())),
+            prompt="add a hat",
+            stream=True,
+            partial_images=1,
+            extra_body={"seed": 4, "keep": "model"},
+        )
+        assert draft.type == "image_edit.partial_image"
+        assert completed.type == "image_edit.completed"
+        assert completed.b64_json == answer.data[0].b64_json
         assert [model.id for model in client.models.list()] == ["random"]
         with pytest.raises(openai.BadRequestError, match="prompt is empty") as refused:
             client.images.edit(image=("a.png", encoded(picture())), prompt=" ")
