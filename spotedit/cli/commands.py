@@ -266,8 +266,8 @@ class ServeOptions(SpotOptions):
     """File with the key that clients must send as `Authorization: Bearer KEY`."""
     ray: Annotated[str | None, optional_word("ADDRESS")] = None
     """Serve with Ray Serve: on this machine, or on the cluster at ADDRESS ("auto" or HOST:PORT)."""
-    replicas: Annotated[int, at_least(1)] = 1
-    """Number of processes with --ray, which have a pipeline and a queue each."""
+    replicas: Annotated[int | None, at_least(1)] = None
+    """Number of processes with --ray, which have a pipeline and a queue each. None: one."""
 
 
 @dataclass(kw_only=True)

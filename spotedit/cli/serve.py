@@ -29,6 +29,8 @@ def run(options: ServeOptions) -> None:
     if options.ray is not None:
         _run_with_ray(options, limits)
         return
+    if options.replicas is not None:
+        raise BadInput("--replicas needs --ray; without Ray, use --devices")
     editor_settings = _editor_settings(options)
     with _bound_socket(options.host, options.port) as listener:
         editors = [Editor(settings) for settings in editor_settings]
@@ -50,7 +52,11 @@ def _run_with_ray(options: ServeOptions, limits: ServeSettings) -> None:
     if not options.ray:  # the machines of a cluster may have other devices
         choose_device(settings.device, settings.offload)
     place = RayPlace(
-        options.ray or None, options.host, options.port, options.replicas, options.shutdown_seconds
+        options.ray or None,
+        options.host,
+        options.port,
+        options.replicas or 1,
+        options.shutdown_seconds,
     )
     serve_with_ray(settings, limits, place)
 

@@ -130,6 +130,9 @@ def _check_limits(fields: EditForm, settings: ServeSettings) -> None:
         raise bad_request(
             f"n is {fields.n}; expected 1 to {settings.max_pictures}", "n", "invalid_value"
         )
+    if fields.partial_images and not fields.stream:
+        message = f"partial_images is {fields.partial_images} without stream=true; send both"
+        raise bad_request(message, "partial_images", "invalid_value")
     if fields.model not in (None, settings.model):
         raise ApiError(
             404,

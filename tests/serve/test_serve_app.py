@@ -6,9 +6,10 @@ import pytest
 from serving import PATH, SETTINGS, client_of, error, form, picture, random_editor
 
 
-@pytest.fixture
-def editor(monkeypatch):
-    return random_editor(monkeypatch)
+@pytest.fixture(scope="module")
+def editor():
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return random_editor(monkeypatch)
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ MAX_GROWTH = 64 * 2**20  # bytes, over the whole load
     [
         (["--device", "cpu", "--devices", "cpu"], "exclude each other"),
         (["--devices", "cpu,nonsense"], "--device nonsense"),
+        (["--replicas", "2"], "--replicas needs --ray"),
         (["--api-key-file", "missing"], "--api-key-file missing"),
         (["--host", "256.0.0.1"], "--host 256.0.0.1"),
         (["--port", "70000"], "--port 70000"),
@@ -84,6 +85,14 @@ def test_options_become_the_limits_and_the_editors(monkeypatch, tmp_path):
     assert loaded[0].arguments == {"num_inference_steps": 2}
     assert (limits.queue, limits.max_pixels, limits.api_key) == (3, 99, "secret")
     assert limits.model == tmp_path.name  # clients do not see the folder
+
+
+def test_options_may_stand_in_a_file(tmp_path):
+    path = tmp_path / "serve.toml"
+    path.write_text('preset = "fast"\n[serve]\nport = 9000\nqueue = 2\nupload_seconds = 2.5\n')
+    parsed = commands.parse("serve", ["tiny", "--config", str(path), "--queue", "3"])
+    assert (parsed.port, parsed.queue, parsed.upload_seconds) == (9000, 3, 2.5)
+    assert parsed.config.preset == "fast"
 
 
 def test_the_default_address_is_this_machine_only():

@@ -30,7 +30,7 @@ LIMITS = replace(SETTINGS, max_bytes=200_000, max_pixels=MAX_PIXELS, max_prompt=
 @pytest.fixture(scope="module")
 def editor():
     with pytest.MonkeyPatch.context() as monkeypatch:
-        yield random_editor(monkeypatch)
+        return random_editor(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +278,7 @@ def header_of_png(width: int, height: int) -> bytes:
         ({"output_compression": 101}, "output_compression", "less"),
         ({"background": "transparent"}, "background", "'auto' or 'opaque'"),
         ({"quality": "high"}, "quality", "'auto'"),
+        ({"partial_images": 1}, "partial_images", "stream=true"),
         ({"keep": "all"}, "keep", "'original' or 'model'"),
         ({"mask_mode": "xor"}, "mask_mode", "'intersect'"),
         ({"model_path": "/etc"}, "model_path", "unknown"),

@@ -31,7 +31,6 @@ NUM_STEPS = 4
     ],
 )
 def test_options_that_ray_serve_does_not_take(arguments, message, capsys):
-    pytest.importorskip("ray.serve", reason="ray[serve] is not installed")
     assert main(["serve", "tiny", *arguments]) == 2
     assert message in capsys.readouterr().err
 
