@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from batch_files import HEIGHT, INSTRUCTION, NAMES, WIDTH, pictures, rows, save_picture
+from batch_files import HEIGHT, INSTRUCTION, NAMES, WIDTH, names, pictures, rows, save_picture
 from PIL import Image
 
 from spotedit.batch import one
@@ -191,8 +191,8 @@ def killed_runs(run, photos: Path, out: Path, kills: int) -> int:
     for number in range(kills):
         process = fork.Process(target=lambda: run(photos, INSTRUCTION))
         process.start()
-        done = len(pictures(out))
-        while process.is_alive() and len(pictures(out)) <= done:
+        done = len(names(out))
+        while process.is_alive() and len(names(out)) <= done:
             time.sleep(0.002)
         time.sleep(moments.uniform(0, LONGEST_WAIT))
         process.kill()
