@@ -35,7 +35,6 @@ def test_every_picture_has_an_output_a_report_and_a_row(run, model, photos, out,
     assert run(photos, INSTRUCTION) == 0
     reports = {f"reports/{name}.json" for name in NAMES}
     assert all_files(out) == {*NAMES, *reports, "manifest.jsonl"}
-    assert not (out / ".unfinished").exists()
     assert len(model) == 1
     for row in rows(out):
         assert digest(out / row["output"]) == row["sha256"]
@@ -49,6 +48,14 @@ def test_every_picture_has_an_output_a_report_and_a_row(run, model, photos, out,
     assert "4 edited" in said
     assert re.search(r"\d s a picture \(median", said)
     assert re.search(r"region: \d+% of a picture", said)
+
+
+def test_only_own_leftovers_are_removed(run, photos, out):
+    (out / ".unfinished" / "folder").mkdir(parents=True)
+    for name in ("0123456789abcdef.png", ".0123456789abcdef-01234567.png", "mine.png"):
+        (out / ".unfinished" / name).touch()
+    assert run(photos, INSTRUCTION) == 0
+    assert {path.name for path in (out / ".unfinished").iterdir()} == {"folder", "mine.png"}
 
 
 def test_an_output_is_the_pipelines_picture(run_pipeline, photos, out):
