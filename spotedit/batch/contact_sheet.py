@@ -27,6 +27,7 @@ _NAME = "contact-sheet.html"
 _GENERATOR = b'content="spotedit batch"'
 _LONGEST_SIDE = 480  # of a thumbnail, in pixels: sharp on a dense screen
 _QUALITY = 80
+_MAX_STRETCH = 0.1
 _SCRIPT = """
 document.addEventListener("input", ({target}) => {
   if (target.type === "range") target.parentElement.style.setProperty("--cut", target.value + "%");
@@ -84,6 +85,7 @@ def _card(row: Row, settings: BatchSettings) -> dict[str, Any]:
     output = row["output"]
     failed = "problem" in row
     original = settings.out / row["input"]
+    before = _thumbnail(original)
     after = None if failed else _thumbnail(settings.target(output))
     links = [("original", _address(row["input"]))]
     if not failed:
@@ -93,8 +95,9 @@ def _card(row: Row, settings: BatchSettings) -> dict[str, Any]:
         "kind": ("failed", "doubtful", "good")[_urgency(row)],
         "name": printable(output),
         "instruction": printable(row["instruction"]),
-        "before": _thumbnail(original),
+        "before": before,
         "after": after,
+        "aspect": _common_aspect(before, after),
         "region": None if failed else _region(settings.report(output)),
         "facts": [] if failed else _facts(row),
         "problem": printable(row.get("problem", "")),
@@ -102,6 +105,17 @@ def _card(row: Row, settings: BatchSettings) -> dict[str, Any]:
         "notes": [] if failed else row["notes"],
         "links": links,
     }
+
+
+def _common_aspect(before: dict[str, Any] | None, after: dict[str, Any] | None) -> float | None:
+    """Return the aspect ratio in which both pictures are drawn; None if theirs are unlike.
+
+    The models' sizes are whole numbers of tokens, so that an output may be a little wider.
+    """
+    if before is None or after is None:
+        return None
+    first, second = (picture["width"] / picture["height"] for picture in (before, after))
+    return first if abs(first / second - 1) < _MAX_STRETCH else None
 
 
 def _facts(row: Row) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 import errno
 import gc
 import json
+import re
 import time
 from contextlib import suppress
 from functools import cache
@@ -27,6 +28,9 @@ _NO_PICTURE_CAN_BE_WRITTEN = {
     errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOENT, errno.ENOSPC, errno.EPERM,
     errno.EROFS,
 }  # fmt: skip
+
+# names by `BatchSettings.unfinished` and, with a dot, by `atomic_write`
+_MADE_THERE = re.compile(r"\.?[0-9a-f]{16}(-[0-9a-f]{8})?\.\w+")
 
 
 def edit_one(
@@ -152,8 +156,10 @@ def remove_unfinished(settings: BatchSettings) -> None:
     folder = settings.out / UNFINISHED
     if folder.is_dir() and not folder.is_symlink():
         for path in folder.iterdir():
-            path.unlink()
-        folder.rmdir()
+            if _MADE_THERE.fullmatch(path.name):
+                path.unlink()
+        with suppress(OSError):  # it has other files
+            folder.rmdir()
 
 
 def _stops_all(error: OutputError) -> bool:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from tqdm import tqdm
+
 from ..pictures.files import describe_error
 from ..pictures.images import ImageError
 from ..pictures.lines import digest
@@ -13,6 +15,7 @@ from .manifest import Manifest, Row
 from .settings import BatchSettings
 
 _NUM_EXAMPLES = 5
+_PATIENCE = 2  # seconds until progress is shown
 
 
 @dataclass
@@ -64,7 +67,8 @@ def make_plan(
         limit: the most pictures to make, or None.
     """
     plan = Plan()
-    for job in jobs:
+    # hashing many large files takes a while
+    for job in tqdm(jobs, desc="checking", unit="picture", leave=False, delay=_PATIENCE):
         state = _state(job, settings, manifest)
         if state.row is not None:
             plan.done[job.output] = state.row

@@ -12,12 +12,13 @@ from .plan import Plan
 _NUM_EXAMPLES = 3
 
 
-def summary(done: Mapping[str, Row], made: Sequence[Row]) -> str:
+def summary(done: Mapping[str, Row], made: Sequence[Row], num_pictures: int) -> str:
     """Return lines about the pictures that are finished and those that failed.
 
     Args:
         done: rows of pictures that an earlier run finished.
         made: rows of this run.
+        num_pictures: number of pictures that the command names.
     """
     good = [row for row in made if "problem" not in row]
     bad = [row for row in made if "problem" in row]
@@ -27,6 +28,8 @@ def summary(done: Mapping[str, Row], made: Sequence[Row]) -> str:
         counts += f", {len(done)} were finished before"
     if bad:
         counts += f", {len(bad)} failed"
+    if num_left := num_pictures - len(done) - len(made):
+        counts += f", {num_left} are left"
     lines = [counts]
     if good:
         seconds = median(row["seconds"] for row in good)

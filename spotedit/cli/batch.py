@@ -50,7 +50,7 @@ def run(options: BatchOptions) -> None:
         plan = _plan(options, jobs, settings, manifest)
         for row in plan.recovered:
             manifest.append(row)
-        made = _edit(options, plan, settings, manifest)
+        made = _edit(options, plan, settings, manifest, len(jobs))
         if sheet is not None:
             rows = plan.done | {row["output"]: row for row in made}
             write_sheet(settings, (rows[job.output] for job in jobs if job.output in rows), sheet)
@@ -65,7 +65,8 @@ def _settings(options: BatchOptions) -> BatchSettings:
     model = require_model(options.model)
     if Path(model).is_dir():
         model = str(Path(model).resolve())
-    choose_device(options.pipeline.device, options.pipeline.offload)
+    if options.ray is None:  # the processes of Ray may be on other hosts
+        choose_device(options.pipeline.device, options.pipeline.offload)
     try:
         config = spotedit_config(options.config)
         editor = options.editor_settings(model)
@@ -137,7 +138,11 @@ def _check_writing(folder: Path) -> None:
 
 
 def _edit(
-    options: BatchOptions, plan: Plan, settings: BatchSettings, manifest: Manifest
+    options: BatchOptions,
+    plan: Plan,
+    settings: BatchSettings,
+    manifest: Manifest,
+    num_pictures: int,
 ) -> list[Row]:
     """Edit what is to be made, print the summary, and return the rows."""
     made: list[Row] = []
@@ -151,7 +156,7 @@ def _edit(
         raise Failure(str(error)) from error
     finally:
         if made or plan.done:
-            say(summary(plan.done, made))
+            say(summary(plan.done, made, num_pictures))
         remove_unfinished(settings)
     return made
 

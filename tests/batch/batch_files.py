@@ -18,11 +18,16 @@ def save_picture(path: Path, seed: int) -> None:
     Image.fromarray(pixels).save(path)
 
 
+def names(folder: Path) -> set[str]:
+    """Return the relative paths of the pictures below a folder, without hidden folders."""
+    suffixes = (".png", ".jpg", ".webp", ".tif")
+    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix in suffixes]
+    return {path.as_posix() for path in paths if not path.parts[0].startswith(".")}
+
+
 def pictures(folder: Path) -> dict[str, bytes]:
     """Return the pictures below a folder, by relative path."""
-    suffixes = (".png", ".jpg", ".webp", ".tif")
-    paths = [path for path in folder.rglob("*") if path.suffix in suffixes]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+    return {name: (folder / name).read_bytes() for name in names(folder)}
 
 
 def rows(out: Path) -> list[dict]:

@@ -2,8 +2,10 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,10 @@ from small_kontext import PromptedKontext, prompted_kontext
 import spotedit
 from spotedit.batch import one
 from spotedit.editor import photo
-from spotedit.pictures import files
 from spotedit.pictures.files import OutputError
 from spotedit.pictures.lines import digest
+
+MAX_FILE_BYTES = 6000  # more than the probe that is written first, less than a picture
 
 
 def all_files(folder: Path) -> set[str]:
@@ -32,7 +35,6 @@ def test_every_picture_has_an_output_a_report_and_a_row(run, model, photos, out,
     assert run(photos, INSTRUCTION) == 0
     reports = {f"reports/{name}.json" for name in NAMES}
     assert all_files(out) == {*NAMES, *reports, "manifest.jsonl"}
-    assert not (out / ".unfinished").exists()
     assert len(model) == 1
     for row in rows(out):
         assert digest(out / row["output"]) == row["sha256"]
@@ -46,6 +48,14 @@ def test_every_picture_has_an_output_a_report_and_a_row(run, model, photos, out,
     assert "4 edited" in said
     assert re.search(r"\d s a picture \(median", said)
     assert re.search(r"region: \d+% of a picture", said)
+
+
+def test_only_own_leftovers_are_removed(run, photos, out):
+    (out / ".unfinished" / "folder").mkdir(parents=True)
+    for name in ("0123456789abcdef.png", ".0123456789abcdef-01234567.png", "mine.png"):
+        (out / ".unfinished" / name).touch()
+    assert run(photos, INSTRUCTION) == 0
+    assert {path.name for path in (out / ".unfinished").iterdir()} == {"folder", "mine.png"}
 
 
 def test_an_output_is_the_pipelines_picture(run_pipeline, photos, out):
@@ -214,27 +224,48 @@ def test_a_picture_that_is_replaced_while_it_is_edited(run, photos, out, monkeyp
 
 
 def test_a_full_disk_stops_the_run_and_loses_nothing(run, photos, out, monkeypatch, capsys):
-    written: list[Path] = []
-    write_bytes = Path.write_bytes
+    original, written = one.write_photo, []
 
-    def fill_up(path, data):
-        if path.parent.name == ".unfinished" and len(data) > files._PROBE_BYTES:
-            written.append(path)
-            if len(written) > 2:
-                write_bytes(path, bytes(data)[:100])
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write_bytes(path, data)
+    def fill_up(path, edited, to, *further, **options):
+        written.append(path)
+        if len(written) == 3:
+            to.write_bytes(b"the first bytes")
+            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise OutputError(f"{to}: cannot be written ({full.strerror})") from full
+        return original(path, edited, to, *further, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", fill_up)
+        patch.setattr(one, "write_photo", fill_up)
         assert run(photos, INSTRUCTION) == 1
     said = capsys.readouterr()
     assert "No space left on device" in said.err
     assert "2 edited" in said.out
-    assert len(pictures(out)) == 2
     assert len(written) == 3
+    assert len(pictures(out)) == len(rows(out)) == 2
     assert not (out / ".unfinished").exists()
     assert run(photos, INSTRUCTION) == 0
+    assert set(pictures(out)) == set(NAMES)
+
+
+@pytest.mark.skipif(
+    "fork" not in multiprocessing.get_all_start_methods(), reason="needs a copy of this process"
+)
+def test_files_that_the_system_cuts_short(run, photos, out):
+    """A limit on the size of files, as `ulimit -f` sets it, fails like a full disk."""
+
+    def run_with_limit():
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE_BYTES, MAX_FILE_BYTES))
+        sys.exit(run(photos, INSTRUCTION, options=("--keep", "model")))
+
+    process = multiprocessing.get_context("fork").Process(target=run_with_limit)
+    process.start()
+    process.join()
+    assert process.exitcode == 1
+    assert pictures(out) == {}
+    assert rows(out) == []
+    assert run(photos, INSTRUCTION, options=("--keep", "model")) == 0
     assert set(pictures(out)) == set(NAMES)
 
 
