@@ -29,14 +29,14 @@ class Progress:
     Attributes:
         index: 0-based position in the loop of `total` steps.
         kind: "dense", "full", "spot" or "skip", as in `EditReport.steps`.
-        ratio: the share of the picture's tokens that the step computed, or None if it is unknown.
+        ratio: the share of the picture's tokens that the step computed.
         picture: the clean picture that is predicted at this step, or None if it was not decoded.
     """
 
     index: int
     total: int
     kind: str
-    ratio: float | None
+    ratio: float
     picture: Image.Image | None
 
 
@@ -109,8 +109,7 @@ class Job(Generic[Result]):
     def _on_step(self, step: StepProgress) -> None:
         self.check()
         picture = self._decoder.decode(step) if self._decoder else None
-        ratio = getattr(step, "ratio", None)
-        self._progress.put(Progress(step.index, step.total, step.kind, ratio, picture))
+        self._progress.put(Progress(step.index, step.total, step.kind, step.ratio, picture))
 
     def _latest(self) -> Progress | None:
         """Wait for a message, and return the newest one that is there."""
@@ -134,7 +133,7 @@ class _PacedDecoder:
         start = time.monotonic()
         if start < self._next_time:
             return None
-        picture: Image.Image | None = getattr(step, "image", None)
+        picture = step.image
         end = time.monotonic()
         self._next_time = end + (end - start) * (1 / _MAX_DECODING_SHARE - 1)
         return picture

@@ -104,12 +104,14 @@ def _request(preset: PresetName, steps: int, seed: int) -> Parts:
     }
     with gr.Row():
         parts["preview"] = gr.Button(
-            "Preview region", min_width=96, interactive=False, elem_id="preview"
+            "Preview region", min_width=84, size="md", interactive=False, elem_id="preview"
         )
         parts["edit"] = gr.Button(
-            "Edit", variant="primary", min_width=96, interactive=False, elem_id="edit"
+            "Edit", variant="primary", min_width=84, size="md", interactive=False, elem_id="edit"
         )
-        parts["cancel"] = gr.Button("Cancel", min_width=96, interactive=False, elem_id="cancel")
+        parts["cancel"] = gr.Button(
+            "Cancel", min_width=84, size="md", interactive=False, elem_id="cancel"
+        )
     parts["status"] = gr.HTML(words.status(words.IDLE), elem_id="status")
     with gr.Accordion("Settings", open=False):
         parts["mask_mode"] = gr.Radio(
@@ -158,12 +160,14 @@ def _result() -> Parts:
             parts["scores"] = _picture("What would change, in warm colours", "scores")
     with gr.Row():
         parts["download"] = gr.DownloadButton(
-            "Download", min_width=96, interactive=False, elem_id="download"
+            "Download", min_width=84, size="md", interactive=False, elem_id="download"
         )
         parts["use_result"] = gr.Button(
-            "Use as source", min_width=96, interactive=False, elem_id="use_result"
+            "Use as source", min_width=84, size="md", interactive=False, elem_id="use_result"
         )
-        parts["undo"] = gr.Button("Undo", min_width=96, interactive=False, elem_id="undo")
+        parts["undo"] = gr.Button(
+            "Undo", min_width=84, size="md", interactive=False, elem_id="undo"
+        )
     parts["report"] = gr.Markdown(elem_id="report")
     with gr.Accordion("More figures", open=False, visible=False) as parts["details_box"]:
         parts["details"] = gr.Textbox(

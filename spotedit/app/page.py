@@ -47,6 +47,7 @@ def create_app(editor: Editor, samples: Sequence[Sample] | None = None, seed: in
     app = gr.Blocks(
         title="spotedit",
         analytics_enabled=False,
+        fill_width=True,
         delete_cache=(_CACHE_CHECKED_EVERY, _CACHE_KEPT),
     )
     with app:

@@ -38,7 +38,7 @@ def progress(step: Progress) -> str:
     """Return the progress bar and its line as HTML."""
     done = step.index + 1
     computed = _KINDS.get(step.kind, step.kind)
-    if step.kind == "spot" and step.ratio is not None:
+    if step.kind == "spot":
         computed += f", {step.ratio:.0%} of the picture"
     line = f"Step {done} of {step.total}: computed {computed}"
     return (
