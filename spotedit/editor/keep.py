@@ -32,7 +32,7 @@ def keep_original(original: Path, edited: Edited, out: Path, force: bool = False
         return [f"nothing of the original is kept: {error}"]
     notes = write_edit(original, placed, out, force)
     if kept_share(edited) == 0:
-        notes.insert(0, "every part of the picture was regenerated, so no pixel of it is kept")
+        notes.insert(0, "the region reaches over the whole picture, so none of its pixels is kept")
     return notes
 
 

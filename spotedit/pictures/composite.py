@@ -19,6 +19,8 @@ from .colour import ColourSpace
 from .pixels import Pixels, pixels_of
 
 FEATHER_TOKENS = 1
+_WHITE = 255
+_VISIBLE = 24  # levels of 255: what a model changes by chance is less
 _STRIP_PIXELS = 2**20  # the edit is scaled and blended in strips of about so many pixels
 
 
@@ -228,15 +230,33 @@ def strips(edit: Placed, size: tuple[int, int]) -> Iterator[tuple[int, int, int,
         yield left, start, right, min(start + height, bottom)
 
 
-def paste(pixels: Pixels, edit: Placed) -> None:
-    """Put the edit into the pixels, in place."""
+def paste(pixels: Pixels, edit: Placed) -> list[str]:
+    """Put the edit into the pixels, in place.
+
+    Returns:
+        Sentences about what of the edit the original cannot show.
+    """
     space = ColourSpace(pixels.colours, pixels.values.dtype, pixels.profile)
     size = pixels.values.shape[1], pixels.values.shape[0]
+    loses_colour = loses_pixels = False
     for box in strips(edit, size):
         left, top, right, bottom = box
         view = pixels.values[top:bottom, left:right]
-        opacity = edit.opacity(size, box)
-        view[...] = blend(view, space.from_srgb(edit.colours(size, box)), opacity, pixels)
+        opacity, colours = edit.opacity(size, box), edit.colours(size, box)
+        levels = np.asarray(colours)
+        shows = opacity == 1
+        if pixels.colours == "L":
+            loses_colour |= bool((np.ptp(levels[shows], axis=-1) > _VISIBLE).any())
+        if pixels.has_alpha:
+            is_hidden = shows & (view[..., -1] == 0)
+            loses_pixels |= bool((levels[is_hidden] < _WHITE - _VISIBLE).any())
+        view[...] = blend(view, space.from_srgb(colours), opacity, pixels)
+    notes = []
+    if loses_colour:
+        notes.append("the picture is grey, and so the edit in it is grey too")
+    if loses_pixels:
+        notes.append("the edit does not show where the picture is transparent")
+    return notes
 
 
 def blend(

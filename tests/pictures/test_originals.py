@@ -1,6 +1,11 @@
 """What is kept of a user's file when an edit is written into it, for every kind of file."""
 
+import functools
 import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -136,13 +141,25 @@ class Kept:
     after: Image.Image
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Callable[[photographs.Photograph], Kept]:
+    """Return a function that writes an edit into a file, once for all tests."""
+    folder = tmp_path_factory.mktemp("written")
+
+    @functools.cache
+    def write(file: photographs.Photograph) -> Kept:
+        before = load_image(file.path)
+        edited = edit_of(before)
+        out = folder / file.path.name
+        notes = keep_original(file.path, edited, out)
+        return Kept(out, edited, notes, before, load_image(out))
+
+    return write
+
+
 @pytest.fixture
-def kept(file, tmp_path) -> Kept:
-    before = load_image(file.path)
-    edited = edit_of(before)
-    out = tmp_path / file.path.name
-    notes = keep_original(file.path, edited, out)
-    return Kept(out, edited, notes, before, load_image(out))
+def kept(file, written) -> Kept:
+    return written(file)
 
 
 def test_the_list_names_every_file(files):
@@ -245,7 +262,7 @@ def test_everything_regenerated_is_said(files, tmp_path):
     path = files["rgb.png"].path
     edited = edit_of(load_image(path), np.ones((4, 4), dtype=bool))
     notes = keep_original(path, edited, tmp_path / "o.png")
-    assert "no pixel" in notes[0]
+    assert "none of its pixels" in notes[0]
     assert load_image(tmp_path / "o.png").getcolors() == [(120 * 88, COLOUR)]
 
 
@@ -274,3 +291,65 @@ def test_an_existing_file_is_not_overwritten(files, tmp_path):
     keep_original(path, edit_of(load_image(path)), out, force=True)
     assert load_image(out).size == (120, 88)
     assert [item.name for item in tmp_path.iterdir()] == ["out.png"]
+
+
+def test_what_the_original_cannot_show_is_said(files, tmp_path):
+    notes = {}
+    for name in ("grey.png", "alpha.png", "rgb.png", "grey.jpg"):
+        path = files[name].path
+        region = np.ones((6, 8), dtype=bool)
+        region[:3] = False
+        edited = edit_of(load_image(path), region)
+        notes[name] = " ".join(keep_original(path, edited, tmp_path / name))
+    assert "grey" in notes["grey.png"]
+    assert "grey" in notes["grey.jpg"]
+    assert "transparent" in notes["alpha.png"]
+    assert notes["rgb.png"] == ""
+
+
+def peak_of(program: str) -> int:
+    """Run a program; return the bytes that it added to its memory at most."""
+    code = (
+        "import resource\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        f"{program}"
+        "print(peak() - before)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600
+    )
+    return int(done.stdout.split()[-1])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+@pytest.mark.parametrize("region", ["some", "all"])
+def test_24_megapixels_fit_in_half_a_gigabyte(tmp_path, suffix, region):
+    path, out = photographs.write_large(tmp_path, suffix), tmp_path / f"out{suffix}"
+    peak = peak_of(
+        "from pathlib import Path\n"
+        "import numpy as np\n"
+        "from PIL import Image\n"
+        "from spotedit.pictures.composite import PlacedEdit\n"
+        "from spotedit.pictures.originals.write import write_edit\n"
+        f"region = np.full((64, 96), {region == 'all'})\n"
+        "region[20:30, 30:45] = True\n"
+        "edit = PlacedEdit(Image.new('RGB', (1536, 1024), 'red'), region, (0, 0, 1, 1))\n"
+        "before = peak()\n"
+        f"write_edit(Path({str(path)!r}), edit, Path({str(out)!r}))\n"
+    )
+    assert peak < 512 * 2**20
+    with Image.open(out) as image:
+        assert image.size == (6000, 4000)
+
+
+def test_large_and_giant_pictures(tmp_path):
+    """A picture with too many pixels is refused before it is decoded."""
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunk = (
+        struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    )
+    path = tmp_path / "giant.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + bytes(4))
+    with pytest.raises(ImageError, match="pixels"):
+        keep_original(path, edit_of(photographs.scene_8_bit()), tmp_path / "out.png")

@@ -33,7 +33,7 @@ def converted(path: Path, edit: Placed, out_format: str) -> Rewritten:
             pixels, notes = pixels_of(image), []
         if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
             notes.append("the file has several pictures: only the first one is kept")
-    paste(pixels, as_stored(edit, turn))
+    notes += paste(pixels, as_stored(edit, turn))
     pixels.values = as_shown(pixels.values, turn)
     pixels, more_notes = fitted(pixels, out_format)
     if pixels.profile is None:

@@ -35,7 +35,8 @@ def rewritten(path: Path, edit: Placed) -> Rewritten:
             "out, because it shows the unedited picture"
         )
     try:
-        return Rewritten(jpeg_blocks.rewritten(data, segments, scans, kept, edit), notes)
+        result = jpeg_blocks.rewritten(data, segments, scans, kept, edit)
+        return Rewritten(result.data, notes + result.notes)
     except jpeg_blocks.Unsupported as unsupported:
         notes.append(
             "JPEG is lossy: all of the picture was encoded again, with the original's quantisation "
@@ -51,7 +52,7 @@ def rewritten(path: Path, edit: Placed) -> Rewritten:
             "dpi": image.info.get("dpi", (0, 0)),
         }
         pixels = pixels_of(image)
-    paste(pixels, edit)
+    notes += paste(pixels, edit)
     new_segments, new_scans = split(_encode(pixels, options))
     decoding = [segment for segment in new_segments if segment.says_how_to_decode]
     described = [segment for segment in kept if not segment.says_how_to_decode]

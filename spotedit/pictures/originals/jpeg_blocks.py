@@ -19,7 +19,7 @@ from ..composite import Placed, paste
 from ..pixels import pixels_of
 from .jpeg_entropy import Component, compressed_data
 from .jpeg_segments import APP0, APP14, DAC, DHT, DRI, Segment, join
-from .rewritten import NEEDS_PHOTOS
+from .rewritten import NEEDS_PHOTOS, Rewritten
 
 _PROGRESSIVE = 0xC2
 _READABLE = (0xC0, 0xC1, _PROGRESSIVE)  # frames in Huffman codes: baseline, extended, progressive
@@ -72,7 +72,7 @@ def rewritten(
     scans: bytes,
     kept: Sequence[Segment],
     edit: Placed,
-) -> bytes:
+) -> Rewritten:
     """Return the file with the edit in it.
 
     Args:
@@ -90,7 +90,7 @@ def rewritten(
     with Image.open(BytesIO(data)) as image:
         pixels = pixels_of(image)  # raises if the data is damaged
     planes = _read(segments, scans, frame)
-    paste(pixels, edit)
+    notes = paste(pixels, edit)
     size = pixels.values.shape[1], pixels.values.shape[0]
     for box in _boxes(edit, size, planes):
         _replace_blocks(planes, colours, pixels.values, edit, box)
@@ -108,7 +108,7 @@ def rewritten(
     ]
     result = join([*kept, *coding], compressed)
     _verify(data, result, edit, size, planes)
-    return result
+    return Rewritten(result, notes)
 
 
 def _colours(segments: Sequence[Segment], frame: Segment) -> str:

@@ -44,7 +44,7 @@ def rewritten(path: Path, edit: Placed) -> Rewritten:
             f"{image_format} is lossy: all of the picture was encoded again, so pixels outside the "
             "region differ by little; write to a .png or .tif file to keep them exactly"
         )
-    paste(pixels, edit)
+    notes += paste(pixels, edit)
     return Rewritten(encode(pixels, metadata, image_format, is_lossless), notes)
 
 

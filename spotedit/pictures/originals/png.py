@@ -38,7 +38,7 @@ def rewritten(path: Path, edit: Placed) -> Rewritten:
         notes.append("a palette cannot hold the edit: the file has full colours now")
     if any(chunk.kind in _ANIMATION for chunk in chunks):
         notes.append("the file was an animation: only its first picture is kept")
-    paste(pixels, edit)
+    notes += paste(pixels, edit)
     first = next(index for index, chunk in enumerate(chunks) if chunk.kind == b"IDAT")
     new = _chunks(_encode(pixels))
     same_samples = new[0].body[8:10] == header[8:10]

@@ -50,10 +50,10 @@ def rewritten(path: Path, edit: Placed) -> Rewritten | None:
             array, pixels = _open(page)
         except _Unsupported:
             return None
-        paste(pixels, edit)
+        notes = paste(pixels, edit)
         height, width, _ = pixels.values.shape
         _replace_segments(file, page, array, edit.extent((width, height)))
-        notes = _clean(tiff, page)
+        notes += _clean(tiff, page)
     return Rewritten(file.getvalue(), notes)
 
 
