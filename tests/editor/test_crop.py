@@ -236,8 +236,8 @@ def test_only_the_largest_parts_get_a_crop():
     plans, (note,) = plan_crops(region, None, WHOLE, (20_000, 20_000), 1024**2)
     assert len(plans) == MAX_CROPS
     assert plans[0].part.sum() == 4
-    assert note.startswith(f"the {MAX_CROPS} largest changed parts were edited in crops")
-    assert note.endswith("kept in 5 others")
+    assert note.startswith(f"at most {MAX_CROPS} crops are edited")
+    assert note.endswith("in the 5 smallest changed parts")
 
 
 # -- edits of a stub: it paints bright objects blue
@@ -287,6 +287,7 @@ class StubEditor:
             "reason": None,
             "unedited": int(not region.any()),
             "source_box": WHOLE,
+            "batch": 1,
             **changes,
         }
         for name, value in arguments.items():
@@ -297,7 +298,6 @@ class StubEditor:
             grid=(rows, cols),
             records=(),
             scores=torch.zeros(1, rows * cols),
-            batch=1,
             cache_bytes=0,
             threshold=0.1,
             judge="l2",
@@ -375,7 +375,10 @@ def test_equal_arguments_give_equal_edits():
         ({"colour": OTHER}, "the crop's edit is another one"),
         ({"colour": OBJECT}, f"at most {MAX_DISAGREEMENT} is accepted"),
         ({"region": NOWHERE}, "nothing was edited in it"),
-        ({"region": None, "reason": "too few steps"}, "the first edit is kept: too few steps"),
+        (
+            {"region": None, "reason": "too few steps"},
+            "the first edit is kept: no region was found: too few",
+        ),
         (
             {"misalignment": Misalignment("shift", (8.0, 8.0), 1.0, 1.0)},
             "the whole frame does not match the source",
@@ -401,6 +404,8 @@ def test_the_first_edit_is_kept_where_a_crop_fails(of_crops, words):
     [
         (70, {}, "the photograph, 70 x 70 pixels, is not much larger than the model's 64 x 64"),
         (SIDE, {"region": None, "reason": "too few steps"}, "no region was found: too few steps"),
+        (SIDE, {"reason": "it went dense"}, "no region was found: it went dense"),
+        (SIDE, {"batch": 2}, "the call made 2 pictures"),
         (
             SIDE,
             {"misalignment": Misalignment("scale", (0.0, 0.0), 1.1, 1.0)},
@@ -410,7 +415,7 @@ def test_the_first_edit_is_kept_where_a_crop_fails(of_crops, words):
         (SIDE, {"region": NOWHERE}, "nothing was edited"),
         (SIDE, {"moved": NOWHERE}, "nothing was edited"),
     ],
-    ids=["small", "dense", "misaligned", "unplaced", "unedited", "unmoved"],
+    ids=["small", "dense", "dense later", "batch", "misaligned", "unplaced", "unedited", "unmoved"],
 )
 def test_no_crop_is_edited_where_none_helps(side, record, words):
     editor, image = StubEditor(record=record), photograph((20, 20), size=(side, side))
@@ -420,7 +425,7 @@ def test_no_crop_is_edited_where_none_helps(side, record, words):
     (note,) = edit.notes
     assert words in note
     assert edit.layers is None
-    if edit.report.source_box is not None:
+    if edit.report.source_box is not None and edit.report.batch == 1:
         assert edit.placed.picture == edit.picture
 
 
