@@ -83,6 +83,7 @@ CASES = (
     Case("add", 1024),
 )
 SHOWN = CASES[1]  # in the figure
+_FIGURE_WIDTH = 1000  # pixels
 _ZOOM = 1.5  # side of the part that the figure shows, in widths of the edit
 
 
@@ -272,6 +273,9 @@ def draw_figure(outcomes: Sequence[Outcome], path: Path) -> None:
         part = slice(top, top + side), slice(left, left + side)
         lines.append((scene.instruction, [Image.fromarray(picture[part]) for picture in pictures]))
     save_figure(path, lines, ("photograph", "model size", "crop", "truth"))
+    figure = Image.open(path).convert("RGB")
+    figure.thumbnail((_FIGURE_WIDTH, figure.height), Image.Resampling.LANCZOS)
+    figure.quantize(256).save(path, optimize=True)  # a small file for the page
 
 
 def main(argv: Sequence[str] | None = None) -> None:

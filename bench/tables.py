@@ -328,12 +328,81 @@ def _sweep(sweep: str, setting: str, titles: Mapping[str, str]) -> list[str]:
     return table(head, lines)
 
 
+def detail() -> list[str]:
+    """What crops gain on large photographs, by the sort of scenes."""
+    results = run("detail")
+    lines = []
+    for scene in _detail_scenes(results):
+        count = {"scenes": "", "scenes whose first edit was made": ""}
+        for name in count:
+            count[name] = value(results, name, "", digits=0, **scene)
+        gained = row(results, "PSNR gained", edit="crop", **scene)
+        worst = value(results, "PSNR gained, worst scene", " dB", edit="crop", **scene)
+        line = [
+            _scene_in_words(scene),
+            f"{count['scenes whose first edit was made']} of {count['scenes']}",
+            f"{gained['value']:+.1f} dB [{gained['low']:+.1f}, {gained['high']:+.1f}]",
+            worst,
+        ]
+        for edit in ("model size", "crop"):
+            line.append(value(results, "sharpness", "", edit=edit, **scene))
+        forwards = (
+            value(results, f"forwards of the transformer, {which}", "", digits=0, **scene)
+            for which in ("first edit", "in all")
+        )
+        lines.append([*line, " / ".join(forwards)])
+    head = [
+        "edited object", "edits made", "PSNR gained by crops", "worst scene",
+        "sharpness at model size", "with crops", "forwards without / with crops",
+    ]  # fmt: skip
+    return table(head, lines)
+
+
+def detail_comparison() -> list[str]:
+    """How often the comparison with the first edit was right about a crop."""
+    results = run("detail")
+    outcomes = {
+        "better, and used": "crops that were better, and accepted",
+        "worse, and refused": "crops that were worse, and refused",
+        "better, but refused": "crops that were better, but refused",
+        "worse, but used": "crops that were worse, but accepted",
+        "nothing edited": "crops in which nothing was edited, or that failed",
+    }
+    lines = [
+        [
+            _scene_in_words(scene),
+            value(results, "crops", "", digits=0, **scene),
+            *(value(results, name, "", digits=0, **scene) for name in outcomes.values()),
+        ]
+        for scene in _detail_scenes(results)
+    ]
+    return table(["edited object", "crops", *outcomes], lines)
+
+
+def detail_origin() -> list[str]:
+    """Where the rows of `detail` come from."""
+    return origin(run("detail"), "python -m bench.detail")
+
+
+def _detail_scenes(results: Results) -> list[dict[str, Any]]:
+    """Return the parameters of every sort of scenes, in the order of the rows."""
+    return [row["parameters"] for row in results.rows if row["name"] == "scenes"]
+
+
+def _scene_in_words(scene: Mapping[str, Any]) -> str:
+    side = f"{scene['photograph']} x {scene['photograph']}"
+    if scene["scene"] == "add":
+        return f"added, size named, {side}"
+    place = "alone" if scene["scene"] == "one object" else "one of several"
+    return f"{scene['object']} pixels wide, {place}, {side}"
+
+
 TABLES: Mapping[str, Callable[[], Sequence[str]]] = {
     function.__name__.replace("_", "-"): function
     for function in (
         caption, speed, speed_short, speed_origin, steps, temporal, temporal_origin, temporal_time,
         temporal_time_origin, pipeline, pipeline_short, pipeline_origin, profile, kernels,
-        kernels_origin, tiny_on_gpu, resets, blends,
+        kernels_origin, tiny_on_gpu, resets, blends, detail, detail_comparison, detail_origin,
     )
 }  # fmt: skip
 

@@ -137,7 +137,8 @@ class PhotoOptions:
     """`original` writes the edited region into your own picture, at its own size, and keeps its
     other pixels. `model` writes the picture as the model made it."""
     detail: Literal["model", "crop"] = "model"
-    """`crop` edits again, in a crop around the region, at the resolution of your picture."""
+    """`crop` edits every changed part of a large picture again, in a crop of it, so that it is as
+    sharp as the picture. It takes another edit for each part."""
 
 
 @dataclass(kw_only=True)

@@ -154,8 +154,10 @@ def _why_not(image: Image.Image, first: Edited, arguments: Mapping[str, Any]) ->
         why = f"the whole frame changed: {report.misalignment}"
     elif report.source_box is None:
         why = "the edit cannot be placed on the photograph"
-    elif report.region is None:
+    elif report.region is None or report.reason is not None:
         why = f"no region was found: {report.reason}"
+    elif report.batch > 1:
+        why = f"the call made {report.batch} pictures"
     elif not changed_tokens(report.region, report.moved).any():
         why = "nothing was edited"
     elif tied := _TIED_TO_PHOTO & arguments.keys():
@@ -178,8 +180,10 @@ def _edit_crop(edit: Callable[..., Edited], photo: _Photo, plan: Plan) -> CropEd
     except (BadInput, Failure) as error:
         return CropEdit(plan, problem=str(error))
     report = edited.report
-    if report.region is None or report.source_box is None:
-        return CropEdit(plan, edited, problem=report.reason or "it cannot be placed on the crop")
+    if report.region is None or report.reason is not None:
+        return CropEdit(plan, edited, problem=f"no region was found: {report.reason}")
+    if report.source_box is None:
+        return CropEdit(plan, edited, problem="its edit cannot be placed on it")
     if not report.region.any():
         return CropEdit(plan, edited, problem="nothing was edited in it")
     first_box = box_in_crop(photo.box, photo.image.size, crop)

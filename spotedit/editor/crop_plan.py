@@ -12,7 +12,7 @@ from .boxes import Rectangle, around, components, crop_around, density, grown
 CONTEXT = 0.25  # margin around a changed part, as a share of its longer side
 MAX_CROPS = 4
 MIN_GAIN = 1.25  # a crop shows the model at least this many times the pixels along a line
-_MAX_PARTS = 24
+_MAX_PARTS = 24  # that are considered; comparing all pairs of more would take long
 _MIN_COMMON = 0.7  # a common crop of two parts keeps at least this share of their resolution
 _MULTIPLE = 16  # pixels; the side of a token in most models
 
@@ -79,11 +79,11 @@ def plan_crops(
             f"{len(plans) - len(useful)} of {len(plans)} changed parts need a crop nearly as large "
             "as the photograph: the first edit is kept there"
         )
-    num_others = len(useful[MAX_CROPS:]) + len(cores[_MAX_PARTS:])
-    if num_others:
+    num_left_out = len(useful[MAX_CROPS:]) + len(cores[_MAX_PARTS:])
+    if num_left_out:
         notes.append(
-            f"the {MAX_CROPS} largest changed parts were edited in crops: the first edit is kept "
-            f"in {num_others} others"
+            f"at most {MAX_CROPS} crops are edited: the first edit is kept in the {num_left_out} "
+            "smallest changed parts"
         )
     return useful[:MAX_CROPS], notes
 

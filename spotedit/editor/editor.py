@@ -17,7 +17,7 @@ from ..engine.record import StepProgress
 from ..engine.rounds import Rounds
 from ..evaluation.edits import loop_settings
 from ..judge.mask import as_mask, resized
-from ..pictures.composite import PlacedEdit
+from ..pictures.composite import Placed
 from ..preview import Preview
 from ..report import EditReport
 from .loading import choose_device, explain_errors, image_to_edit, load, one_thread_for_tiny
@@ -44,7 +44,7 @@ class Edited:
     seconds: float
 
     @property
-    def placed(self) -> PlacedEdit:
+    def placed(self) -> Placed:
         """The edit with its place in the user's picture.
 
         Raises:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..judge.mask import as_mask, same_aspect
 from ..pictures.images import load_image, load_mask, save_image
+from .crop import Detailed, edit_in_crops
 from .editor import Edited, Editor, OnStep
 from .errors import BadInput
 from .keep import keep_original
@@ -44,14 +45,24 @@ def edit_photo(
         BadInput: the mask does not fit the picture, or the pipeline refused the call.
         Failure: out of memory.
     """
-    if detail == "crop":
-        raise BadInput("--detail crop does not exist yet; leave it out")
     image = load_image(path)
     pixels = None if mask is None else load_mask_of(mask, image, path)
     edited = editor.edit(
         image, instruction, seed=seed, mask=pixels, mask_mode=mask_mode, on_step=on_step
     )
-    return edited, []
+    if detail == "model":
+        return edited, []
+    detailed = edit_in_crops(
+        editor,
+        image,
+        instruction,
+        edited,
+        seed=seed,
+        mask=pixels,
+        mask_mode=mask_mode,
+        on_step=on_step,
+    )
+    return detailed, list(detailed.notes)
 
 
 def write_photo(
@@ -73,6 +84,8 @@ def write_photo(
     if keep == "original":
         return keep_original(path, edited, out, force)
     save_image(edited.picture, out, force)
+    if isinstance(edited, Detailed) and edited.layers is not None:
+        return ["the picture has the model's size: --detail crop needs --keep original"]
     return []
 
 

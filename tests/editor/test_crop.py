@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bench import detail
+from spotedit.cli import main
 from spotedit.editor.boxes import (
     Rectangle,
     around,
@@ -26,6 +27,7 @@ from spotedit.editor.crop import MAX_DISAGREEMENT, disagreement, edit_in_crops
 from spotedit.editor.crop_plan import MAX_CROPS, changed_tokens, mask_in_crop, plan_crops
 from spotedit.editor.editor import Edited, Editor
 from spotedit.editor.errors import Failure
+from spotedit.editor.photo import edit_photo, write_photo
 from spotedit.editor.settings import EditorSettings
 from spotedit.engine.record import CallRecord
 from spotedit.judge.misalignment import Misalignment
@@ -234,8 +236,8 @@ def test_only_the_largest_parts_get_a_crop():
     plans, (note,) = plan_crops(region, None, WHOLE, (20_000, 20_000), 1024**2)
     assert len(plans) == MAX_CROPS
     assert plans[0].part.sum() == 4
-    assert note.startswith(f"the {MAX_CROPS} largest changed parts were edited in crops")
-    assert note.endswith("kept in 5 others")
+    assert note.startswith(f"at most {MAX_CROPS} crops are edited")
+    assert note.endswith("in the 5 smallest changed parts")
 
 
 # -- edits of a stub: it paints bright objects blue
@@ -285,6 +287,7 @@ class StubEditor:
             "reason": None,
             "unedited": int(not region.any()),
             "source_box": WHOLE,
+            "batch": 1,
             **changes,
         }
         for name, value in arguments.items():
@@ -295,7 +298,6 @@ class StubEditor:
             grid=(rows, cols),
             records=(),
             scores=torch.zeros(1, rows * cols),
-            batch=1,
             cache_bytes=0,
             threshold=0.1,
             judge="l2",
@@ -373,7 +375,10 @@ def test_equal_arguments_give_equal_edits():
         ({"colour": OTHER}, "the crop's edit is another one"),
         ({"colour": OBJECT}, f"at most {MAX_DISAGREEMENT} is accepted"),
         ({"region": NOWHERE}, "nothing was edited in it"),
-        ({"region": None, "reason": "too few steps"}, "the first edit is kept: too few steps"),
+        (
+            {"region": None, "reason": "too few steps"},
+            "the first edit is kept: no region was found: too few",
+        ),
         (
             {"misalignment": Misalignment("shift", (8.0, 8.0), 1.0, 1.0)},
             "the whole frame does not match the source",
@@ -399,6 +404,8 @@ def test_the_first_edit_is_kept_where_a_crop_fails(of_crops, words):
     [
         (70, {}, "the photograph, 70 x 70 pixels, is not much larger than the model's 64 x 64"),
         (SIDE, {"region": None, "reason": "too few steps"}, "no region was found: too few steps"),
+        (SIDE, {"reason": "it went dense"}, "no region was found: it went dense"),
+        (SIDE, {"batch": 2}, "the call made 2 pictures"),
         (
             SIDE,
             {"misalignment": Misalignment("scale", (0.0, 0.0), 1.1, 1.0)},
@@ -408,7 +415,7 @@ def test_the_first_edit_is_kept_where_a_crop_fails(of_crops, words):
         (SIDE, {"region": NOWHERE}, "nothing was edited"),
         (SIDE, {"moved": NOWHERE}, "nothing was edited"),
     ],
-    ids=["small", "dense", "misaligned", "unplaced", "unedited", "unmoved"],
+    ids=["small", "dense", "dense later", "batch", "misaligned", "unplaced", "unedited", "unmoved"],
 )
 def test_no_crop_is_edited_where_none_helps(side, record, words):
     editor, image = StubEditor(record=record), photograph((20, 20), size=(side, side))
@@ -418,7 +425,7 @@ def test_no_crop_is_edited_where_none_helps(side, record, words):
     (note,) = edit.notes
     assert words in note
     assert edit.layers is None
-    if edit.report.source_box is not None:
+    if edit.report.source_box is not None and edit.report.batch == 1:
         assert edit.placed.picture == edit.picture
 
 
@@ -476,7 +483,55 @@ def test_disagreement_is_relative_to_the_larger_change():
     assert disagreement(source, source, source, 0.5) == 0
 
 
+# -- files
+
+
+def test_a_file_gets_the_edits_of_crops_and_keeps_its_other_pixels(tmp_path):
+    image = photograph((20, 30), (440, 420))
+    image.save(tmp_path / "in.png")
+    edit, notes = edit_photo(StubEditor(), tmp_path / "in.png", "paint it blue", detail="crop")
+    notes += write_photo(tmp_path / "in.png", edit, tmp_path / "out.png")
+    assert notes == []
+    written, before = np.asarray(Image.open(tmp_path / "out.png")), np.asarray(image)
+    assert np.array_equal(written, put_into(image, edit))
+    for left, top in ((20, 30), (440, 420)):
+        assert np.allclose(written[top + 5 : top + 35, left + 5 : left + 35], EDITED, atol=8)
+    assert np.array_equal(written[100:350], before[100:350])
+
+
+def test_a_picture_of_the_models_size_has_no_crops(tmp_path):
+    photograph((20, 30)).save(tmp_path / "in.png")
+    edit, _ = edit_photo(StubEditor(), tmp_path / "in.png", "paint it blue", detail="crop")
+    (note,) = write_photo(tmp_path / "in.png", edit, tmp_path / "out.png", keep="model")
+    assert "--detail crop needs --keep original" in note
+    assert Image.open(tmp_path / "out.png").size == edit.picture.size
+
+
+def test_without_crops_the_edit_is_the_first_one(tmp_path):
+    photograph((20, 30)).save(tmp_path / "in.png")
+    editor = StubEditor()
+    edit, notes = edit_photo(editor, tmp_path / "in.png", "paint it blue")
+    assert len(editor.calls) == 1
+    assert notes == []
+    assert type(edit) is Edited
+
+
 # -- the tiny editor
+
+
+@pytest.mark.full
+def test_the_command_edits_in_crops(tmp_path, capsys):
+    scene = detail.Case("one object", 512, 100).scene(1002)
+    scene.source_image.save(tmp_path / "in.png")
+    options = ["--model", "tiny", "--steps", "8", "--detail", "crop"]
+    paths = [str(tmp_path / name) for name in ("in.png", "out.png")]
+    assert main(["edit", paths[0], scene.instruction, "-o", paths[1], *options]) == 0
+    written = np.asarray(Image.open(paths[1]), dtype=float)
+    assert written.shape == scene.source.shape
+    source, target = (picture[scene.mask].astype(float) for picture in (scene.source, scene.target))
+    error = np.abs(written[scene.mask] - target).mean()
+    assert error < np.abs(source - target).mean() / 2
+    assert (written == scene.source).all(axis=-1).mean() > 0.5
 
 
 @pytest.mark.full
