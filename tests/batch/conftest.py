@@ -55,9 +55,16 @@ def run_pipeline(model, out) -> Callable[..., int]:
 
 @pytest.fixture
 def run(run_pipeline, monkeypatch) -> Callable[..., int]:
-    """Return the same function, whose editor paints a picture at once instead of editing it."""
+    """Return the same function, whose editor paints a picture at once instead of editing it.
+
+    The painted picture itself is the output, unless `options` has another --keep.
+    """
     monkeypatch.setattr(editor.Editor, "edit", paint)
-    return run_pipeline
+
+    def command(*inputs: object, options: tuple[object, ...] = (), **folder: Path) -> int:
+        return run_pipeline(*inputs, options=("--keep", "model", *options), **folder)
+
+    return command
 
 
 def paint(self, image, instruction, *, seed=0, mask=None, mask_mode="intersect", on_step=None):

@@ -125,7 +125,7 @@ def test_another_picture_under_a_name_that_is_taken(run, photos, out, tmp_path, 
     [
         (INSTRUCTION, ("--threshold", "0.5"), 'config {} instead of {"threshold": 0.5}'),
         (INSTRUCTION, ("--steps", 4), '"num_inference_steps": 3} instead of'),
-        (INSTRUCTION, ("--keep", "model"), 'keep "original" instead of "model"'),
+        (INSTRUCTION, ("--keep", "original"), 'keep "model" instead of "original"'),
         (INSTRUCTION, ("--seed", 1), "made with the seed 0 instead of 1"),
         ("remove the hat", (), "made with the instruction 'add a hat' instead of"),
     ],

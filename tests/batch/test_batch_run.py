@@ -91,7 +91,7 @@ def test_what_could_not_be_kept_is_said(run, photos, out, monkeypatch, capsys):
         return ["the depth of 16 bits is lost"]
 
     monkeypatch.setattr(photo, "keep_original", keep_original)
-    assert run(photos, INSTRUCTION) == 0
+    assert run(photos, INSTRUCTION, options=("--keep", "original")) == 0
     assert "note in 4: the depth of 16 bits is lost" in capsys.readouterr().out
 
 
@@ -291,7 +291,7 @@ def test_an_encoder_that_fails_is_the_pictures_own_problem(run, photos, out, mon
         return []
 
     monkeypatch.setattr(photo, "keep_original", keep_original)
-    assert run(photos, INSTRUCTION) == 1
+    assert run(photos, INSTRUCTION, options=("--keep", "original")) == 1
     assert set(pictures(out)) == {*NAMES} - {"IMG_2.png"}
 
 
