@@ -44,7 +44,7 @@ def batch(*arguments: object, model: object = "tiny") -> subprocess.CompletedPro
         [*command, "--model", str(model), "--device", "cpu", "--steps", "3"],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         env=os.environ | {"PYTHONPATH": paths},
     )
 
