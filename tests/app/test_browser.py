@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from app_server import running_app
-from PIL import Image
+from PIL import Image, ImageOps
 
 from spotedit.app.samples import tiny_samples
 
@@ -244,7 +244,7 @@ def test_bad_files_are_refused_in_a_line(open_page, tmp_path):
     open_sample(page)  # the page still works
 
 
-def test_an_upright_photograph_comes_back_in_its_format(open_page, tmp_path):
+def test_a_turned_photograph_comes_back_in_its_format_at_its_size(open_page, tmp_path):
     sideways = Image.fromarray(np.full((300, 400, 3), 90, np.uint8))
     exif = Image.Exif()
     exif[274] = 6  # turn clockwise to see it upright
@@ -258,7 +258,10 @@ def test_an_upright_photograph_comes_back_in_its_format(open_page, tmp_path):
     result = download(page, tmp_path / "down")
     picture = Image.open(result)
     assert (result.suffix, picture.format) == (".jpg", "JPEG")
-    assert picture.width < picture.height
+    assert picture.getexif()[274] == 6
+    upright = ImageOps.exif_transpose(picture)
+    assert upright.size == (300, 400)
+    assert greener(upright, Image.new("RGB", upright.size, (90, 90, 90)))[180:220, 130:170].all()
 
 
 def test_the_page_asks_no_other_host(open_page, address):
@@ -273,4 +276,7 @@ def test_the_page_fits_a_telephone(open_page):
     page = open_page(width=360, height=740)
     open_sample(page)
     edit(page)
+    page.get_by_text("Settings").click()
+    page.get_by_text("More figures").click()
+    page.wait_for_timeout(500)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
