@@ -125,7 +125,7 @@ def test_what_a_crop_cut_off_stays_the_originals():
     assert 91 <= rows[-1] < 95
 
 
-@pytest.mark.parametrize("size", [(100, 70), (517, 333), (1111, 1009), (4000, 3000)])
+@pytest.mark.parametrize("size", [(100, 70), (517, 333), (1111, 1009), (2000, 1500)])
 def test_flux2_crops_where_its_box_says(size):
     """A picture of its own coordinates goes through the pipeline's processor."""
     width, height = size

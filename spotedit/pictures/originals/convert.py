@@ -39,7 +39,8 @@ def converted(path: Path, edit: Placed, out_format: str) -> Rewritten:
     if pixels.profile is None:
         metadata = metadata.without_profile()
     if out_format in _LOSSY:
-        more_notes.append(f"{out_format} is lossy: write to a .png or .tif file to keep all pixels")
+        name = "HEIC" if out_format == "HEIF" else out_format
+        more_notes.append(f"{name} is lossy: write to a .png or .tif file to keep all pixels")
     if out_format == "BMP" and (metadata.exif or metadata.profile or metadata.xmp):
         more_notes.append("BMP holds no EXIF data, colour profile or XMP")
     data, encoding_notes = _encode(pixels, metadata, out_format)

@@ -40,8 +40,9 @@ def rewritten(path: Path, edit: Placed) -> Rewritten:
         notes.append(f"the file has {depth} bits a channel and keeps 8")
     is_lossless = image_format == "BMP" or (image_format == "WEBP" and _is_lossless_webp(data))
     if not is_lossless:
+        name = "HEIC" if image_format == "HEIF" else image_format
         notes.append(
-            f"{image_format} is lossy: all of the picture was encoded again, so pixels outside the "
+            f"{name} is lossy: all of the picture was encoded again, so pixels outside the "
             "region differ by little; write to a .png or .tif file to keep them exactly"
         )
     notes += paste(pixels, edit)
