@@ -275,7 +275,8 @@ def draw_figure(outcomes: Sequence[Outcome], path: Path) -> None:
     save_figure(path, lines, ("photograph", "model size", "crop", "truth"))
     figure = Image.open(path).convert("RGB")
     figure.thumbnail((_FIGURE_WIDTH, figure.height), Image.Resampling.LANCZOS)
-    figure.quantize(256).save(path, optimize=True)  # a small file for the page
+    palette = figure.quantize(256)  # a small file for the page
+    figure.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -516,6 +516,33 @@ def test_without_crops_the_edit_is_the_first_one(tmp_path):
     assert type(edit) is Edited
 
 
+# -- the benchmark's figures
+
+
+def test_sharpness_and_psnr_compare_with_the_truth():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    mask = np.zeros((40, 40), dtype=bool)
+    mask[10:30, 10:30] = True
+    half = (truth // 2 + 64).astype(np.uint8)
+    assert detail.sharpness(truth, truth, mask) == 1
+    assert detail.sharpness(half, truth, mask) == pytest.approx(0.25, abs=0.02)
+    assert detail.psnr(truth + np.uint8(0), truth, mask) > 70
+    assert detail.psnr(half, truth, mask) < 20
+    outside = truth.copy()
+    outside[~mask] = 0
+    assert detail.psnr(outside, truth, mask) > 70
+
+
+def test_a_scene_with_one_object_changes_that_object_only():
+    for seed, kind in enumerate(detail.KINDS):
+        scene = detail.one_object(seed, kind, 256, 30)
+        rows, cols = np.nonzero(scene.mask)
+        assert np.ptp(rows) < 90
+        assert np.ptp(cols) < 90
+        assert scene.instruction.startswith(kind)
+
+
 # -- the tiny editor
 
 
