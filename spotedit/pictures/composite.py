@@ -24,6 +24,9 @@ _VISIBLE = 24  # levels of 255: what a model changes by chance is less
 _STRIP_PIXELS = 2**20  # the edit is scaled and blended in strips of about so many pixels
 
 
+Edges = tuple[int, int, int, int]  # left, top, right and bottom, in pixels
+
+
 class Placed(Protocol):
     """What can be put into a picture: a `PlacedEdit`, or several as `Layers`."""
 
@@ -32,11 +35,11 @@ class Placed(Protocol):
 
     def transposed(self, method: Image.Transpose) -> "Placed": ...
 
-    def extent(self, size: tuple[int, int]) -> tuple[int, int, int, int]: ...
+    def extent(self, size: tuple[int, int]) -> Edges: ...
 
-    def opacity(self, size: tuple[int, int], box: tuple[int, int, int, int]) -> np.ndarray: ...
+    def opacity(self, size: tuple[int, int], box: Edges) -> np.ndarray: ...
 
-    def colours(self, size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image: ...
+    def colours(self, size: tuple[int, int], box: Edges) -> Image.Image: ...
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class PlacedEdit:
             _transposed_box(self.box, method),
         )
 
-    def extent(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    def extent(self, size: tuple[int, int]) -> Edges:
         """Return the smallest box around the pixels that change, in an original of this size.
 
         Args:
@@ -81,7 +84,7 @@ class PlacedEdit:
         top, bottom = rows.changing(self._corners.max(axis=1))
         return (left, top, right, bottom) if right > left and bottom > top else (0, 0, 0, 0)
 
-    def opacity(self, size: tuple[int, int], box: tuple[int, int, int, int]) -> np.ndarray:
+    def opacity(self, size: tuple[int, int], box: Edges) -> np.ndarray:
         """Return how much of the edit shows, 0 to 1, in a part of an original of this size.
 
         Args:
@@ -97,7 +100,7 @@ class PlacedEdit:
         opacity = columns.interpolate(along_columns.T, left, right).T
         return opacity * opacity * (3 - 2 * opacity)  # without a kink at either end
 
-    def colours(self, size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
+    def colours(self, size: tuple[int, int], box: Edges) -> Image.Image:
         """Return the edited picture, scaled to a part of an original of this size.
 
         Args:
@@ -220,7 +223,7 @@ def _transposed_box(box: Box, method: Image.Transpose) -> Box:
     return boxes[method]
 
 
-def strips(edit: Placed, size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
+def strips(edit: Placed, size: tuple[int, int]) -> Iterator[Edges]:
     """Yield boxes that together cover `edit.extent(size)`, none larger than `_STRIP_PIXELS`."""
     left, top, right, bottom = edit.extent(size)
     if right == left:

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from .composite import Placed
-
-Edges = tuple[int, int, int, int]  # left, top, right and bottom, in pixels
+from .composite import Edges, Placed
 
 
 @dataclass(frozen=True)

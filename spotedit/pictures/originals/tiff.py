@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..composite import Placed, paste
+from ..composite import Edges, Placed, paste
 from ..pixels import Pixels, pixels_of
 from .metadata import PREFIX, Metadata
 from .orientation import as_shown, orientation
@@ -154,9 +154,7 @@ def _segment_tags(page: Any) -> tuple[int, int]:
     return _TILE_TAGS if page.is_tiled else _STRIP_TAGS
 
 
-def _replace_segments(
-    file: BytesIO, page: Any, array: np.ndarray, extent: tuple[int, int, int, int]
-) -> None:
+def _replace_segments(file: BytesIO, page: Any, array: np.ndarray, extent: Edges) -> None:
     """Write the strips or tiles that overlap the extent."""
     from tifffile import TIFF
 
