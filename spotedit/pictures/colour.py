@@ -37,11 +37,11 @@ class ColourSpace:
         if self._profile is None:
             # PIL's grey of an sRGB picture, and its CMYK without black, have no profile either
             return self._scaled(np.asarray(image.convert(self.mode)))
-        if self.dtype == np.uint16:
-            return self._deep(image)
         try:
+            if self.dtype == np.uint16:
+                return self._deep(image)
             return np.asarray(ImageCms.applyTransform(image, self._transform))
-        except (ImageCms.PyCMSError, OSError, ValueError):
+        except (ImageCms.PyCMSError, OSError, ValueError, RuntimeError):  # the last: imagecodecs
             self._profile = None  # `load_image` could not use the profile either
             return self.from_srgb(image)
 

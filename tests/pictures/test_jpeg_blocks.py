@@ -1,8 +1,8 @@
 """JPEG files keep the coefficients of the blocks that an edit does not touch, bit for bit."""
 
-import builtins
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import photographs
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from spotedit.models.spec import WHOLE
 from spotedit.pictures.composite import PlacedEdit
@@ -128,14 +128,7 @@ def test_cmyk_is_encoded_again_and_said(files, tmp_path, space):
 
 
 def test_without_jpeglib_everything_is_encoded_again_and_said(files, tmp_path, monkeypatch):
-    importing = builtins.__import__
-
-    def without_jpeglib(name, *args, **kwargs):
-        if name == "jpeglib":
-            raise ImportError(name)
-        return importing(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_jpeglib)
+    monkeypatch.setitem(sys.modules, "jpeglib", None)
     path, out = files["everything"], tmp_path / "out.jpg"
     notes = write_edit(path, edit_of(path), out)
     assert "lossy" in notes[0]
@@ -143,6 +136,27 @@ def test_without_jpeglib_everything_is_encoded_again_and_said(files, tmp_path, m
     with Image.open(path) as before, Image.open(out) as after:
         assert after.quantization == before.quantization
         assert after.info["exif"] == before.info["exif"]
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=["sequential", "progressive"])
+def test_noise_of_the_highest_quality_can_be_encoded_again(tmp_path, monkeypatch, options):
+    """Pillow fails to write it with `optimize` or `progressive`."""
+    monkeypatch.setitem(sys.modules, "jpeglib", None)
+    monkeypatch.setattr(ImageFile, "MAXBLOCK", 2**22)  # so that Pillow can write the original
+    path, out = tmp_path / "in.jpg", tmp_path / "out.jpg"
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path, quality=100, subsampling=0, **options)
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "jpeglib", None)
+    assert "encoded again" in write_edit(path, edit_of(path), out)[-1]
+    assert load_image(out).size == (400, 300)
+
+
+def test_bytes_between_segments_are_passed_over(files, tmp_path):
+    path = tmp_path / "in.jpg"
+    before, table, after = files["420"].read_bytes().partition(b"\xff\xdb")
+    path.write_bytes(before + b"\0\xff\0" + table + after)
+    assert write_edit(path, edit_of(path), tmp_path / "out.jpg") == []
 
 
 @pytest.mark.parametrize("at", ["touched", "untouched"])

@@ -1,6 +1,8 @@
 """What is kept of a user's file when an edit is written into it, for every kind of file."""
 
+import errno
 import functools
+import os
 import struct
 import subprocess
 import sys
@@ -14,7 +16,7 @@ import numpy as np
 import photographs
 import pytest
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, PngImagePlugin
 
 from spotedit.editor.editor import Edited
 from spotedit.editor.keep import keep_original
@@ -305,6 +307,56 @@ def test_what_the_original_cannot_show_is_said(files, tmp_path):
     assert "grey" in notes["grey.jpg"]
     assert "transparent" in notes["alpha.png"]
     assert notes["rgb.png"] == ""
+
+
+def test_a_profile_of_another_colour_space_is_not_used(tmp_path):
+    """`load_image` cannot use it either."""
+    for name, tag in {"8": b"GRAY", "16": b"Lab "}.items():
+        profile = photographs.icc("Adobe RGB")
+        profile = profile[:16] + tag + profile[20:]
+        path, out = tmp_path / f"{name}.png", tmp_path / f"out-{name}.png"
+        if name == "8":
+            photographs.scene_8_bit().save(path, icc_profile=profile)
+        else:
+            pytest.importorskip("imagecodecs")
+            chunk = b"iCCP", b"ICC\0\0" + zlib.compress(profile)
+            photographs.write_png_16(path, photographs.deep(3), chunk)
+        assert keep_original(path, edit_of(load_image(path)), out) == []
+        assert load_image(out).getpixel((60, 40)) == COLOUR
+
+
+@each(["rgb-16.tif", "rgb-16.png"])
+def test_without_imagecodecs_16_bits_become_8(file, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    out = tmp_path / file.path.name
+    (note,) = keep_original(file.path, edit_of(load_image(file.path)), out)
+    assert "16 bits a channel and keeps 8" in note
+    assert load_image(out).size == load_image(file.path).size
+
+
+def test_metadata_that_is_too_large_for_jpeg_is_left_out_and_said(tmp_path):
+    path, exif, text = tmp_path / "in.png", Image.Exif(), PngImagePlugin.PngInfo()
+    exif[0x010F] = "A" * 70_000
+    text.add_itxt("XML:com.adobe.xmp", "x" * 70_000)
+    photographs.scene_8_bit().save(path, exif=exif, pnginfo=text)
+    notes = keep_original(path, edit_of(load_image(path)), tmp_path / "out.jpg")
+    assert [note.split()[1] for note in notes if "too large" in note] == ["EXIF", "XMP"]
+    assert load_image(tmp_path / "out.jpg").size == (120, 88)
+
+
+@pytest.mark.parametrize("region", [None, np.zeros((6, 8), dtype=bool)], ids=["some", "nothing"])
+def test_a_disk_that_fills_up_is_not_called_a_damaged_picture(files, tmp_path, monkeypatch, region):
+    path = files["rgb.png"].path
+    edited, num_written = edit_of(load_image(path), region), []
+
+    def write(self, data):
+        num_written.append(len(data))
+        if len(num_written) > 1:  # the first is the check before the work
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    with pytest.raises(OutputError, match="No space"):
+        keep_original(path, edited, tmp_path / "out.png")
 
 
 def peak_of(program: str) -> int:

@@ -1,5 +1,6 @@
 """Write an edit into a file of another format than the original's."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ _WITH_ALPHA = ("PNG", "TIFF", "WEBP", "AVIF", "HEIF")
 _CMYK = ("JPEG", "TIFF")
 _GREY_ALPHA = ("PNG", "TIFF")
 _LOSSY = ("JPEG", "AVIF", "HEIF")
+_JPEG_LARGEST = 65_500  # bytes of EXIF data or of XMP
 
 
 def converted(path: Path, edit: Placed, out_format: str) -> Rewritten:
@@ -43,6 +45,9 @@ def converted(path: Path, edit: Placed, out_format: str) -> Rewritten:
         more_notes.append(f"{name} is lossy: write to a .png or .tif file to keep all pixels")
     if out_format == "BMP" and (metadata.exif or metadata.profile or metadata.xmp):
         more_notes.append("BMP holds no EXIF data, colour profile or XMP")
+    if out_format == "JPEG":
+        metadata, left_out = _fitting_jpeg(metadata)
+        more_notes += left_out
     data, encoding_notes = _encode(pixels, metadata, out_format)
     return Rewritten(data, notes + more_notes + encoding_notes)
 
@@ -63,6 +68,15 @@ def fitted(pixels: Pixels, out_format: str) -> tuple[Pixels, list[str]]:
         values = pixels.values[..., [0, 0, 0, 1]]
         pixels = Pixels(values, "RGBA")
     return pixels, notes
+
+
+def _fitting_jpeg(metadata: Metadata) -> tuple[Metadata, list[str]]:
+    """Return the metadata that fits in segments of a JPEG file, and what is left out."""
+    too_large = [
+        name for name in ("exif", "xmp") if len(getattr(metadata, name) or b"") > _JPEG_LARGEST
+    ]
+    notes = [f"the {name.upper()} data is too large for JPEG and left out" for name in too_large]
+    return replace(metadata, **dict.fromkeys(too_large)), notes
 
 
 def _cmyk_to_srgb(pixels: Pixels) -> Pixels:

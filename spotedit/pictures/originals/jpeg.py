@@ -13,7 +13,7 @@ from PIL import Image, JpegImagePlugin
 from ..composite import Placed, paste
 from ..pixels import Pixels, pixels_of
 from . import jpeg_blocks
-from .jpeg_segments import has_more, join, kept_segments, split
+from .jpeg_segments import PROGRESSIVE, RESTART_INTERVAL, has_more, join, kept_segments, split
 from .metadata import PREFIX, Metadata
 from .rewritten import Rewritten
 
@@ -34,6 +34,11 @@ def rewritten(path: Path, edit: Placed) -> Rewritten:
             "what follows the picture in the file (a gain map, a video or another picture) is left "
             "out, because it shows the unedited picture"
         )
+    if any(segment.marker in (PROGRESSIVE, RESTART_INTERVAL) for segment in segments):
+        notes.append(
+            "the JPEG is a sequential one now, without progressive scans and restart markers, "
+            "which changes no pixel"
+        )
     try:
         result = jpeg_blocks.rewritten(data, segments, scans, kept, edit)
         return Rewritten(result.data, notes + result.notes)
@@ -47,8 +52,6 @@ def rewritten(path: Path, edit: Placed) -> Rewritten:
         options = {
             "qtables": image.quantization,
             "subsampling": _SUBSAMPLINGS.get(JpegImagePlugin.get_sampling(image), "4:4:4"),
-            "progressive": bool(image.info.get("progressive")),
-            "optimize": True,
             "dpi": image.info.get("dpi", (0, 0)),
         }
         pixels = pixels_of(image)
@@ -62,7 +65,7 @@ def rewritten(path: Path, edit: Placed) -> Rewritten:
 
 def encode(pixels: Pixels, metadata: Metadata) -> bytes:
     """Make a new file of 8-bit pixels without alpha."""
-    options: dict[str, Any] = {"quality": QUALITY, "subsampling": "4:4:4", "optimize": True}
+    options: dict[str, Any] = {"quality": QUALITY, "subsampling": "4:4:4"}
     if metadata.exif:
         options["exif"] = PREFIX + metadata.exif
     if metadata.profile:
@@ -75,6 +78,7 @@ def encode(pixels: Pixels, metadata: Metadata) -> bytes:
 
 
 def _encode(pixels: Pixels, options: dict[str, Any]) -> bytes:
+    # Pillow cannot write noisy pictures of a high quality with `progressive` or `optimize`
     file = BytesIO()
     pixels.to_image().save(file, "JPEG", **options)
     return file.getvalue()

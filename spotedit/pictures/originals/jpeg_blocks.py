@@ -18,10 +18,10 @@ from PIL import Image, ImageFilter
 
 from ..composite import Edges, Placed, paste
 from ..pixels import pixels_of
-from .jpeg_segments import DRI, Segment, join, split
+from .jpeg_segments import PROGRESSIVE, Segment, join, split
 from .rewritten import NEEDS_PHOTOS, Rewritten
 
-_READABLE = (0xC0, 0xC1, 0xC2)  # frames in Huffman codes: baseline, extended, progressive
+_READABLE = (0xC0, 0xC1, PROGRESSIVE)  # frames in Huffman codes: baseline, extended, progressive
 _COLOURS = {"JCS_GRAYSCALE": "grey", "JCS_RGB": "rgb", "JCS_YCbCr": "ycc"}
 _SIDE = 8  # of a block
 _SMALLEST, _LARGEST = -1024, 1023  # coefficients
@@ -94,11 +94,6 @@ def rewritten(
     new_coding = [segment for segment in new_segments if not segment.is_metadata]
     result = join([*kept, *new_coding], new_scans)
     _verify(data, result, touched, _mcu(planes))
-    if file.progressive_mode or any(segment.marker == DRI for segment in coding):
-        notes.append(
-            "the JPEG is a sequential one now, without progressive scans and restart markers, "
-            "which changes no pixel"
-        )
     return Rewritten(result, notes)
 
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from .metadata import PREFIX, without_thumbnail
 from .photoshop import without_thumbnails
 
-_SOI, _EOI, _SOS, DRI = 0xD8, 0xD9, 0xDA, 0xDD
+PROGRESSIVE, RESTART_INTERVAL = 0xC2, 0xDD
+_SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _APP0, _APP1, _APP2, _APP13, _APP14, _COMMENT = 0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xFE
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 _PHOTOSHOP, _JFIF = b"Photoshop 3.0\0", b"JFIF\0"

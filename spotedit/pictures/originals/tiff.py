@@ -40,7 +40,7 @@ class _Unsupported(Exception):
 def rewritten(path: Path, edit: Placed) -> Rewritten | None:
     """Return the file with the edit in it, or None if it has to be written anew."""
     try:
-        import tifffile
+        tifffile = _tifffile()
     except ImportError:
         return None
     file = BytesIO(path.read_bytes())
@@ -60,9 +60,7 @@ def rewritten(path: Path, edit: Placed) -> Rewritten | None:
 def read(path: Path, image: Image.Image) -> tuple[Pixels, list[str]]:
     """Return the pixels in the file's order and with all their bits, and what could not be read."""
     try:
-        import tifffile
-
-        with tifffile.TiffFile(path) as tiff:
+        with _tifffile().TiffFile(path) as tiff:
             _, pixels = _open(tiff.pages[0])
             return pixels, []
     except (ImportError, _Unsupported):
@@ -112,6 +110,18 @@ def encode(pixels: Pixels, metadata: Metadata) -> tuple[bytes, list[str]]:
     return file.getvalue(), []
 
 
+def _tifffile() -> Any:
+    """Return tifffile, whose codecs, and our conversion of 16-bit colours, need imagecodecs.
+
+    Raises:
+        ImportError: one of them is absent.
+    """
+    import imagecodecs  # noqa: F401
+    import tifffile
+
+    return tifffile
+
+
 def _open(page: Any) -> tuple[np.ndarray, Pixels]:
     """Return all samples [planes, depth, H, W, channels], and a view of them as pixels.
 
@@ -136,12 +146,7 @@ def _open(page: Any) -> tuple[np.ndarray, Pixels]:
     )
     if mode is None or not is_plain:
         raise _Unsupported
-    try:
-        array = page.asarray(squeeze=False)
-    except ValueError as error:  # the codec comes with imagecodecs
-        if "imagecodecs" in str(error):
-            raise _Unsupported from None
-        raise
+    array = page.asarray(squeeze=False)
     planes, _, height, width, channels = array.shape
     samples = array[:, 0].transpose(1, 2, 0, 3).reshape(height, width, planes * channels)
     if not np.shares_memory(samples, array):

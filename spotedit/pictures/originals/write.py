@@ -1,8 +1,9 @@
 """Write an edit into a copy of the user's file."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
+
+from PIL import Image
 
 from ..composite import Placed
 from ..files import atomic_write
@@ -12,7 +13,6 @@ from .convert import converted
 from .orientation import as_stored, orientation
 from .rewritten import Rewritten
 
-_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".heic": "HEIF"}
 _REWRITE: dict[str, Callable[[Path, Placed], Rewritten | None]] = {
     "PNG": png.rewritten,
     "JPEG": jpeg.rewritten,
@@ -44,15 +44,13 @@ def write_edit(original: Path, edit: Placed, out: Path, force: bool = False) -> 
         OutputError: see `check_output` and `atomic_write`.
     """
     out = check_output(out, force)
-    out_format = _FORMATS.get(out.suffix.lower(), out.suffix[1:].upper())
+    out_format = Image.registered_extensions()[out.suffix.lower()]
     with open_image(original) as opened:
         source_format = "JPEG" if opened.format == "MPO" else opened.format
-        if source_format == out_format and edit.is_empty:
-            with atomic_write(out) as temporary:
-                shutil.copyfile(original, temporary)
-            return []
         result = None
-        if source_format == out_format:
+        if source_format == out_format and edit.is_empty:
+            result = Rewritten(original.read_bytes())
+        elif source_format == out_format:
             result = _REWRITE[out_format](original, as_stored(edit, orientation(opened)))
         if result is None:
             result = converted(original, edit, out_format)
