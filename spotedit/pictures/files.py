@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _PROBE_BYTES = 4096
+_KEPT_CHARACTERS = 50  # of a name; each takes up to 4 of 255 bytes
 
 
 class OutputError(ValueError):
@@ -95,7 +96,7 @@ def write_or_fall_back(path: Path, write: Callable[[Path], object]) -> str | Non
         problem = str(error) if isinstance(error, OutputError) else f"{path}: {error}"
     else:
         return None
-    new_name = f"{path.stem}-{secrets.token_hex(4)}{path.suffix}"
+    new_name = _new_name(path)
     for find_folder in (Path.cwd, Path.home, tempfile.gettempdir):
         try:
             other = Path(find_folder()) / new_name
@@ -108,7 +109,12 @@ def write_or_fall_back(path: Path, write: Callable[[Path], object]) -> str | Non
 
 def _temporary_name(path: Path) -> Path:
     """Return the path of a hidden file that does not exist yet, next to `path`."""
-    return path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
+    return path.with_name(f".{_new_name(path)}")
+
+
+def _new_name(path: Path) -> str:
+    """Return a name that no file has yet, with the start of the name of `path`."""
+    return f"{path.stem[:_KEPT_CHARACTERS]}-{secrets.token_hex(4)}{path.suffix}"
 
 
 def describe_error(error: OSError) -> str:

@@ -172,6 +172,12 @@ def test_a_saved_picture_can_be_loaded(tmp_path, suffix):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
+def test_a_name_of_the_longest_length(tmp_path):
+    path = tmp_path / f"{83 * '写'}.png"  # 253 bytes
+    save_image(Image.new("RGB", (1, 1)), path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_existing_files_are_kept_without_force(tmp_path):
     path = tmp_path / "out.png"
     path.write_text("mine")
