@@ -1,7 +1,7 @@
 """Decide which pictures are finished, which are to be made, and what stands in the way."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -88,9 +88,9 @@ def hash_of(path: Path) -> str:
     Raises:
         ImageError: it cannot be read, or is no file.
     """
-    if not path.is_file():
-        raise ImageError(f"{path}: no such file; expected a picture file")
     try:
+        if not path.is_file():
+            raise ImageError(f"{path}: no such file; expected a picture file")
         return digest(path)
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({describe_error(error)})") from error
@@ -98,15 +98,13 @@ def hash_of(path: Path) -> str:
 
 def _state(job: Job, settings: BatchSettings, manifest: Manifest) -> _State:
     latest = manifest.rows.get(job.output)
-    reported = manifest.reported(job.output)
-    rows = [latest] if latest is not None and "sha256" in latest else []
-    if reported is not None and reported not in rows and "sha256" in reported:
-        rows.append(reported)
     target = settings.target(job.output)
-    sha256 = digest(target) if target.is_file() else None
-    for row in rows:
+    sha256 = hash_of(target) if target.is_file() else None
+    rows = []
+    for row in _finished_rows(job, manifest):
         if row["sha256"] == sha256 and not _difference(job, row, settings):
             return _State("finished", row)
+        rows.append(row)
     if not target.exists() and not target.is_symlink():
         if rows:
             return _State("its output is missing")
@@ -121,6 +119,17 @@ def _state(job: Job, settings: BatchSettings, manifest: Manifest) -> _State:
     if difference is None:
         return _State("its output was changed")
     return _State(difference.text, conflict=difference.conflict)
+
+
+def _finished_rows(job: Job, manifest: Manifest) -> Iterator[Row]:
+    """Yield the manifest's row, and then that of the report, if they say that there is an output.
+
+    Reports are large. They are read only if the manifest's row is not the right one.
+    """
+    for find in (manifest.rows.get, manifest.reported):
+        row = find(job.output)
+        if row is not None and "sha256" in row:
+            yield row
 
 
 @dataclass(frozen=True)
