@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from batch_files import pictures, rows, save_picture
 
-from spotedit.batch import ray_data
+from spotedit.batch import one, ray_data
 from spotedit.batch.jobs import Job
 from spotedit.batch.ray_data import _job_from, _job_text
 from spotedit.batch.settings import BatchSettings
 from spotedit.cli import main
+from spotedit.editor import photo
 from spotedit.editor.settings import EditorSettings
 
 ROOT = Path(__file__).parents[2]
@@ -98,20 +99,15 @@ def test_a_picture_whose_process_is_killed_each_time(tmp_path, monkeypatch, caps
     for name in ("a", "deadly", "z"):
         save_picture(tmp_path / "photos" / f"{name}.png", 0)
 
+    def edit_or_die(editor, path, *further, **options):
+        if path.name == "deadly.png":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return photo.edit_photo(editor, path, *further, **options)
+
     class DyingActor(ray_data.EditingActor):  # Ray copies a local class into the process
         def __call__(self, item):
-            edit_one = ray_data.edit_one
-
-            def edit_or_die(editor, job, settings):
-                if job.output == "deadly.png":
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return edit_one(editor, job, settings)
-
-            ray_data.edit_one = edit_or_die
-            try:
-                return super().__call__(item)
-            finally:
-                ray_data.edit_one = edit_one
+            one.edit_photo = edit_or_die
+            return super().__call__(item)
 
     monkeypatch.setattr(ray_data, "EditingActor", DyingActor)
     arguments = ["batch", tmp_path / "photos", "x", "--out", tmp_path / "out", "--model", "tiny"]
