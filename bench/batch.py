@@ -89,6 +89,8 @@ def measure(
     )
     process.start()
     process.join()
+    if process.exitcode:
+        raise RuntimeError(f"{out.name}: exit status {process.exitcode}; its output is above")
     seconds = time.perf_counter() - start
     finished = sorted(path.stat().st_mtime for path in out.glob("*.jpg"))
     running = finished[-1] - finished[0]

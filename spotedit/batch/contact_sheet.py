@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
@@ -84,8 +84,7 @@ def _card(row: Row, settings: BatchSettings) -> dict[str, Any]:
     """Return what the template shows of a picture."""
     output = row["output"]
     failed = "problem" in row
-    original = settings.out / row["input"]
-    before = _thumbnail(original)
+    before = _thumbnail(settings.out / row["input"])
     after = None if failed else _thumbnail(settings.target(output))
     links = [("original", _address(row["input"]))]
     if not failed:
@@ -152,10 +151,9 @@ def _thumbnail(path: Path) -> dict[str, Any] | None:
 def _region(report: Path) -> dict[str, Any] | None:
     """Return the region in a report as paths of SVG, in tokens; None if there is none."""
     try:
-        loaded: Mapping[str, Any] = json.loads(report.read_bytes())["report"]
+        region = json.loads(report.read_bytes())["report"]["region"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    region = loaded["region"]
     if not region:
         return None
     rows, cols = len(region), len(region[0])

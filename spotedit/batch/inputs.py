@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..editor.errors import BadInput
+from ..pictures.files import describe_error
 from ..pictures.images import IMAGE_SUFFIXES
 
 _NUM_EXAMPLES = 5
@@ -95,13 +96,21 @@ def _in_folder(
 
 
 def _files_below(folder: Path, left_out: Sequence[Path]) -> Iterator[Path]:
-    for current, folders, files in os.walk(folder):
+    for current, folders, files in os.walk(folder, onerror=_refuse):
         folders[:] = [
             name
             for name in folders
             if not name.startswith(".") and Path(current, name).resolve() not in left_out
         ]
         yield from (Path(current, name) for name in files if not name.startswith("."))
+
+
+def _refuse(error: OSError) -> None:
+    """Report a folder that cannot be read, which `os.walk` would pass over without a word."""
+    raise BadInput(
+        f"{error.filename}: cannot be read ({describe_error(error)}); make it readable, or name "
+        "the folders beside it"
+    )
 
 
 def _is_picture(path: Path, ignored: Counter[str]) -> bool:

@@ -1,5 +1,6 @@
 """Say what is to be done: a `Job` for every picture."""
 
+import os
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from ..editor.errors import BadInput
 from ..pictures.images import IMAGE_SUFFIXES
 from .inputs import Picture
 from .lists import Entry
+
+_MAX_NAME_BYTES = 250  # file systems allow 255, and the report's name is 5 longer
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,8 @@ def mask_for(name: Path, masks: Path | None) -> Path | None:
         return None
     if not masks.is_dir():
         return masks.absolute()
-    candidates = [(masks / name).with_suffix(suffix).absolute() for suffix in IMAGE_SUFFIXES]
+    suffixes = (*IMAGE_SUFFIXES, name.suffix, *map(str.upper, IMAGE_SUFFIXES))
+    candidates = [(masks / name).with_suffix(suffix).absolute() for suffix in suffixes]
     return next((path for path in candidates if path.is_file()), candidates[0])
 
 
@@ -127,6 +131,8 @@ def _with_suffix(name: Path, suffix: str | None) -> Path:
 def _name_in_list(entry: Entry) -> Path:
     """Return the picture's relative path, or its name if the list has no plain relative path."""
     path = Path(entry.image)
+    if path.name in ("", ".."):
+        raise BadInput(f"{entry.where}: image is {entry.image!r}; expected a picture file")
     return Path(path.name) if path.is_absolute() or ".." in path.parts else path
 
 
@@ -160,11 +166,11 @@ def check_outputs(jobs: Sequence[Job], out: Path) -> None:
     systems take them for equal.
 
     Raises:
-        BadInput: two jobs have the same output, an output is a picture to be edited, or a link
-            leads out of `out`.
+        BadInput: two jobs have the same output, an output is a picture to be edited or a mask, its
+            name is too long, or a link leads out of `out`.
     """
     folder = out.resolve()
-    images = {job.image.resolve() for job in jobs}
+    inputs = {path.resolve() for job in jobs for path in (job.image, job.mask) if path is not None}
     by_name: dict[str, Job] = {}
     for job in jobs:
         key = unicodedata.normalize("NFC", job.output).casefold()
@@ -173,11 +179,18 @@ def check_outputs(jobs: Sequence[Job], out: Path) -> None:
                 f"{other.image} and {job.image} would both become {job.output}; give the folder "
                 "that both are in, rename one, or name the outputs in a list"
             )
+        if any(len(os.fsencode(part)) > _MAX_NAME_BYTES for part in Path(job.output).parts):
+            raise BadInput(
+                f"{job.output}: a name of more than {_MAX_NAME_BYTES} bytes; rename it, or name "
+                "the output in a list"
+            )
         target = out / job.output
         if not target.parent.resolve().is_relative_to(folder):
             raise BadInput(f"{target}: a link leads out of {out}; choose another folder")
-        if target.resolve() in images:
-            raise BadInput(f"{target}: is a picture to be edited; choose another folder with --out")
+        if target.resolve() in inputs:
+            raise BadInput(
+                f"{target}: is a picture to be edited, or a mask; choose another folder with --out"
+            )
     for job in jobs:
         above = PurePosixPath(unicodedata.normalize("NFC", job.output).casefold()).parents
         if blocking := next((by_name[str(path)] for path in above if str(path) in by_name), None):

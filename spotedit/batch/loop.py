@@ -38,7 +38,7 @@ class Progress:
     def finish(self, row: Row) -> None:
         """Count a picture. A problem is printed as a line above the bar."""
         if "problem" in row:
-            self._bar.write(f"{printable(row['input'])}: {row['problem']}")
+            self._bar.write(printable(f"{row['input']}: {row['problem']}"), file=sys.stderr)
         self._bar.update()
 
     def close(self) -> None:

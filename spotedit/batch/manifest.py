@@ -23,10 +23,12 @@ A row has these fields:
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ..editor.errors import BadInput
+from ..pictures.files import OutputError, describe_error
 from ..pictures.lines import append_line, read_lines
 from .settings import BatchSettings
 
@@ -37,11 +39,16 @@ except ImportError:  # Windows, where two runs in one folder are not told apart
     fcntl = None
 
 Row = dict[str, Any]
+MANIFEST = "manifest.jsonl"
+_START = b'{"output": '  # of every row
 _FIELDS = {"output", "input", "settings", "instruction", "seed"}
 
 
 class Manifest:
-    """The rows of a batch.
+    """The rows of a batch, read from its file.
+
+    Raises:
+        BadInput: another program wrote the file.
 
     Attributes:
         rows: the last row of every output.
@@ -49,14 +56,17 @@ class Manifest:
     """
 
     def __init__(self, settings: BatchSettings) -> None:
-        self.path = settings.out / "manifest.jsonl"
+        self.path = settings.out / MANIFEST
         self._settings = settings
         self.rows: dict[str, Row] = {}
         self.hashes: dict[str, set[str]] = {}
-        if self.path.is_file():
-            for row in read_lines(self.path):
-                if _is_row(row):
-                    self._take(row)
+        if not self.path.is_file():
+            return
+        for row in read_lines(self.path):
+            if _is_row(row):
+                self._take(row)
+        if not self.rows and not _is_cut_short(self.path.read_bytes()):
+            raise BadInput(f"{self.path}: was not made by spotedit batch; move it away")
 
     def append(self, row: Row) -> None:
         """Append a row.
@@ -79,35 +89,44 @@ class Manifest:
         row = report.get("row") if isinstance(report, dict) else None
         return row if isinstance(row, dict) and _is_row(row) and row["output"] == output else None
 
-    def is_foreign(self) -> bool:
-        """Return whether the file exists and another program wrote it."""
-        return self.path.exists() and not self.rows and bool(self.path.read_bytes().strip())
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other runs out of the folder during the block. The folder must exist.
-
-        Raises:
-            BadInput: another run is at work there.
-        """
-        with self.path.open("ab") as file:
-            if fcntl is not None:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise BadInput(
-                        f"{self.path.parent}: another run of spotedit batch is at work there; "
-                        "wait for it, or choose another folder"
-                    ) from None
-                except OSError:  # this file system has no locks
-                    pass
-            yield
-
     def _take(self, row: Row) -> None:
         self.rows[row["output"]] = row
         if "sha256" in row:
             self.hashes.setdefault(row["output"], set()).add(row["sha256"])
 
 
+def _is_cut_short(content: bytes) -> bool:
+    """Return whether a full disk, or a killed process, can have left this instead of a row."""
+    line = content.strip()
+    return line.startswith(_START) or _START.startswith(line)
+
+
 def _is_row(row: Row) -> bool:
     return row.keys() >= _FIELDS and ("sha256" in row or "problem" in row)
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keep other runs out of the folder `out`, which exists, during the block.
+
+    Raises:
+        BadInput: another run is at work there.
+        OutputError: the manifest cannot be opened for writing.
+    """
+    path = out / MANIFEST
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({describe_error(error)})") from error
+    with file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BadInput(
+                    f"{out}: another run of spotedit batch is at work there; wait for it, or "
+                    "choose another folder"
+                ) from None
+            except OSError:  # this file system has no locks
+                pass
+        yield

@@ -14,6 +14,7 @@ import torch
 import spotedit
 
 from ..editor.editor import Editor, OnStep
+from ..editor.errors import BadInput, Failure
 from ..editor.photo import edit_photo, write_photo
 from ..pictures.files import OutputError, make_folder
 from ..pictures.images import ImageError
@@ -55,7 +56,7 @@ def edit_one(
     except Exception as error:  # one picture must not end the others' work
         if isinstance(error, OutputError) and _stops_all(error):
             raise
-        problem = _first_line(error).removeprefix(f"{job.image}: ")
+        problem = first_line(error).removeprefix(f"{job.image}: ")
         took_too_much = isinstance(error.__cause__ or error, torch.OutOfMemoryError | MemoryError)
     finally:
         with suppress(OSError):
@@ -167,9 +168,10 @@ def _stops_all(error: OutputError) -> bool:
     return isinstance(cause, OSError) and cause.errno in _NO_PICTURE_CAN_BE_WRITTEN
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return what a person is told about an exception; with its kind, if it is unexpected."""
     first = (str(error).splitlines() or [""])[0]
-    expected = isinstance(error, ValueError) or type(error).__module__.startswith("spotedit.")
+    expected = isinstance(error, ValueError | BadInput | Failure)
     return first if first and expected else f"{type(error).__name__}: {first}"
 
 

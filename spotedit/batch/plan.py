@@ -1,7 +1,7 @@
 """Decide which pictures are finished, which are to be made, and what stands in the way."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -88,9 +88,9 @@ def hash_of(path: Path) -> str:
     Raises:
         ImageError: it cannot be read, or is no file.
     """
-    if not path.is_file():
-        raise ImageError(f"{path}: no such file; expected a picture file")
     try:
+        if not path.is_file():
+            raise ImageError(f"{path}: no such file; expected a picture file")
         return digest(path)
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({describe_error(error)})") from error
@@ -98,15 +98,13 @@ def hash_of(path: Path) -> str:
 
 def _state(job: Job, settings: BatchSettings, manifest: Manifest) -> _State:
     latest = manifest.rows.get(job.output)
-    reported = manifest.reported(job.output)
-    rows = [latest] if latest is not None and "sha256" in latest else []
-    if reported is not None and reported not in rows and "sha256" in reported:
-        rows.append(reported)
     target = settings.target(job.output)
-    sha256 = digest(target) if target.is_file() else None
-    for row in rows:
+    sha256 = hash_of(target) if target.is_file() else None
+    rows = []
+    for row in _finished_rows(job, manifest):
         if row["sha256"] == sha256 and not _difference(job, row, settings):
             return _State("finished", row)
+        rows.append(row)
     if not target.exists() and not target.is_symlink():
         if rows:
             return _State("its output is missing")
@@ -117,42 +115,44 @@ def _state(job: Job, settings: BatchSettings, manifest: Manifest) -> _State:
         if sha256 in manifest.hashes.get(job.output, ()):
             return _State("it failed before")
         return _State("already there, and not made by spotedit batch", conflict=True)
-    difference = _difference(job, rows[0], settings)
-    if difference is None:
-        return _State("its output was changed")
-    return _State(difference.text, conflict=difference.conflict)
+    return _difference(job, rows[0], settings) or _State("its output was changed")
 
 
-@dataclass(frozen=True)
-class _Difference:
-    text: str
-    conflict: bool
+def _finished_rows(job: Job, manifest: Manifest) -> Iterator[Row]:
+    """Yield the manifest's row, and then that of the report, if they say that there is an output.
+
+    Reports are large. They are read only if the manifest's row is not the right one.
+    """
+    for find in (manifest.rows.get, manifest.reported):
+        row = find(job.output)
+        if row is not None and "sha256" in row:
+            yield row
 
 
-def _difference(job: Job, row: Row, settings: BatchSettings) -> _Difference | None:
-    """Return how a finished row differs from what is asked for, or None.
+def _difference(job: Job, row: Row, settings: BatchSettings) -> _State | None:
+    """Return how a finished row differs from what is asked for; None if it does not.
 
     It is a conflict if the command line differs: then the results there may be wanted. It is none
     if the user's files, or the row in the list, were changed.
     """
     now = settings.record()
     if row["settings"] != now:
-        return _Difference(_changed_settings(row["settings"], now), conflict=True)
+        return _State(_changed_settings(row["settings"], now), conflict=True)
     for name, value in (("instruction", job.instruction), ("seed", job.seed)):
         if row[name] != value:
-            return _Difference(
+            return _State(
                 f"made with the {name} {row[name]!r} instead of {value!r}",
                 conflict=name not in job.listed,
             )
     if _hash_or_none(job.image) != row["input_sha256"]:
         if row["input"] != settings.relative(job.image):
-            return _Difference(f"made from another picture, {row['input']}", conflict=True)
-        return _Difference("the picture was replaced", conflict=False)
+            return _State(f"made from another picture, {row['input']}", conflict=True)
+        return _State("the picture was replaced", conflict=False)
     if _hash_or_none(job.mask) != row["mask_sha256"]:
         mask = None if job.mask is None else settings.relative(job.mask)
         if row["mask"] != mask and "mask" not in job.listed:
-            return _Difference(f"made with the mask {row['mask']}, not {mask}", conflict=True)
-        return _Difference("the mask was changed", conflict=False)
+            return _State(f"made with the mask {row['mask']}, not {mask}", conflict=True)
+        return _State("the mask was changed", conflict=False)
     return None
 
 
@@ -166,9 +166,8 @@ def _hash_or_none(path: Path | None) -> str | None:
 def _changed_settings(before: object, now: dict[str, object]) -> str:
     if not isinstance(before, dict):
         return "made with other settings"
-    show: Callable[[object], str] = json.dumps
     changes = [
-        f"{name} {show(before.get(name))} instead of {show(now.get(name))}"
+        f"{name} {json.dumps(before.get(name))} instead of {json.dumps(now.get(name))}"
         for name in sorted({*before, *now})
         if before.get(name) != now.get(name)
     ]

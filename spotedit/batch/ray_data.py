@@ -21,7 +21,7 @@ from ..pictures.lines import append_line, read_lines
 from .jobs import Job
 from .loop import EditAll, Progress
 from .manifest import Row
-from .one import asked, edit_one
+from .one import asked, edit_one, first_line
 from .settings import BatchSettings
 
 _OBJECT_STORE_BYTES = 128 * 2**20  # only rows pass through it
@@ -38,8 +38,8 @@ class EditingActor:
         self._problem: str | None = None
         try:
             self._editor = Editor(settings.editor)
-        except (BadInput, Failure) as error:  # Ray would start the actor again and again
-            self._problem = str(error)
+        except Exception as error:  # Ray would start the actor again and again
+            self._problem = first_line(error)
 
     def __call__(self, item: dict[str, str]) -> dict[str, str]:
         if self._editor is None:

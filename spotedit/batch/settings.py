@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,6 +11,7 @@ from spotedit_kernels.select_tokens import Mode
 
 from ..editor.photo import Detail, Keep
 from ..editor.settings import EditorSettings
+from ..options.config import changed_fields
 
 UNFINISHED = ".unfinished"  # files are written there, and renamed into their place when whole
 
@@ -22,14 +22,12 @@ class BatchSettings:
 
     Attributes:
         editor: how the pipeline is loaded and called.
-        config: the fields of `editor.config` that differ from their defaults, as JSON has them.
         out: absolute path of the folder.
         keep, detail: see `PhotoOptions`.
         mask_mode: see `Handle.set_mask`.
     """
 
     editor: EditorSettings
-    config: Mapping[str, Any]
     out: Path
     keep: Keep = "original"
     detail: Detail = "model"
@@ -41,7 +39,7 @@ class BatchSettings:
             "model": self.editor.model,
             "dtype": self.editor.dtype,
             "arguments": dict(self.editor.arguments),
-            "config": dict(self.config),
+            "config": changed_fields(self.editor.config),
             "keep": self.keep,
             "detail": self.detail,
             "mask_mode": self.mask_mode,

@@ -4,7 +4,6 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean, median
-from typing import Any
 
 from .manifest import Row
 from .plan import Plan
@@ -68,39 +67,44 @@ def _groups(title: str, sentences: Iterable[tuple[Row, str]]) -> list[str]:
 
 
 def _names(group: Sequence[tuple[Row, str]]) -> str:
-    names = ", ".join(printable(row["output"]) for row, _ in group[:_NUM_EXAMPLES])
+    names = ", ".join(row["output"] for row, _ in group[:_NUM_EXAMPLES])
     more = len(group) - _NUM_EXAMPLES
     return f"{names} and {more} more" if more > 0 else names
 
 
-def dry_run(plan: Plan, problems: Mapping[str, str], memory: str) -> str:
+def dry_run(plan: Plan, problems: Mapping[str, str]) -> str:
     """Return what a run would do: a line for every picture, the counts and an estimate.
 
     Args:
         problems: why pictures cannot be read, by output.
-        memory: a sentence about the memory.
     """
     lines = [
-        f"{printable(job.output)}: {problems.get(job.output, f'to do ({reason})')}"
+        f"{job.output}: {problems.get(job.output, f'to do ({reason})')}"
         for job, reason in plan.todo
     ]
-    lines += [f"{printable(output)}: finished" for output in plan.done]
+    lines += [f"{output}: finished" for output in plan.done]
     num_todo = len(plan.todo) - len(problems)
     lines.append(f"{num_todo} to do, {len(plan.done)} finished, {len(problems)} cannot be read")
-    return "\n".join([*lines, _time_left(num_todo, plan), memory])
+    return "\n".join([*lines, *_estimate(num_todo, list(plan.done.values()))])
 
 
-def _time_left(num_todo: int, plan: Plan) -> str:
+def _estimate(num_todo: int, finished: Sequence[Row]) -> list[str]:
+    """Return lines about the time and memory of a run, from the figures of finished pictures."""
     if not num_todo:
-        return "time: nothing is to be edited"
-    seconds: list[Any] = [row["seconds"] for row in plan.done.values()]
-    if not seconds:
-        return "time: unknown, because no picture is finished here; --limit 1 edits one to find out"
-    each = median(seconds)
-    return (
+        return []
+    if not finished:
+        return [
+            "time and memory: unknown, because no picture is finished here; --limit 1 edits one to "
+            "find out"
+        ]
+    each = median(row["seconds"] for row in finished)
+    mib = max(row["cache_bytes"] for row in finished) / 2**20
+    return [
         f"time: about {_duration(each * num_todo)} for {num_todo} pictures one after another, at "
-        f"{each:.2f} s each (median of the {len(seconds)} finished here) and without loading"
-    )
+        f"{each:.2f} s each (median of the {len(finished)} finished here) and without loading",
+        f"memory: {mib:.1f} MiB for the cache, on top of the weights (the most of the pictures "
+        "finished here)",
+    ]
 
 
 def _duration(seconds: float) -> str:

@@ -1,7 +1,7 @@
 """`spotedit app` opens a page in which people edit their photographs."""
 
 from ..editor.editor import Editor
-from ..editor.errors import BadInput, Failure
+from ..editor.errors import Failure
 from .commands import AppOptions
 
 
@@ -18,10 +18,7 @@ def run(options: AppOptions) -> None:
     from ..app.launch import launch
     from ..app.page import create_app
 
-    try:
-        settings = options.editor_settings(options.model)
-    except ValueError as error:
-        raise BadInput(str(error)) from error
+    settings = options.editor_settings(options.model)
     print(f"spotedit app: loading {options.model}", flush=True)
     with Editor(settings) as editor:
         app = create_app(editor, seed=options.pipeline.seed)

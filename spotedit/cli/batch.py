@@ -1,8 +1,9 @@
 """`spotedit batch` edits many pictures, and can be stopped and continued."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from ..batch.contact_sheet import sheet_path, write_sheet
@@ -10,7 +11,7 @@ from ..batch.inputs import describe_ignored, find_pictures
 from ..batch.jobs import Job, check_outputs, jobs_of_list, jobs_of_pictures
 from ..batch.lists import is_list, read_list
 from ..batch.loop import EditAll, edit_here, record_all
-from ..batch.manifest import Manifest, Row
+from ..batch.manifest import Manifest, Row, locked
 from ..batch.one import remove_unfinished
 from ..batch.plan import Plan, make_plan
 from ..batch.ray_data import check_address, edit_on_ray, ray_cluster
@@ -22,8 +23,6 @@ from ..editor.loading import choose_device
 from ..pictures.files import OutputError, describe_error, make_folder, try_writing
 from ..pictures.images import IMAGE_SUFFIXES, ImageError, open_image
 from .commands import BatchOptions
-from .edit import require_model
-from .options import changed_fields, spotedit_config
 
 
 def run(options: BatchOptions) -> None:
@@ -38,23 +37,23 @@ def run(options: BatchOptions) -> None:
     check_outputs(jobs, settings.out)
     if options.dry_run:
         plan = _plan(options, jobs, settings, Manifest(settings))
-        say(dry_run(plan, _unreadable(plan), _memory(options, plan)))
+        say(dry_run(plan, _unreadable(plan)))
         return
     make_folder(settings.out)
     _check_writing(settings.out)
-    manifest = Manifest(settings)
-    with manifest.locked():
-        if manifest.is_foreign():
-            raise BadInput(f"{manifest.path}: was not made by spotedit batch; move it away")
+    with locked(settings.out):
+        manifest = Manifest(settings)
         sheet = sheet_path(settings, options.force) if options.contact_sheet else None
         plan = _plan(options, jobs, settings, manifest)
-        for row in plan.recovered:
-            manifest.append(row)
-        made = _edit(options, plan, settings, manifest, len(jobs))
-        if sheet is not None:
-            rows = plan.done | {row["output"]: row for row in made}
-            write_sheet(settings, (rows[job.output] for job in jobs if job.output in rows), sheet)
-            say(f"{sheet}: the pictures side by side")
+        try:
+            made = _edit(options, plan, settings, manifest, len(jobs))
+            if sheet is not None:
+                rows = plan.done | {row["output"]: row for row in made}
+                ordered = (rows[job.output] for job in jobs if job.output in rows)
+                write_sheet(settings, ordered, sheet)
+                say(f"{sheet}: the pictures side by side")
+        except OutputError as error:  # the folder can be written to, but something else is wrong
+            raise Failure(str(error)) from error
     num_failed = sum("problem" in row for row in made)
     if num_failed:
         raise Failure(f"{num_failed} of {len(jobs)} pictures failed")
@@ -62,21 +61,15 @@ def run(options: BatchOptions) -> None:
 
 def _settings(options: BatchOptions) -> BatchSettings:
     """Check the options that need no picture, and return what all pictures share."""
-    model = require_model(options.model)
-    if Path(model).is_dir():
-        model = str(Path(model).resolve())
+    editor = options.editor_settings(options.model)
+    if Path(editor.model).is_dir():
+        editor = replace(editor, model=str(Path(editor.model).resolve()))
     if options.ray is None:  # the processes of Ray may be on other hosts
-        choose_device(options.pipeline.device, options.pipeline.offload)
-    try:
-        config = spotedit_config(options.config)
-        editor = options.editor_settings(model)
-    except ValueError as error:
-        raise BadInput(str(error)) from error
+        choose_device(editor.device, editor.offload)
     if options.mask is not None and not options.mask.exists():
         raise BadInput(f"--mask {options.mask}: no such file or folder")
     return BatchSettings(
         editor=editor,
-        config=changed_fields(config),
         out=options.out.absolute(),
         keep=options.photo.keep,
         detail=options.photo.detail,
@@ -103,7 +96,8 @@ def _jobs(options: BatchOptions) -> list[Job]:
             say(f"{lists[0]}: these columns are not used: {', '.join(unused)}")
         folder = lists[0].parent
         return jobs_of_list(entries, folder, instruction, seed, options.mask, suffix)
-    if not inputs or Path(last).exists() or Path(last).suffix.lower() in IMAGE_SUFFIXES:
+    # `Path.exists` raises OSError for a long instruction
+    if not inputs or os.path.exists(last) or Path(last).suffix.lower() in IMAGE_SUFFIXES:  # noqa: PTH110
         raise BadInput(
             f'the last argument is {last!r}; expected the instruction, as in "add a scarf to the '
             'dog", after the pictures'
@@ -147,13 +141,13 @@ def _edit(
     """Edit what is to be made, print the summary, and return the rows."""
     made: list[Row] = []
     try:
+        for row in plan.recovered:
+            manifest.append(row)
         remove_unfinished(settings)
         if plan.todo:
             with _way_to_edit(options, settings) as edit_all:
                 for row in record_all([job for job, _ in plan.todo], edit_all, manifest):
                     made.append(row)
-    except OutputError as error:
-        raise Failure(str(error)) from error
     finally:
         if made or plan.done:
             say(summary(plan.done, made, num_pictures))
@@ -183,15 +177,3 @@ def _unreadable(plan: Plan) -> dict[str, str]:
         except ImageError as error:
             problems[job.output] = str(error)
     return problems
-
-
-def _memory(options: BatchOptions, plan: Plan) -> str:
-    """Return a sentence about the memory of an edit, on top of the weights."""
-    num_bytes: Iterable[int] = [row["cache_bytes"] for row in plan.done.values()]
-    largest = max(num_bytes, default=None)
-    if largest is None:
-        return "memory: unknown, because no picture is finished here; see spotedit.estimate"
-    return (
-        f"memory: {largest / 2**20:.1f} MiB for the cache, on top of the weights (the most of the "
-        "pictures finished here)"
-    )

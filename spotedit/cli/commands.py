@@ -17,6 +17,7 @@ from .file import file_defaults
 from .options import (
     ConfigOptions,
     FileOptions,
+    ModelOption,
     PhotoOptions,
     PipelineOptions,
     SpotOptions,
@@ -57,7 +58,7 @@ class PictureOptions(SpotOptions):
     """What to change, such as "add a scarf to the dog"."""
     output: Annotated[Path, arg(aliases=["-o"], metavar="OUT")]
     """File for the result."""
-    model: Annotated[str | None, arg(metavar="MODEL", help=f"{MODELS}.")] = None
+    model: ModelOption = None
     force: bool = False
     """Overwrite the output files."""
 
@@ -96,7 +97,7 @@ class BatchOptions(SpotOptions):
     instruction, mask, seed and output; then INSTRUCTION is for the rows without one."""
     out: Annotated[Path, arg(aliases=["-o"], metavar="DIR")]
     """Folder for the outputs, their reports and the record of what is finished."""
-    model: Annotated[str | None, arg(metavar="MODEL", help=f"{MODELS}.")] = None
+    model: ModelOption = None
     format: Literal["png", "jpg", "webp", "tif"] | None = None
     """Format of the outputs. None takes that of each picture."""
     mask: Annotated[Path | None, arg(metavar="PATH")] = None
@@ -184,7 +185,7 @@ class EvalOptions(SpotOptions):
     """Folder of PIE-Bench, PIE-Bench++ or ImgEdit Basic."""
     out: Path
     """Folder for rows, pictures and table.md."""
-    model: Annotated[str | None, arg(metavar="MODEL", help=f"{MODELS}.")] = None
+    model: ModelOption = None
     pictures: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Folder that the benchmark's picture paths are relative to. None takes the usual one."""
     variants: Annotated[Path | None, arg(metavar="FILE.toml")] = None
@@ -236,7 +237,7 @@ class ServeOptions(SpotOptions):
     authentication without --api-key-file.
     """
 
-    model: Annotated[Positional[str], arg(metavar="MODEL", help=f"{MODELS}.")]
+    model: ModelOption = None
     host: str = "127.0.0.1"
     """Address to listen at. The default is reachable from this machine only."""
     port: Annotated[int, at_least(0)] = 8000

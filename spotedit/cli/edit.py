@@ -10,11 +10,9 @@ from typing import Any
 from PIL import Image
 
 from ..editor.editor import Edited, Editor
-from ..editor.errors import BadInput
 from ..editor.keep import kept_share
 from ..editor.loading import explain_errors, one_thread_for_tiny
 from ..editor.photo import edit_photo, load_mask_of, write_photo
-from ..editor.settings import MODELS
 from ..pictures.files import write_or_fall_back, write_text
 from ..pictures.images import OutputError, check_output, load_image, save_image
 from .commands import EditOptions, PictureOptions
@@ -49,14 +47,10 @@ def run(options: EditOptions) -> None:
     Raises:
         BadInput, ImageError, OutputError, Failure, Unedited: see `spotedit.cli.main`.
     """
-    model = require_model(options.model)
+    settings = options.editor_settings(options.model)
     outputs = _outputs(options)
     image = load_image(options.image)
     mask = None if options.mask is None else load_mask_of(options.mask, image, options.image)
-    try:
-        settings = options.editor_settings(model)
-    except ValueError as error:
-        raise BadInput(str(error)) from error
     dense = None
     with Editor(settings) as editor:
         if options.compare:  # a short edit warms up for both timings
@@ -77,13 +71,6 @@ def run(options: EditOptions) -> None:
     raise_if_any(problems)
     if options.fail_if_unchanged and edited.report.unedited:
         raise Unedited(f"nothing was edited: {outputs.spot} is the source")
-
-
-def require_model(model: str | None) -> str:
-    """Return the model, or raise `BadInput` if the command line names none."""
-    if model is None:
-        raise BadInput(f"name a model with --model: {MODELS}")
-    return model
 
 
 def call_options(options: PictureOptions, image: Image.Image) -> dict[str, Any]:

@@ -25,8 +25,7 @@ from ..evaluation.variants import Variants, check_variants, read_variants
 from ..pictures.files import OutputError, make_folder, write_text
 from ..pictures.images import check_output
 from .commands import EvalOptions
-from .edit import require_model
-from .options import spotedit_config
+from .options import require_model, spotedit_config
 
 _PATIENCE = timedelta(days=7)  # how long a process may wait for the slowest one
 

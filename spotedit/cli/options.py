@@ -4,7 +4,7 @@ Each field is an option: `mask_mode` becomes `--mask-mode`. The string below a f
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 from tyro.conf import OmitArgPrefixes, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from ..editor.settings import EditorSettings
+from ..editor.errors import BadInput
+from ..editor.settings import MODELS, EditorSettings
 from ..options.config import SpotEditConfig
 from ..options.temporal import Temporal, temporal_from
 
@@ -74,6 +75,16 @@ else:  # the same fields without the checks: `spotedit_config` runs them, where 
     ConfigOptions.__doc__ = SpotEditConfig.__doc__
 
 
+ModelOption = Annotated[str | None, arg(metavar="MODEL", help=f"{MODELS}.")]
+
+
+def require_model(model: str | None) -> str:
+    """Return the model, or raise `BadInput` if neither the command line nor its file names one."""
+    if model is None:
+        raise BadInput(f"name a model with --model: {MODELS}")
+    return model
+
+
 def spotedit_config(options: ConfigOptions) -> SpotEditConfig:
     """Return the configuration that the command line asks for.
 
@@ -81,12 +92,6 @@ def spotedit_config(options: ConfigOptions) -> SpotEditConfig:
         ValueError: an option is out of range, or two options exclude each other.
     """
     return SpotEditConfig(**vars(options))
-
-
-def changed_fields(config: SpotEditConfig) -> dict[str, Any]:
-    """Return the fields of `config` that differ from their defaults, in a form fit for JSON."""
-    defaults = asdict(SpotEditConfig())
-    return {name: value for name, value in asdict(config).items() if value != defaults[name]}
 
 
 @dataclass(kw_only=True)
@@ -148,17 +153,22 @@ class SpotOptions(FileOptions):
     pipeline: OmitArgPrefixes[PipelineOptions]
     config: OmitArgPrefixes[ConfigOptions]
 
-    def editor_settings(self, model: str) -> EditorSettings:
+    def editor_settings(self, model: str | None) -> EditorSettings:
         """Return what an `Editor` of `model` is loaded with.
 
         Raises:
-            ValueError: see `spotedit_config`.
+            BadInput: no model is named, or see `spotedit_config`.
         """
+        model = require_model(model)
+        try:
+            config = spotedit_config(self.config)
+        except ValueError as error:
+            raise BadInput(str(error)) from error
         return EditorSettings(
             model=model,
             device=self.pipeline.device,
             dtype=self.pipeline.dtype,
             offload=self.pipeline.offload,
             arguments=self.pipeline.call_arguments(),
-            config=spotedit_config(self.config),
+            config=config,
         )

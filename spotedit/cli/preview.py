@@ -11,10 +11,10 @@ from ..editor.loading import choose_device, explain_errors, image_to_edit, load,
 from ..pictures.files import write_or_fall_back
 from ..pictures.images import check_output, load_image, save_image
 from .commands import PreviewOptions
-from .edit import call_options, require_model
+from .edit import call_options
 from .errors import raise_if_any
 from .figure import save_figure
-from .options import spotedit_config
+from .options import require_model, spotedit_config
 from .pipelines import check_call_arguments
 
 _COLUMNS = ("source", "draft", "scores, region outlined")

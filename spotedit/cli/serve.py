@@ -12,6 +12,7 @@ from ..editor.loading import choose_device
 from ..editor.settings import EditorSettings
 from ..serve.settings import ServeSettings
 from .commands import ServeOptions
+from .options import require_model
 
 _PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 
@@ -48,7 +49,7 @@ def _run_with_ray(options: ServeOptions, limits: ServeSettings) -> None:
         raise BadInput("--devices and --ray exclude each other; say how many with --replicas")
     if options.port == 0:
         raise BadInput("--port 0: Ray Serve cannot choose a free port; name one")
-    settings = _shared_settings(options)
+    settings = options.editor_settings(options.model)
     if not options.ray:  # the machines of a cluster may have other devices
         choose_device(settings.device, settings.offload)
     place = RayPlace(
@@ -72,18 +73,11 @@ def _require_packages() -> None:
 
 def _editor_settings(options: ServeOptions) -> list[EditorSettings]:
     """Return the settings of one editor for each device, which this machine has."""
-    shared = _shared_settings(options)
+    shared = options.editor_settings(options.model)
     settings = [replace(shared, device=device) for device in _devices(options)]
     for item in settings:
         choose_device(item.device, item.offload)
     return settings
-
-
-def _shared_settings(options: ServeOptions) -> EditorSettings:
-    try:
-        return options.editor_settings(options.model)
-    except ValueError as error:
-        raise BadInput(str(error)) from error
 
 
 def _devices(options: ServeOptions) -> list[str | None]:
@@ -101,7 +95,7 @@ def _devices(options: ServeOptions) -> list[str | None]:
 
 def _limits(options: ServeOptions) -> ServeSettings:
     return ServeSettings(
-        model=_public_name(options.model),
+        model=_public_name(require_model(options.model)),
         queue=options.queue,
         max_bytes=options.max_bytes,
         max_pixels=options.max_pixels,

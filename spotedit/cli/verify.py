@@ -15,11 +15,12 @@ from ..editor.errors import BadInput
 from ..editor.loading import choose_device, explain_errors, image_to_edit, load, one_thread_for_tiny
 from ..evaluation.edits import loop_settings, machine
 from ..evaluation.verify import Figures, verify
+from ..options.config import changed_fields
 from ..pictures.files import write_or_fall_back, write_text
 from ..pictures.images import check_output
 from .commands import VerifyOptions
 from .errors import raise_if_any
-from .options import changed_fields, spotedit_config
+from .options import spotedit_config
 from .pipelines import load_pairs
 
 _COLUMNS = {

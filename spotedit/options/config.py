@@ -1,7 +1,7 @@
 """`SpotEditConfig`: the one configuration object."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, TypedDict, get_args
 
 from .choices import CustomJudge, Fusion, FusionName, Impl, JudgeName
@@ -244,3 +244,9 @@ def resolve(config: SpotEditConfig | None, overrides: Overrides) -> SpotEditConf
             f"unknown option {', '.join(unknown)}; SpotEditConfig has {', '.join(names)}"
         )
     return replace(config or SpotEditConfig(), **overrides)
+
+
+def changed_fields(config: SpotEditConfig) -> dict[str, Any]:
+    """Return the fields of `config` that differ from their defaults, in a form fit for JSON."""
+    defaults = asdict(SpotEditConfig())
+    return {name: value for name, value in asdict(config).items() if value != defaults[name]}

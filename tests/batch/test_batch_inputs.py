@@ -1,13 +1,16 @@
 """Which pictures a command means, and where their outputs go."""
 
+import errno
 import json
+import os
 import sys
+from pathlib import Path
 
 import pytest
 from batch_files import INSTRUCTION, NAMES, pictures, save_picture
 
 from spotedit.batch.inputs import find_pictures
-from spotedit.batch.jobs import check_outputs, jobs_of_list, jobs_of_pictures
+from spotedit.batch.jobs import Job, check_outputs, jobs_of_list, jobs_of_pictures, mask_for
 from spotedit.batch.lists import read_list
 from spotedit.editor.errors import BadInput
 
@@ -59,6 +62,19 @@ def test_several_folders_keep_their_names(photos, out, tmp_path):
 
 def test_a_picture_that_is_named_twice_is_edited_once(photos, out):
     assert found([photos / "IMG_2.png", photos / "IMG_2.png"], out) == ["IMG_2.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_reported(photos, out, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("beach"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(BadInput, match=r"beach: cannot be read \(Permission denied\)"):
+        find_pictures([str(photos)], out)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +139,30 @@ def test_a_link_out_of_the_folder_is_refused(photos, out, tmp_path):
         check_outputs(jobs_for(photos, out), out)
 
 
+def test_an_output_on_a_mask_is_refused(photos):
+    mask = photos / "mask.png"
+    job = Job(photos / "IMG_2.png", "mask.png", INSTRUCTION, 0, mask)
+    with pytest.raises(BadInput, match="is a picture to be edited, or a mask"):
+        check_outputs([job], photos)
+
+
+@pytest.mark.parametrize("length", [123, 124])
+def test_a_name_that_is_too_long_for_a_report(tmp_path, length):
+    name = f"{'ü' * length}.png"
+    job = Job(tmp_path / name, name, INSTRUCTION, 0)
+    if length == 123:
+        check_outputs([job], tmp_path / "out")
+        return
+    with pytest.raises(BadInput, match="a name of more than 250 bytes"):
+        check_outputs([job], tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["IMG_2.png", "IMG_2.JPG", "IMG_2.PNG", "IMG_2.webp"])
+def test_the_mask_of_a_picture_in_a_folder(tmp_path, name):
+    (tmp_path / name).touch()
+    assert mask_for(Path("IMG_2.JPG"), tmp_path) == tmp_path / name
+
+
 # -- lists
 
 
@@ -138,7 +178,6 @@ image,instruction,mask,seed,output
 a.png,add a hat,m.png,3,hats/first
 b.jpg,"one, two",,,
 """
-SEMICOLONS = CSV.replace(",", ";").replace("one;", "one,")
 
 
 @pytest.mark.parametrize(
@@ -184,6 +223,8 @@ def test_a_list_of_json_lines(tmp_path):
         ("image,instuction\na.png,x\n", "did you mean 'instruction'"),
         ("image,instruction\n,x\n", "list.csv:2: image is missing"),
         ("image,instruction\na.png,x,y\n", "more fields than the 2 columns"),
+        ("image,instruction\n.,x\n", "image is '.'; expected a picture file"),
+        ("image,instruction\na/..,x\n", "image is 'a/..'; expected a picture file"),
         ("image,seed\na.png,-1\n", "seed is '-1'"),
         ("image,seed\na.png,1.5\n", "seed is '1.5'"),
         ("image\na.png\n", "list.csv:2: no instruction"),
@@ -224,6 +265,12 @@ def test_all_mistakes_of_a_list_are_shown_at_once(tmp_path):
 
 
 # -- the command
+
+
+def test_a_long_instruction(run, photos, out):
+    instruction = "add a hat " * 30  # longer than the name of a file can be
+    assert run(photos / "IMG_2.png", instruction) == 0
+    assert set(pictures(out)) == {"IMG_2.png"}
 
 
 def test_the_command_keeps_sub_folders_and_formats(run, photos, out):

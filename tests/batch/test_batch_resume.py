@@ -12,7 +12,7 @@ from batch_files import HEIGHT, INSTRUCTION, NAMES, WIDTH, names, pictures, rows
 from PIL import Image
 
 from spotedit.batch import one
-from spotedit.pictures.lines import digest
+from spotedit.pictures.lines import digest, read_lines
 
 KILLS = 1
 MANY_KILLS = 10
@@ -182,6 +182,16 @@ def test_an_output_without_a_row_is_known_by_its_report(run, photos, out):
         for line in (out / "manifest.jsonl").read_text().split("\n")
         if line.endswith("}")
     ]
+
+
+def test_a_manifest_whose_first_row_was_cut_short(run, photos, out, capsys):
+    assert run(photos / "IMG_2.png", INSTRUCTION) == 0
+    written = (out / "manifest.jsonl").read_bytes()
+    (out / "manifest.jsonl").write_bytes(written[:8])
+    assert run(photos, INSTRUCTION) == 0
+    assert "3 edited, 1 were finished before" in capsys.readouterr().out
+    finished = [row["output"] for row in read_lines(out / "manifest.jsonl")]
+    assert sorted(finished) == sorted(NAMES)
 
 
 def killed_runs(run, photos: Path, out: Path, kills: int) -> int:

@@ -220,6 +220,14 @@ def test_a_picture_that_is_replaced_while_it_is_edited(run, photos, out, monkeyp
     assert any("changed while it was edited" in row.get("problem", "") for row in rows(out))
 
 
+def test_a_problem_that_is_no_valid_unicode_is_printed(run, photos, out, tmp_path, capsys):
+    entries = [{"image": "photos/IMG_2.png", "mask": "\udcff"}, {"image": "photos/IMG_10.png"}]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    assert run(tmp_path / "list.jsonl", INSTRUCTION) == 1
+    assert "\\udcff: no such file" in capsys.readouterr().err
+    assert set(pictures(out)) == {"photos/IMG_10.png"}
+
+
 # -- the folder of the outputs
 
 
@@ -313,6 +321,13 @@ def test_a_file_in_place_of_the_folder(run, model, photos, out, capsys):
     assert out.read_text() == "mine"
 
 
+def test_a_manifest_that_cannot_be_opened(run, model, photos, out, capsys):
+    (out / "manifest.jsonl").mkdir(parents=True)
+    assert run(photos, INSTRUCTION) == 2
+    assert "manifest.jsonl: cannot be written" in capsys.readouterr().err
+    assert model == []
+
+
 @pytest.mark.parametrize("name", ["IMG_2.png", "reports/IMG_2.png.json", "manifest.jsonl"])
 def test_other_files_are_not_overwritten(run, model, photos, out, capsys, name):
     (out / name).parent.mkdir(parents=True)
@@ -367,7 +382,7 @@ def test_a_dry_run_writes_nothing_and_loads_no_model(run, model, photos, out, ca
     assert "not a picture that Pillow can read" in said
     assert "3 to do, 0 finished, 1 cannot be read" in said
     assert "passed over 1 files that are no pictures: 1 .txt" in said
-    assert "time: unknown" in said
+    assert "time and memory: unknown" in said
     assert model == []
     assert not out.exists()
 

@@ -11,7 +11,8 @@ import pytest
 from batch_files import INSTRUCTION, NAMES
 from PIL import Image
 
-from spotedit.batch import one
+from spotedit.batch import contact_sheet, one
+from spotedit.pictures.files import OutputError
 
 BAD_WORDS = '<script>alert("1")</script> & <b>co</b>'
 
@@ -120,6 +121,15 @@ def test_a_finished_batch_gets_a_sheet_without_a_model(run, model, photos, out):
     assert run(photos, INSTRUCTION, options=("--contact-sheet",)) == 0
     assert run(photos, INSTRUCTION, options=("--contact-sheet",)) == 0  # over its own page
     assert len(model) == 1
+
+
+def test_a_page_that_cannot_be_written_is_a_failure(run, photos, out, monkeypatch, capsys):
+    def fail(path, page):
+        raise OutputError(f"{path}: no room")
+
+    monkeypatch.setattr(contact_sheet, "write_text", fail)
+    assert run(photos, INSTRUCTION, options=("--contact-sheet",)) == 1
+    assert "contact-sheet.html: no room" in capsys.readouterr().err
 
 
 def test_another_page_is_not_overwritten(run, model, photos, out, capsys):

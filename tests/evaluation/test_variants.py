@@ -7,8 +7,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from pie import make_pie
 from PIL import Image
+from small_kontext import prompted_kontext
 
 import spotedit
 from spotedit import SpotEditConfig
@@ -17,7 +19,7 @@ from spotedit.evaluation import fair, table
 from spotedit.evaluation import run as evaluation
 from spotedit.evaluation.data import Item
 from spotedit.evaluation.edits import Edit
-from spotedit.evaluation.networks import Networks
+from spotedit.evaluation.networks import networks
 from spotedit.evaluation.store import JsonLines
 from spotedit.evaluation.variants import described, read_variants, recorded
 from spotedit.options.file import SettingsError
@@ -35,10 +37,16 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def no_networks(monkeypatch):
-    networks = Networks({}, None, "none", {}, "cpu")
-    monkeypatch.setattr("spotedit.cli.eval.networks", lambda *_: networks)
+@pytest.fixture(scope="module", autouse=True)
+def small_models():
+    """Let the command edit small copies with a random pipeline, and measure the PSNR alone."""
+    measured = networks(torch.device("cpu"), names=["psnr"])
+    pipe = prompted_kontext()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("spotedit.cli.eval.networks", lambda *_: measured)
+        patch.setattr("spotedit.cli.eval.load", lambda *_: pipe)
+        patch.setattr("spotedit.cli.eval.image_to_edit", lambda *given: given[-1].resize((64, 64)))
+        yield
 
 
 @pytest.fixture
@@ -46,7 +54,7 @@ def evaluate(data, tmp_path) -> Callable[..., int]:
     """Return a function that runs `spotedit eval` with the variants of a text."""
 
     def run(text: str | None, *further: str, out: str = "out") -> int:
-        arguments = ["eval", str(data), "--out", str(tmp_path / out), "--model", "tiny"]
+        arguments = ["eval", str(data), "--out", str(tmp_path / out), "--model", "some/model"]
         arguments += ["--steps", str(STEPS), "--device", "cpu"]
         if text is not None:
             (tmp_path / "variants.toml").write_text(text)
@@ -61,7 +69,7 @@ def finished(data, tmp_path_factory) -> Path:
     """Return the output folder of a run with two variants."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "v.toml").write_text(TWO)
-    arguments = ["eval", data, "--out", folder / "out", "--model", "tiny", "--steps", STEPS]
+    arguments = ["eval", data, "--out", folder / "out", "--model", "some/model", "--steps", STEPS]
     arguments += ["--device", "cpu", "--variants", folder / "v.toml", "--prompts"]
     assert main([str(argument) for argument in arguments]) == 0
     return folder / "out"

@@ -43,7 +43,7 @@ MAX_GROWTH = 64 * 2**20  # bytes, over the whole load
 )
 def test_bad_options_are_found_before_the_model_is_loaded(arguments, message, capsys, monkeypatch):
     monkeypatch.setattr(serve_command, "Editor", None)
-    assert main(["serve", "random", *arguments]) == 2
+    assert main(["serve", "--model", "random", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -51,20 +51,25 @@ def test_a_taken_port_is_found_before_the_model_is_loaded(capsys, monkeypatch):
     monkeypatch.setattr(serve_command, "Editor", None)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
-        assert main(["serve", "random", "--port", port]) == 2
+        assert main(["serve", "--model", "random", "--port", port]) == 2
     assert "choose another" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "two words", "schlüssel"])
 def test_a_file_without_a_key_is_refused(text, tmp_path, capsys):
     (tmp_path / "key").write_text(text)
-    assert main(["serve", "random", "--api-key-file", str(tmp_path / "key")]) == 2
+    assert main(["serve", "--model", "random", "--api-key-file", str(tmp_path / "key")]) == 2
     assert "expected one word" in capsys.readouterr().err
+
+
+def test_a_model_is_required(capsys):
+    assert main(["serve"]) == 2
+    assert "name a model with --model" in capsys.readouterr().err
 
 
 def test_missing_packages_are_named(capsys, monkeypatch):
     monkeypatch.setattr(serve_command, "_PACKAGES", ("no_such_package",))
-    assert main(["serve", "random"]) == 2
+    assert main(["serve", "--model", "random"]) == 2
     assert 'no-such-package; install them: pip install "spotedit[serve]"' in capsys.readouterr().err
 
 
@@ -78,7 +83,7 @@ def test_options_become_the_limits_and_the_editors(monkeypatch, tmp_path):
     options = ["--port", "0", "--devices", "cpu,cpu", "--queue", "3", "--max-pixels", "99"]
     options += ["--steps", "2", "--api-key-file", str(tmp_path / "key")]
     with pytest.MonkeyPatch.context() as patch:
-        assert main(["serve", str(tmp_path), *options]) == 0
+        assert main(["serve", "--model", str(tmp_path), *options]) == 0
     ((editors, limits, _, _),) = served
     assert len(editors) == 2
     assert [settings.device for settings in loaded] == ["cpu", "cpu"]
@@ -89,14 +94,16 @@ def test_options_become_the_limits_and_the_editors(monkeypatch, tmp_path):
 
 def test_options_may_stand_in_a_file(tmp_path):
     path = tmp_path / "serve.toml"
-    path.write_text('preset = "fast"\n[serve]\nport = 9000\nqueue = 2\nupload_seconds = 2.5\n')
-    parsed = commands.parse("serve", ["tiny", "--config", str(path), "--queue", "3"])
+    path.write_text(
+        'model = "tiny"\npreset = "fast"\n[serve]\nport = 9000\nqueue = 2\nupload_seconds = 2.5\n'
+    )
+    parsed = commands.parse("serve", ["--config", str(path), "--queue", "3"])
     assert (parsed.port, parsed.queue, parsed.upload_seconds) == (9000, 3, 2.5)
-    assert parsed.config.preset == "fast"
+    assert (parsed.model, parsed.config.preset) == ("tiny", "fast")
 
 
 def test_the_default_address_is_this_machine_only():
-    assert commands.parse("serve", ["tiny"]).host == "127.0.0.1"
+    assert commands.parse("serve", []).host == "127.0.0.1"
 
 
 # -- a real server
@@ -108,7 +115,8 @@ def running_server(*arguments: str):
     program = (
         "import sys; from spotedit.cli import main; from serving import random_pipeline\n"
         "import spotedit.editor.editor as module; module.load = random_pipeline\n"
-        "sys.exit(main(['serve', 'random', '--device', 'cpu', '--port', '0', *sys.argv[1:]]))"
+        "options = ['--model', 'random', '--device', 'cpu', '--port', '0', *sys.argv[1:]]\n"
+        "sys.exit(main(['serve', *options]))"
     )
     tests = Path(__file__).parents[1]
     path = os.pathsep.join([str(tests), str(tests / "serve"), os.environ.get("PYTHONPATH", "")])

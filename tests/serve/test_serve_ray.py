@@ -31,7 +31,7 @@ NUM_STEPS = 4
     ],
 )
 def test_options_that_ray_serve_does_not_take(arguments, message, capsys):
-    assert main(["serve", "tiny", *arguments]) == 2
+    assert main(["serve", "--model", "tiny", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -48,7 +48,7 @@ def server():
     options = ["--port", str(port), "--device", "cpu", "--steps", str(NUM_STEPS)]
     options += ["--ray", "--replicas", "2"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "spotedit.cli", "serve", "tiny", *options],
+        [sys.executable, "-m", "spotedit.cli", "serve", "--model", "tiny", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
