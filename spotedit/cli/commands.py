@@ -257,8 +257,8 @@ class ServeOptions(SpotOptions):
     """Largest number of characters of a prompt."""
     max_pictures: Annotated[int, at_least(1)] = ServeSettings.max_pictures
     """Largest number of pictures that one request can ask for."""
-    upload_seconds: float = ServeSettings.upload_seconds
-    """Longest time for the upload of a request."""
+    transfer_seconds: float = ServeSettings.transfer_seconds
+    """Longest time for the upload of a request, and for the client to read its answer."""
     request_seconds: float = ServeSettings.request_seconds
     """Longest time from the end of an upload to the answer."""
     shutdown_seconds: Annotated[int, at_least(1)] = 60

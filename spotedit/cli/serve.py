@@ -102,7 +102,7 @@ def _limits(options: ServeOptions) -> ServeSettings:
         max_output_pixels=options.max_output_pixels,
         max_prompt=options.max_prompt,
         max_pictures=options.max_pictures,
-        upload_seconds=options.upload_seconds,
+        transfer_seconds=options.transfer_seconds,
         request_seconds=options.request_seconds,
         api_key=None if options.api_key_file is None else _read_key(options.api_key_file),
     )

@@ -21,6 +21,7 @@ __all__ = [
     "atomic_write",
     "check_output",
     "decode_image",
+    "decode_mask",
     "load_image",
     "load_mask",
     "open_image",
@@ -58,9 +59,24 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
     return _load(Path(path), _to_rgb)
 
 
-def decode_image(data: bytes, name: str) -> Image.Image:
-    """Decode the bytes of a picture file as `load_image` does. Error messages call it `name`."""
-    return _decode(BytesIO(data), name, len(data), _to_rgb)
+def decode_image(
+    data: bytes, name: str, formats: tuple[str, ...] | None = None, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """Decode the bytes of a picture file as `load_image` does.
+
+    Args:
+        name: what error messages call the picture.
+        formats: Pillow's names of the formats that the file may have. None allows all.
+        max_pixels: largest number of pixels, up to `MAX_PIXELS`.
+    """
+    return _decode(BytesIO(data), name, len(data), _to_rgb, formats, max_pixels)
+
+
+def decode_mask(
+    data: bytes, name: str, formats: tuple[str, ...] | None = None, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """Decode the bytes of a mask as `load_mask` does. The arguments are those of `decode_image`."""
+    return _decode(BytesIO(data), name, len(data), lambda image: image, formats, max_pixels)
 
 
 def load_mask(path: str | os.PathLike[str]) -> Image.Image:
@@ -92,9 +108,11 @@ def _decode(
     name: str,
     num_bytes: int,
     convert: Callable[[Image.Image], Image.Image],
+    formats: tuple[str, ...] | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
     """Open, decode and convert a picture. `name` and `num_bytes` are for error messages."""
-    with _opened(file, name, num_bytes) as opened:
+    with _opened(file, name, num_bytes, formats, max_pixels) as opened:
         return convert(ImageOps.exif_transpose(opened))
 
 
@@ -110,16 +128,23 @@ def open_image(path: str | os.PathLike[str]) -> AbstractContextManager[Image.Ima
 
 
 @contextmanager
-def _opened(file: Path | BytesIO, name: str, num_bytes: int) -> Iterator[Image.Image]:
+def _opened(
+    file: Path | BytesIO,
+    name: str,
+    num_bytes: int,
+    formats: tuple[str, ...] | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Iterator[Image.Image]:
     """Open a picture; see `open_image`. `name` and `num_bytes` are for error messages."""
+    max_pixels = min(max_pixels, MAX_PIXELS)
     try:
-        if _is_heif(file):
+        if formats is None and _is_heif(file):
             register_heif()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(file)
+            opened = Image.open(file, formats=formats)
     except Image.DecompressionBombError:
-        raise _too_large(name, "too many pixels") from None
+        raise _too_large(name, "too many pixels", max_pixels) from None
     except ImportError:
         raise ImageError(f"{name}: a HEIC picture; {_NEEDS_HEIF}") from None
     except Exception as error:  # every decoder has its own exceptions
@@ -128,8 +153,8 @@ def _opened(file: Path | BytesIO, name: str, num_bytes: int) -> Iterator[Image.I
             "JPEG"
         ) from error
     with opened:
-        if opened.width * opened.height > MAX_PIXELS:
-            raise _too_large(name, f"{opened.width} x {opened.height} pixels")
+        if opened.width * opened.height > max_pixels:
+            raise _too_large(name, f"{opened.width} x {opened.height} pixels", max_pixels)
         try:
             yield opened
         except ImageError as error:
@@ -162,8 +187,8 @@ def register_heif() -> None:
     pillow_heif.register_heif_opener()
 
 
-def _too_large(name: str, size: str) -> ImageError:
-    return ImageError(f"{name}: {size}; expected at most {MAX_PIXELS}: scale it down first")
+def _too_large(name: str, size: str, max_pixels: int) -> ImageError:
+    return ImageError(f"{name}: {size}; expected at most {max_pixels}: scale it down first")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,10 +1,11 @@
 """Make the answers to a request for edits: JSON, or server-sent events."""
 
+import asyncio
 import base64
 import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,9 @@ from .drafts import Draft
 from .errors import ApiError
 from .pictures import EditRequest, encode
 
-Event = dict[str, Any]
-Send = Callable[[Event], Awaitable[None]]
+Send = Callable[[bytes], Awaitable[None]]
+
+_PART_BYTES = 2**16
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,11 @@ def finish(edit: EditRequest, edited: Edited) -> Finished:
     return Finished(_base64(encode(picture, edit.fields)), _size(picture.size), figures)
 
 
-def json_body(
+def json_answer(
     edit: EditRequest, pictures: Sequence[Finished], model: str, seconds: float
-) -> dict[str, Any]:
+) -> bytes:
     """Return the JSON of an answer. `seconds` is the time since the upload."""
-    return {
+    content = {
         "created": int(time.time()),
         "data": [{"b64_json": picture.data} for picture in pictures],
         "background": "opaque",
@@ -71,62 +73,75 @@ def json_body(
             ],
         },
     }
+    return json.dumps(content).encode()
 
 
-def draft_event(edit: EditRequest, draft: Draft) -> Event:
+def draft_event(edit: EditRequest, draft: Draft) -> bytes:
     """Return the event of a draft. It has the model's size, even if the original is kept."""
-    return {
-        "type": "image_edit.partial_image",
-        "partial_image_index": draft.index,
-        **_picture(edit, _base64(encode(draft.picture, edit.fields)), _size(draft.picture.size)),
-    }
+    data, size = _base64(encode(draft.picture, edit.fields)), _size(draft.picture.size)
+    index = {"partial_image_index": draft.index}
+    return _event("image_edit.partial_image", index | _picture(edit, data, size))
 
 
-def completed_event(edit: EditRequest, picture: Finished, number: int) -> Event:
+def completed_event(edit: EditRequest, number: int, edited: Edited) -> bytes:
     """Return the event of a finished picture; `number` counts those of a request from 0."""
-    return {
-        "type": "image_edit.completed",
-        **_picture(edit, picture.data, picture.size),
-        "spotedit": {"seed": edit.fields.seed + number, **picture.figures},
-    }
+    picture = finish(edit, edited)
+    figures = {"spotedit": {"seed": edit.fields.seed + number, **picture.figures}}
+    return _event("image_edit.completed", _picture(edit, picture.data, picture.size) | figures)
 
 
-def error_event(error: ApiError) -> Event:
+def error_event(error: ApiError) -> bytes:
     """Return the event of an error that came after the stream began."""
-    return {"type": "error", **error.body()}
+    return _event("error", error.body())
 
 
-class EventStream(Response):
-    """A stream of server-sent events.
+class Answer(Response):
+    """An answer that holds the place of its request until the client has read it.
 
     Args:
-        produce: sends the events with the function that it gets. If it raises `ClientDisconnect`,
-            nothing more is sent.
-        held: closed when the stream has ended.
+        produce: sends the body with the function that it gets, in as many calls as it likes.
+        seconds: longest time for the whole answer.
+        held: closed when the answer ends, with `ClientDisconnect` if the client left or did not
+            read it in time.
     """
 
-    def __init__(self, produce: Callable[[Send], Awaitable[None]], held: ExitStack) -> None:
-        super().__init__(headers={"Cache-Control": "no-store"}, media_type="text/event-stream")
+    def __init__(
+        self,
+        produce: Callable[[Send], Awaitable[None]],
+        media_type: str,
+        seconds: float,
+        held: ExitStack,
+    ) -> None:
+        super().__init__(headers={"Cache-Control": "no-store"}, media_type=media_type)
         del self.headers["content-length"]
         self._produce = produce
+        self._seconds = seconds
         self._held = held
 
     async def __call__(self, scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
-        async def send_body(body: bytes, more_body: bool) -> None:
-            await send({"type": "http.response.body", "body": body, "more_body": more_body})
+        async def send_body(data: bytes) -> None:
+            # the server takes a part when the client has read most of those before
+            for start in range(0, len(data), _PART_BYTES):
+                part = data[start : start + _PART_BYTES]
+                await send({"type": "http.response.body", "body": part, "more_body": True})
 
-        async def send_event(event: Event) -> None:
-            text = f"event: {event['type']}\ndata: {json.dumps(event)}\n\n"
-            await send_body(text.encode(), more_body=True)
+        with self._held:
+            try:
+                async with asyncio.timeout(self._seconds):
+                    start = {"status": self.status_code, "headers": self.raw_headers}
+                    await send({"type": "http.response.start", **start})
+                    await self._produce(send_body)
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+            except TimeoutError:
+                raise ClientDisconnect from None
 
-        with self._held, suppress(ClientDisconnect):
-            start = {"status": self.status_code, "headers": self.raw_headers}
-            await send({"type": "http.response.start", **start})
-            await self._produce(send_event)
-            await send_body(b"", more_body=False)
+
+def _event(name: str, content: dict[str, Any]) -> bytes:
+    """Return a server-sent event."""
+    return f"event: {name}\ndata: {json.dumps({'type': name, **content})}\n\n".encode()
 
 
-def _picture(edit: EditRequest, data: str, size: str) -> Event:
+def _picture(edit: EditRequest, data: str, size: str) -> dict[str, Any]:
     """Return what the events of drafts and of finished pictures share."""
     return {
         "b64_json": data,

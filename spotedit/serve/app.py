@@ -5,17 +5,17 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from .. import __version__
 from ..editor.editor import Editor
 from .edits import Service
 from .errors import ApiError, answer_errors
 from .fields import EditForm
-from .metrics import CONTENT_TYPE, CountRequests, Metrics
+from .metrics import CountRequests, Metrics
 from .settings import ServeSettings
 from .workers import Workers
 
@@ -56,7 +56,7 @@ def _edits(service: Service) -> APIRouter:
     """Return the routes for clients."""
     started = int(time.time())
 
-    def check_client(request: Request) -> None:
+    async def check_client(request: Request) -> None:
         _check_key(request, service.settings.api_key)
         _check_origin(request)
 
@@ -100,7 +100,7 @@ def _monitoring(service: Service) -> APIRouter:
     @router.get("/metrics")
     async def metrics() -> Response:
         """Return the figures of this process for Prometheus."""
-        return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+        return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     return router
 
@@ -121,7 +121,7 @@ def _check_key(request: Request, key: str | None) -> None:
 def _check_origin(request: Request) -> None:
     """Refuse requests from web pages of other sites, which a visitor's browser sends unasked."""
     origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+    if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
         raise ApiError(
             403,
             "the request comes from a web page of another site; send it from a program, or through "

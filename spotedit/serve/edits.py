@@ -4,20 +4,20 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Coroutine, Iterator
-from contextlib import ExitStack, aclosing, contextmanager, suppress
+from contextlib import ExitStack, aclosing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from starlette.requests import ClientDisconnect
 
 from ..editor.editor import Edited, Editor
 from ..editor.errors import BadInput, Failure
-from .answers import EventStream, Send, completed_event, draft_event, error_event, finish, json_body
+from .answers import Answer, Send, completed_event, draft_event, error_event, finish, json_answer
 from .drafts import Draft, Drafts
-from .errors import CLIENT_GONE, ApiError, bad_request, busy
+from .errors import CLIENT_GONE, ApiError, bad_request, busy, internal_error
 from .form import read_form
 from .metrics import Metrics
 from .pictures import EditRequest, decode, size_arguments
@@ -26,8 +26,6 @@ from .workers import Job, OnStep, Stopped, Workers
 
 logger = logging.getLogger("spotedit.serve")
 Result = TypeVar("Result")
-
-_SENDING_SECONDS = 60  # for the last events of a stream, to a client that reads slowly
 
 
 @dataclass(frozen=True)
@@ -46,29 +44,40 @@ class Service:
         """
         with ExitStack() as held:
             held.enter_context(self.workers.place())
-            try:
-                upload = await read_form(request, self.settings)
-                edit = await asyncio.to_thread(decode, upload, self.settings)
-                if edit.fields.stream:
-                    return EventStream(partial(self._stream, request, edit), held.pop_all())
-                return JSONResponse(await _unless_client_leaves(request, self._whole(edit)))
-            except ClientDisconnect:
-                self.metrics.cancelled.inc()
-                return Response(status_code=CLIENT_GONE)
+            held.enter_context(self._counted_if_client_leaves())
+            upload = read_form(request, self.settings)
+            edit = await asyncio.to_thread(decode, await upload, self.settings)
+            seconds = self.settings.transfer_seconds
+            if edit.fields.stream:
+                produce = partial(self._stream, request, edit)
+                seconds += self.settings.request_seconds
+                return Answer(produce, "text/event-stream", seconds, held.pop_all())
+            body = await _unless_client_leaves(request, self._whole(edit))
+            return Answer(lambda send: send(body), "application/json", seconds, held.pop_all())
+        return Response(status_code=CLIENT_GONE)
 
-    async def _whole(self, edit: EditRequest) -> dict[str, Any]:
+    @contextmanager
+    def _counted_if_client_leaves(self) -> Iterator[None]:
+        """End the block without an exception if the client leaves in it."""
+        try:
+            yield
+        except ClientDisconnect:
+            self.metrics.cancelled.inc()
+
+    async def _whole(self, edit: EditRequest) -> bytes:
         """Make all pictures of a request, and return the JSON of the answer."""
         start = time.perf_counter()
         async with aclosing(self._results(edit)) as results:
             edits = [item async for item in results if isinstance(item, Edited)]
         pictures = [await asyncio.to_thread(finish, edit, edited) for edited in edits]
-        return json_body(edit, pictures, self.settings.model, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        return await asyncio.to_thread(json_answer, edit, pictures, self.settings.model, seconds)
 
     async def _stream(self, request: Request, edit: EditRequest, send: Send) -> None:
         """Send drafts, and each picture as soon as it is finished. An error is an event as well.
 
         Raises:
-            ClientDisconnect: the client left, or does not read what it is sent.
+            ClientDisconnect: the client left.
         """
 
         async def send_all() -> None:
@@ -77,19 +86,19 @@ class Service:
                 async for item in results:
                     if isinstance(item, Draft):
                         await send(await asyncio.to_thread(draft_event, edit, item))
-                        continue
-                    picture = await asyncio.to_thread(finish, edit, item)
-                    await send(completed_event(edit, picture, number))
-                    number += 1
+                    else:
+                        await send(await asyncio.to_thread(completed_event, edit, number, item))
+                        number += 1
 
         try:
-            async with asyncio.timeout(self.settings.request_seconds + _SENDING_SECONDS):
-                await _unless_client_leaves(request, send_all())
+            await _unless_client_leaves(request, send_all())
         except ApiError as error:
             await send(error_event(error))
-        except (ClientDisconnect, TimeoutError):
-            self.metrics.cancelled.inc()
-            raise ClientDisconnect from None
+        except ClientDisconnect:
+            raise
+        except Exception:
+            logger.exception("an edit failed")
+            await send(error_event(internal_error()))
 
     async def _results(self, edit: EditRequest) -> AsyncGenerator[Draft | Edited, None]:
         """Wait for a pipeline and edit; yield drafts and edits as soon as they are made.
@@ -107,9 +116,10 @@ class Service:
             loop.call_soon_threadsafe(made.put_nowait, item)
 
         def work(editor: Editor, on_step: OnStep) -> None:
-            for number in range(edit.fields.n):
-                drafts = Drafts(edit.fields.partial_images, on_step, put)
-                put(edit_picture(editor, edit, number, drafts))
+            with editor.session(edit.image) if edit.fields.n > 1 else nullcontext():
+                for number in range(edit.fields.n):
+                    drafts = Drafts(edit.fields.partial_images, on_step, put)
+                    put(edit_picture(editor, edit, number, drafts))
 
         async def run() -> None:
             try:
@@ -121,7 +131,11 @@ class Service:
         working = asyncio.create_task(run())
         try:
             with self._explained():
-                while (item := await _get_before(deadline, made)) is not None:
+                while True:
+                    async with asyncio.timeout_at(deadline):
+                        item = await made.get()
+                    if item is None:
+                        break
                     if isinstance(item, Edited):
                         self.metrics.count_edit(item)
                     yield item
@@ -189,12 +203,6 @@ async def _client_leaves(request: Request) -> None:
     """Return when the client closes the connection. The body must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-async def _get_before(deadline: float, items: "asyncio.Queue[Result]") -> Result:
-    """Return the next item, or raise `TimeoutError` at a time of the event loop's clock."""
-    async with asyncio.timeout_at(deadline):
-        return await items.get()
 
 
 async def _cancelled(task: asyncio.Task) -> None:

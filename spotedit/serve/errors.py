@@ -61,6 +61,11 @@ def busy(message: str, code: str, retry_after: int, status: int = 503) -> ApiErr
     return ApiError(status, message, code=code, headers={"Retry-After": str(retry_after)})
 
 
+def internal_error() -> ApiError:
+    """Return the error for an exception that nothing else explains. It says nothing of it."""
+    return ApiError(500, "the server failed; its log has the reason", code="internal_error")
+
+
 def _error_type(status: int) -> str:
     if status == 429:
         return "rate_limit_error"
@@ -81,5 +86,4 @@ def answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def answer_unexpected_error(request: Request, error: Exception) -> JSONResponse:
-        message = "the server failed; its log has the reason"  # starlette logs the traceback
-        return JSONResponse(ApiError(500, message, code="internal_error").body(), 500)
+        return JSONResponse(internal_error().body(), 500)  # the traceback is logged by uvicorn

@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass
 
 from fastapi import Request
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.types import Message
 
@@ -32,21 +33,24 @@ async def read_form(request: Request, settings: ServeSettings) -> Upload:
         ApiError: the form is not right, too large, or takes too long.
     """
     content_type = request.headers.get("content-type", "")
-    if content_type.partition(";")[0].strip().lower() != "multipart/form-data":
+    kind, options = parse_options_header(content_type)
+    charset = options.get(b"charset", b"utf-8").lower()
+    # Python decodes some other charsets in a time that grows with the square of the length.
+    if kind != b"multipart/form-data" or charset not in (b"utf-8", b"utf8"):
         raise ApiError(
             415,
             f"the content type is {shown(content_type)}; expected multipart/form-data with the "
-            "files and fields of an edit",
+            "files and fields of an edit, in UTF-8",
             code="unsupported_content_type",
         )
     limited = _limited(request, settings.max_bytes)
     try:
-        async with asyncio.timeout(settings.upload_seconds):
+        async with asyncio.timeout(settings.transfer_seconds):
             form = await limited.form(max_files=_MAX_FILES, max_fields=_MAX_FIELDS)
     except TimeoutError:
         raise ApiError(
             408,
-            f"the upload took more than {settings.upload_seconds:g} s; send a smaller picture",
+            f"the upload took more than {settings.transfer_seconds:g} s; send a smaller picture",
             code="upload_timeout",
         ) from None
     try:

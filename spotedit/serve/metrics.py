@@ -1,12 +1,11 @@
 """What `GET /metrics` shows, in a registry of its own."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..editor.editor import Edited
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
 _FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
@@ -81,11 +80,24 @@ class CountRequests:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path = scope["path"] if scope["path"] in self._paths else "other"
+        # another application may have mounted this one below a path of its own
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = path if path in self._paths else "other"
+        has_started = False
+
+        def count(status: int) -> None:
+            self._metrics.requests.labels(path, str(status)).inc()
 
         async def counting_send(message: Message) -> None:
+            nonlocal has_started
             if message["type"] == "http.response.start":
-                self._metrics.requests.labels(path, str(message["status"])).inc()
+                has_started = True
+                count(message["status"])
             await send(message)
 
-        await self._app(scope, receive, counting_send)
+        try:
+            await self._app(scope, receive, counting_send)
+        except Exception:
+            if not has_started:
+                count(500)  # Starlette answers with it outside of this middleware
+            raise

@@ -1,25 +1,28 @@
 """Decode the pictures of a request, and encode those of the answer."""
 
 import inspect
-import warnings
+import re
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from ..editor.errors import BadInput
 from ..judge.mask import as_mask, same_aspect
-from ..pictures.images import ImageError, decode_image
+from ..pictures.images import ImageError, decode_image, decode_mask
 from .errors import bad_request
 from .fields import EditForm, Size
 from .form import Upload
 from .settings import ServeSettings
 
-FORMATS = ("PNG", "JPEG", "WEBP")  # some of Pillow's other formats start programs
+_FORMATS = ("PNG", "JPEG", "WEBP")  # some of Pillow's other formats start programs
 _MIN_SIDE = 16  # pixels; with less, a pipeline has no token
 _MAX_ASPECT = 16
 _JPEG_QUALITY = 95
+_JPEG_SCAN = re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e][\x01-\x04]")  # the head of a scan
+_MAX_JPEG_SCANS = 100  # programs write about 10; the decoder passes over the whole picture for each
 
 
 @dataclass(frozen=True)
@@ -43,41 +46,29 @@ def decode(upload: Upload, settings: ServeSettings) -> EditRequest:
         ApiError: a file is no picture, is damaged or too large, or the two do not fit.
     """
     try:
-        with _open(upload.image, "image", settings.max_pixels) as opened:
-            _check_shape(opened)
-        image = decode_image(upload.image, "image")
+        _check_scans(upload.image)
+        image = decode_image(upload.image, "image", _FORMATS, settings.max_pixels)
+        _check_shape(image)
     except ImageError as error:
         raise bad_request(str(error), "image", "invalid_image") from None
     image.info.clear()
     mask = None
     if upload.mask is not None:
         try:
-            mask = _decode_mask(upload.mask, image, upload.fields.mask_alpha, settings)
+            _check_scans(upload.mask)
+            mask = _decode_mask(upload.mask, image, upload.fields.mask_alpha, settings.max_pixels)
         except ValueError as error:
             raise bad_request(str(error), "mask", "invalid_mask") from None
     return EditRequest(upload.fields, image, mask)
 
 
-def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
-    """Read the header of a picture file, and no pixel.
-
-    Raises:
-        ImageError: the file has none of `FORMATS`, or too many pixels.
-    """
-    expected = f"expected at most {max_pixels} pixels: scale it down first"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError:
-        raise ImageError(f"{name} has too many pixels; {expected}") from None
-    except Exception:  # every decoder has its own exceptions
+def _check_scans(data: bytes) -> None:
+    """Raise `ImageError` for a JPEG that would be decoded for hours, although it has few pixels."""
+    num_scans = len(_JPEG_SCAN.findall(data)) if data.startswith(b"\xff\xd8") else 0
+    if num_scans > _MAX_JPEG_SCANS:
         raise ImageError(
-            f"{name} is no picture that can be read ({len(data)} bytes); expected PNG, JPEG or WebP"
-        ) from None
-    if picture.width * picture.height > max_pixels:
-        raise ImageError(f"{name} is {picture.width} x {picture.height} pixels; {expected}")
-    return picture
+            f"a JPEG of {num_scans} scans; expected at most {_MAX_JPEG_SCANS}: save it again"
+        )
 
 
 def _check_shape(image: Image.Image) -> None:
@@ -90,26 +81,19 @@ def _check_shape(image: Image.Image) -> None:
         )
 
 
-def _decode_mask(
-    data: bytes, image: Image.Image, mask_alpha: str, settings: ServeSettings
-) -> Tensor:
+def _decode_mask(data: bytes, image: Image.Image, mask_alpha: str, max_pixels: int) -> Tensor:
     """Return the mask of `image`.
 
     Raises:
         ValueError: the file cannot be read, or its picture is no mask of `image`.
     """
-    with _open(data, "mask", settings.max_pixels) as opened:
-        try:
-            picture = ImageOps.exif_transpose(opened)
-            picture.load()
-        except Exception as error:
-            raise ImageError(f"mask is damaged or cut short ({error}); export it again") from None
-        if not same_aspect((picture.height, picture.width), (image.height, image.width)):
-            raise ImageError(
-                f"mask is {picture.width} x {picture.height} pixels; expected the aspect ratio of "
-                f"the image, {image.width} x {image.height}"
-            )
-        return read_mask(picture, mask_alpha)
+    mask = decode_mask(data, "mask", _FORMATS, max_pixels)
+    if not same_aspect((mask.height, mask.width), (image.height, image.width)):
+        raise ImageError(
+            f"mask is {mask.width} x {mask.height} pixels; expected the aspect ratio of the image, "
+            f"{image.width} x {image.height}"
+        )
+    return read_mask(mask, mask_alpha)
 
 
 def read_mask(picture: Image.Image, mask_alpha: str) -> Tensor:
@@ -142,10 +126,20 @@ def encode(picture: Image.Image, fields: EditForm) -> bytes:
 
 
 def size_arguments(pipe: Any, size: Size | None) -> dict[str, int]:
-    """Return the arguments of the pipeline's call for a picture of this size. None: no argument."""
+    """Return the arguments of the pipeline's call for a picture of this size. None: no argument.
+
+    Raises:
+        BadInput: the pipeline chooses the size itself.
+    """
     if size is None:
         return {}
     height, width = size
-    arguments = {"height": height, "width": width, "max_area": height * width}
     parameters = inspect.signature(type(pipe).__call__).parameters
-    return {name: value for name, value in arguments.items() if name in parameters}
+    if not {"height", "width"} <= parameters.keys():
+        raise BadInput(
+            f"size is {width}x{height}, but this model chooses the size itself; send size=auto"
+        )
+    arguments = {"height": height, "width": width}
+    if "max_area" in parameters:
+        arguments["max_area"] = height * width
+    return arguments

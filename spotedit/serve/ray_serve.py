@@ -51,15 +51,14 @@ def serve_with_ray(settings: EditorSettings, limits: ServeSettings, place: RayPl
         try:
             serve.start(http_options={"host": place.host, "port": place.port})
             serve.run(application(settings, limits, place), name=_NAME, route_prefix="/")
+            print(
+                f"serving {limits.model} with {place.num_replicas} replicas at "
+                f"http://{place.host}:{place.port}, Ctrl-C ends it",
+                flush=True,
+            )
+            _wait_for_a_signal()
         except RuntimeError as error:
             raise Failure(f"the replicas did not start: {error}") from error
-        print(
-            f"serving {limits.model} with {place.num_replicas} replicas at "
-            f"http://{place.host}:{place.port}, Ctrl-C ends it",
-            flush=True,
-        )
-        try:
-            _wait_for_a_signal()
         finally:
             serve.delete(_NAME)
             if place.address is None:

@@ -15,7 +15,8 @@ class ServeSettings:
         max_output_pixels: largest number of pixels of a `size` that a client asks for.
         max_prompt: largest number of characters of a prompt.
         max_pictures: largest `n`, the number of pictures of one request.
-        upload_seconds: longest time for the upload of a request.
+        transfer_seconds: longest time for the upload of a request, and for the client to read its
+            answer.
         request_seconds: longest time from the end of the upload to the answer.
         api_key: the key that clients must send. None lets everybody in.
     """
@@ -27,6 +28,6 @@ class ServeSettings:
     max_output_pixels: int = 4 * 1024**2
     max_prompt: int = 2000
     max_pictures: int = 10
-    upload_seconds: float = 60.0
+    transfer_seconds: float = 60.0
     request_seconds: float = 600.0
     api_key: str | None = None

@@ -6,10 +6,8 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-import torch
-from diffusers import FluxKontextPipeline
 from PIL import Image
-from small_kontext import HEIGHT, NUM_PROMPT_TOKENS, WIDTH, random_kontext
+from small_kontext import HEIGHT, WIDTH, prompted_kontext
 
 from spotedit.editor.editor import Editor
 from spotedit.editor.settings import EditorSettings
@@ -18,50 +16,19 @@ from spotedit.serve.settings import ServeSettings
 for package in ("fastapi", "httpx", "multipart", "prometheus_client"):
     pytest.importorskip(package, reason=f"{package} is not installed")
 
-NUM_STEPS = 4
+NUM_STEPS = 2  # the second one reuses tokens
 DEADLINE = 30  # seconds; a test that waits longer has failed
 PATH = "/v1/images/edits"
 SETTINGS = ServeSettings(model="random", queue=4)
 
 
-class PromptedKontext(FluxKontextPipeline):
-    """A random pipeline whose embeddings depend on the prompt, and that keeps the source's size."""
-
-    def __call__(
-        self,
-        image=None,
-        prompt=None,
-        height=None,
-        width=None,
-        num_inference_steps=NUM_STEPS,
-        generator=None,
-        output_type="pil",
-        return_dict=True,
-        max_area=1024**2,
-        _auto_resize=False,
-    ):
-        arguments = {
-            name: value for name, value in locals().items() if name not in ("self", "__class__")
-        }
-        return super().__call__(**arguments)
-
-    def encode_prompt(self, prompt=None, **arguments):
-        generator = torch.Generator().manual_seed(sum(prompt.encode()))
-        embeddings = torch.randn(1, NUM_PROMPT_TOKENS, 12, generator=generator)
-        pooled = torch.randn(1, 10, generator=generator)
-        return embeddings, pooled, torch.zeros(NUM_PROMPT_TOKENS, 3)
-
-
-def random_pipeline(*args) -> PromptedKontext:
-    """Stand in for `spotedit.editor.loading.load`. All of these have the same weights."""
-    pipe = random_kontext()
-    pipe.__class__ = PromptedKontext
-    return pipe
-
-
 def random_editor(monkeypatch, **arguments) -> Editor:
-    """Return an editor of a random pipeline; `arguments` are those of its calls."""
-    monkeypatch.setattr("spotedit.editor.editor.load", random_pipeline)
+    """Return an editor of a random pipeline; `arguments` are those of its calls.
+
+    All of these editors have the same weights.
+    """
+    monkeypatch.setattr("spotedit.editor.editor.load", lambda *args: prompted_kontext())
+    arguments = {"num_inference_steps": NUM_STEPS} | arguments
     return Editor(EditorSettings(model="random", device="cpu", arguments=arguments))
 
 
@@ -127,9 +94,14 @@ def same(a: Image.Image, b: Image.Image) -> bool:
 
 
 class Call:
-    """One request to an application, by ASGI, whose client can leave, even within the upload."""
+    """One request to an application, by ASGI, whose client may leave, or may not read the answer.
 
-    def __init__(self, app, is_cut_short=False, **fields):
+    Args:
+        is_cut_short: half of the upload comes.
+        num_read: number of parts of the answer that the client reads; None: all.
+    """
+
+    def __init__(self, app, is_cut_short=False, num_read=None, **fields):
         import httpx
 
         request = httpx.Request("POST", "http://test" + PATH, **form(**fields))
@@ -153,6 +125,7 @@ class Call:
         self.status = None
         self.body = b""
         self._is_cut_short = is_cut_short
+        self._num_read = num_read
         self.task = asyncio.create_task(app(self._scope, self._receive, self._send))
 
     async def _receive(self):
@@ -166,8 +139,12 @@ class Call:
     async def _send(self, message):
         if message["type"] == "http.response.start":
             self.status = message["status"]
-        else:
-            self.body += message["body"]
+            return
+        if self._num_read == 0:
+            await asyncio.Event().wait()
+        if self._num_read is not None:
+            self._num_read -= 1
+        self.body += message["body"]
 
     async def leave(self):
         """Close the connection, and wait until the application is done with the request."""

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from serving import PATH, SETTINGS, client_of, error, form, picture, random_editor
+from serving import PATH, SETTINGS, application, client_of, error, form, picture, random_editor
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +43,18 @@ def test_health_and_readiness(client):
     assert client.get("/ready").json() == {"status": "ready"}
 
 
-def test_metrics_count_answers_and_what_the_edits_did(client, editor):
+def test_metrics_count_answers_and_what_the_edits_did(client, editor, monkeypatch):
     assert client.post(PATH, **form(n=2)).status_code == 200
     assert client.post(PATH, **form(prompt="")).status_code == 400
     assert client.get("/nowhere").status_code == 404
+    monkeypatch.setattr(editor, "edit", None)  # so that a further edit fails
+    with pytest.raises(TypeError):
+        client.post(PATH, **form())
+    monkeypatch.undo()
     shown = samples(client)
     assert shown[f"spotedit_requests_total {PATH} 200"] == 1
     assert shown[f"spotedit_requests_total {PATH} 400"] == 1
+    assert shown[f"spotedit_requests_total {PATH} 500"] == 1
     assert shown["spotedit_requests_total other 404"] == 1
     assert shown["spotedit_edit_seconds_count"] == 2
     assert shown["spotedit_wait_seconds_count"] == 1
@@ -65,9 +70,20 @@ def test_metrics_count_answers_and_what_the_edits_did(client, editor):
 
 
 def test_two_applications_have_metrics_of_their_own(client, editor):
-    client.post(PATH, **form())
+    client.get("/health")
     with client_of(editor) as other:
-        assert samples(other)["spotedit_edit_seconds_count"] == 0
+        assert "spotedit_requests_total /health 200" not in samples(other)
+
+
+def test_a_mounted_application_counts_its_own_paths(editor):
+    from fastapi import FastAPI
+    from fastapi.testclient import TestClient
+
+    outer, inner = FastAPI(), application([editor])
+    outer.mount("/edits", inner)
+    TestClient(outer).get("/edits/v1/models")
+    shown = inner.state.metrics.text().decode()
+    assert 'spotedit_requests_total{path="/v1/models",status="200"} 1.0' in shown
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", PATH), ("POST", "/v1/models")])
@@ -106,16 +122,18 @@ def test_without_the_key_there_is_no_answer(editor, headers):
 def test_with_the_key_there_is_one(editor):
     with client_of(editor, replace(SETTINGS, api_key="secret")) as client:
         headers = {"Authorization": "Bearer secret"}
-        assert client.post(PATH, **form(), headers=headers).status_code == 200
+        assert client.get("/v1/models", headers=headers).status_code == 200
 
 
-@pytest.mark.parametrize("origin", ["http://example.org", "null", "http://testserver:9"])
+@pytest.mark.parametrize(
+    "origin", ["http://example.org", "null", "http://testserver:9", "http://[x", ""]
+)
 def test_web_pages_of_other_sites_are_refused(client, origin):
-    answer = client.post(PATH, **form(), headers={"Origin": origin})
+    answer = client.post(PATH, headers={"Origin": origin})
     assert error(answer, 403)["code"] == "foreign_origin"
     assert "access-control-allow-origin" not in answer.headers
 
 
 def test_a_page_of_the_same_site_is_answered(client):
     headers = {"Origin": "http://testserver"}
-    assert client.post(PATH, **form(), headers=headers).status_code == 200
+    assert client.get("/v1/models", headers=headers).status_code == 200

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from serving import PATH, encoded, error, form, picture, pictures, random_editor, same
+from serving import NUM_STEPS, PATH, encoded, error, form, picture, pictures, random_editor, same
 
 from spotedit.cli import commands, main
 from spotedit.cli import serve as serve_command
@@ -95,10 +95,10 @@ def test_options_become_the_limits_and_the_editors(monkeypatch, tmp_path):
 def test_options_may_stand_in_a_file(tmp_path):
     path = tmp_path / "serve.toml"
     path.write_text(
-        'model = "tiny"\npreset = "fast"\n[serve]\nport = 9000\nqueue = 2\nupload_seconds = 2.5\n'
+        'model = "tiny"\npreset = "fast"\n[serve]\nport = 9000\nqueue = 2\ntransfer_seconds = 2.5\n'
     )
     parsed = commands.parse("serve", ["--config", str(path), "--queue", "3"])
-    assert (parsed.port, parsed.queue, parsed.upload_seconds) == (9000, 3, 2.5)
+    assert (parsed.port, parsed.queue, parsed.transfer_seconds) == (9000, 3, 2.5)
     assert (parsed.model, parsed.config.preset) == ("tiny", "fast")
 
 
@@ -113,15 +113,16 @@ def test_the_default_address_is_this_machine_only():
 def running_server(*arguments: str):
     """Start `spotedit serve` with a random pipeline; yield its address and its process."""
     program = (
-        "import sys; from spotedit.cli import main; from serving import random_pipeline\n"
-        "import spotedit.editor.editor as module; module.load = random_pipeline\n"
+        "import sys; from spotedit.cli import main; from small_kontext import prompted_kontext\n"
+        "import spotedit.editor.editor as module; module.load = lambda *args: prompted_kontext()\n"
         "options = ['--model', 'random', '--device', 'cpu', '--port', '0', *sys.argv[1:]]\n"
         "sys.exit(main(['serve', *options]))"
     )
     tests = Path(__file__).parents[1]
-    path = os.pathsep.join([str(tests), str(tests / "serve"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(tests), os.environ.get("PYTHONPATH", "")])
+    steps = () if "--steps" in arguments else ("--steps", str(NUM_STEPS))
     process = subprocess.Popen(
-        [sys.executable, "-c", program, *arguments],
+        [sys.executable, "-c", program, *steps, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

@@ -3,6 +3,7 @@
 import struct
 import zlib
 from dataclasses import replace
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -21,7 +22,9 @@ from serving import (
 )
 from small_kontext import HEIGHT, WIDTH
 
-from spotedit.serve.pictures import read_mask
+from spotedit.editor.errors import BadInput
+from spotedit.serve.fields import EditForm
+from spotedit.serve.pictures import encode, read_mask, size_arguments
 
 MAX_PIXELS = 100 * 100
 LIMITS = replace(SETTINGS, max_bytes=200_000, max_pixels=MAX_PIXELS, max_prompt=50, max_pictures=3)
@@ -39,6 +42,12 @@ def client(editor):
         yield client
 
 
+@pytest.fixture(scope="module")
+def edited(editor):
+    """Return the edit of the usual form."""
+    return editor.edit(picture(), "add a hat")
+
+
 @pytest.fixture
 def post(client):
     """Return a function that posts a form; see `serving.form`."""
@@ -48,14 +57,29 @@ def post(client):
 # -- what the answer holds
 
 
-def test_the_picture_is_the_editors_own(post, editor):
-    (answered,) = pictures(post(prompt="add a scarf", seed=3))
+def test_the_picture_is_the_editors_own(post, editor, monkeypatch):
+    encoded_prompts = []
+    encode_prompt = editor.pipe.encode_prompt
+
+    def noting_encode_prompt(**arguments):
+        encoded_prompts.append(arguments["prompt"])
+        return encode_prompt(**arguments)
+
+    monkeypatch.setattr(editor.pipe, "encode_prompt", noting_encode_prompt)
+    (answered,) = pictures(post(prompt="füge\0 einen Schal hinzu", seed=3))
+    assert encoded_prompts == ["füge\0 einen Schal hinzu"]
     assert answered.format == "PNG"
     assert same(answered, editor.edit(picture(), "add a scarf", seed=3).picture)
 
 
-def test_n_pictures_have_successive_seeds(post, editor):
+def test_n_pictures_have_successive_seeds_and_share_a_session(post, editor, monkeypatch):
+    sessions = []
+    session = editor.session
+    monkeypatch.setattr(
+        editor, "session", lambda image: sessions.append(session(image)) or sessions[-1]
+    )
     answer = post(n=3, seed=5)
+    assert len(sessions) == 1
     expected = [editor.edit(picture(), "add a hat", seed=seed).picture for seed in (5, 6, 7)]
     assert all(map(same, pictures(answer), expected))
     assert not same(expected[0], expected[1])
@@ -70,9 +94,9 @@ def test_without_a_seed_it_is_random_and_said(post, editor):
     assert same(answered, editor.edit(picture(), "add a hat", seed=seeds[0]).picture)
 
 
-def test_the_answer_has_the_figures_of_the_report(post, editor):
+def test_the_answer_has_the_figures_of_the_report(post, edited):
     answer = post().json()
-    report = editor.edit(picture(), "add a hat").report
+    report = edited.report
     (figures,) = answer["spotedit"]["images"]
     assert figures["r"] == report.mean_ratio
     assert figures["work_saved"] == report.flops_saved
@@ -93,17 +117,19 @@ def test_the_answer_has_the_figures_of_the_report(post, editor):
         ({"output_format": "jpeg"}, "JPEG", False),
     ],
 )
-def test_output_formats(post, editor, fields, image_format, lossless):
-    (answered,) = pictures(post(**fields))
-    assert answered.format == image_format
-    assert same(answered, editor.edit(picture(), "add a hat").picture) == lossless
+def test_output_formats(fields, image_format, lossless):
+    sent = Image.open(BytesIO(encode(picture(), EditForm(prompt="-", **fields))))
+    assert sent.format == image_format
+    assert same(sent, picture()) == lossless
 
 
-def test_output_compression_is_the_quality_of_a_jpeg(post):
-    sizes = [
-        len(post(output_format="jpeg", output_compression=quality).content) for quality in (5, 95)
-    ]
-    assert sizes[0] < sizes[1]
+def test_output_compression_is_the_quality_of_a_jpeg():
+    fields = {"prompt": "-", "output_format": "jpeg"}
+    low, high, default = (
+        encode(picture(), EditForm(**fields, output_compression=quality))
+        for quality in (5, 95, None)
+    )
+    assert len(low) < len(high) == len(default)
 
 
 def test_a_size_is_given_to_the_pipeline(post, editor):
@@ -115,9 +141,13 @@ def test_a_size_is_given_to_the_pipeline(post, editor):
     assert same(answered, editor.edit(picture(), "add a hat", arguments=size).picture)
 
 
-def test_auto_takes_the_size_of_the_source(post):
-    (answered,) = pictures(post(size="auto"))
-    assert answered.size == (WIDTH, HEIGHT)
+def test_a_size_that_the_pipeline_does_not_take_is_refused():
+    class Pipeline:
+        def __call__(self, image, prompt): ...
+
+    assert size_arguments(Pipeline(), None) == {}
+    with pytest.raises(BadInput, match="size is 64x32, but this model chooses the size itself"):
+        size_arguments(Pipeline(), (32, 64))
 
 
 def test_the_original_comes_back_at_its_own_size_outside_the_region(post, editor):
@@ -137,14 +167,14 @@ def test_the_original_comes_back_at_its_own_size_outside_the_region(post, editor
 
 
 def test_an_edit_without_a_place_in_the_original_comes_back_as_the_model_made_it(
-    post, editor, monkeypatch
+    post, edited, monkeypatch
 ):
     def composite(report, original, edited):
         raise ValueError("the output cannot be placed on the source picture")
 
     monkeypatch.setattr("spotedit.report.EditReport.composite", composite)
     answer = post(keep="original")
-    assert same(pictures(answer)[0], editor.edit(picture(), "add a hat").picture)
+    assert same(pictures(answer)[0], edited.picture)
     (figures,) = answer.json()["spotedit"]["images"]
     assert figures["kept"] == "model"
     assert "cannot be placed" in figures["kept_note"]
@@ -155,7 +185,8 @@ def test_a_narrow_picture_is_edited(post):
 
 
 def test_empty_fields_count_as_absent(post):
-    assert post(size="", n="", output_format="", user="").status_code == 200
+    answer = post(size="", n="", output_format="", user="", model="random")
+    assert pictures(answer)[0].size == (WIDTH, HEIGHT)
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "WEBP", "MPO"])  # MPO: several JPEGs in a file
@@ -172,22 +203,16 @@ def test_the_array_form_of_one_image_is_taken(client):
     assert pictures(client.post(PATH, **arguments))
 
 
-def test_metadata_of_the_picture_is_not_sent_back(post):
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
+def test_a_photograph_is_turned_and_its_metadata_is_not_sent_back(post, output_format):
     exif = Image.Exif()
     exif[0x010E] = "at home"
-    data = encoded(picture(), "JPEG", exif=exif.tobytes())
-    for output_format in ("png", "jpeg", "webp"):
-        answer = post(image=data, output_format=output_format, keep=None)
-        (answered,) = pictures(answer)
-        assert not answered.getexif()
-
-
-def test_a_photograph_is_turned_as_its_orientation_says(post):
-    exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
     data = encoded(picture(), "JPEG", exif=exif.tobytes())
-    (answered,) = pictures(post(image=data))
+    (answered,) = pictures(post(image=data, output_format=output_format, keep=None))
+    assert answered.format == output_format.upper()
     assert answered.size == (HEIGHT, WIDTH)
+    assert not answered.getexif()
 
 
 # -- masks
@@ -253,6 +278,13 @@ def header_of_png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + content + checksum + pixels
 
 
+def jpeg_of_many_scans() -> bytes:
+    """Return a progressive JPEG of 64 x 48 pixels whose last scan is repeated a hundred times."""
+    data = encoded(picture().convert("L"), "JPEG", progressive=True)
+    last_scan = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + 100 * last_scan + data[-2:]
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "message"),
     [
@@ -296,15 +328,17 @@ def test_fields_that_are_refused(post, fields, param, message):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"no picture", "no picture that can be read (10 bytes); expected PNG, JPEG or WebP"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "expected PNG"),
-        (encoded(picture(), "TIFF"), "expected PNG"),
+        (b"no picture", "not a picture that Pillow can read (10 bytes); convert it to PNG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "convert it to PNG"),
+        (encoded(picture(), "TIFF"), "convert it to PNG"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "convert it to PNG"),
         (encoded(picture())[:300], "damaged or cut short"),
         (encoded(picture(width=101, height=100)), "101 x 100 pixels; expected at most 10000"),
         (header_of_png(12000, 12000), "12000 x 12000 pixels"),
         (header_of_png(60000, 60000), "too many pixels"),
+        (jpeg_of_many_scans(), "scans; expected at most 100"),
     ],
-    ids=["text", "eps", "tiff", "cut short", "too large", "bomb", "huge bomb"],
+    ids=["text", "eps", "tiff", "heic", "cut short", "too large", "bomb", "huge bomb", "scans"],
 )
 @pytest.mark.parametrize("name", ["image", "mask"])
 def test_files_that_are_refused(post, name, data, message):
@@ -366,9 +400,13 @@ def test_a_repeated_field_is_refused(client):
     assert "2 times" in error(client.post(PATH, **arguments), 400)["message"]
 
 
-def test_other_content_types_are_refused(client):
-    content = error(client.post(PATH, json={"prompt": "add a hat"}), 415)
-    assert "'application/json'; expected multipart/form-data" in content["message"]
+@pytest.mark.parametrize(
+    "content_type",
+    ["application/json", "", "multipart/form-data; boundary=x; charset=punycode"],
+)
+def test_other_content_types_are_refused(client, content_type):
+    answer = client.post(PATH, content=b"x", headers={"Content-Type": content_type})
+    assert f"{content_type!r}; expected multipart/form-data" in error(answer, 415)["message"]
 
 
 @pytest.mark.parametrize(
@@ -409,8 +447,7 @@ def test_a_body_that_grows_too_large_is_refused_while_it_comes(client):
     error(client.post(PATH, content=chunks(), headers=headers), 413)
 
 
-def test_the_model_may_be_named(post):
-    assert post(model="random").status_code == 200
+def test_another_model_is_refused(post):
     content = error(post(model="gpt-image-1"), 404)
     assert content["code"] == "model_not_found"
     assert "this server has random" in content["message"]

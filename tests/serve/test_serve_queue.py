@@ -1,7 +1,9 @@
 """The queue of `spotedit.serve`: its limit, clients that leave, several devices, shutdown."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -21,18 +23,20 @@ from serving import (
     same,
 )
 
+from spotedit.serve.pictures import decode
+
 httpx = pytest.importorskip("httpx", reason="httpx is not installed")
 
 
 class Gate:
     """Holds edits after their first step until it is opened."""
 
-    def __init__(self, editor):
+    def __init__(self, editor, monkeypatch):
         self.opened = threading.Event()
         self.entered = threading.Semaphore(0)
         self.num_steps = 0
         self._edit = editor.edit
-        editor.edit = self._held_edit
+        monkeypatch.setattr(editor, "edit", self._held_edit)
 
     def _held_edit(self, *args, on_step=None, **options):
         def hold(progress):
@@ -49,14 +53,15 @@ class Gate:
         assert await asyncio.to_thread(self.entered.acquire, timeout=DEADLINE)
 
 
-@pytest.fixture
-def editor(monkeypatch):
-    return random_editor(monkeypatch)
+@pytest.fixture(scope="module")
+def editor():
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return random_editor(monkeypatch)
 
 
 @pytest.fixture
-def gate(editor):
-    gate = Gate(editor)
+def gate(editor, monkeypatch):
+    gate = Gate(editor, monkeypatch)
     yield gate
     gate.opened.set()
 
@@ -117,7 +122,16 @@ def test_requests_beyond_the_limit_are_refused_at_once(editor, gate):
         assert same(pictures(answer)[0], editor.edit(picture(), "add a hat", seed=seed).picture)
 
 
-def test_a_client_that_leaves_the_queue_is_dropped(editor, gate):
+def test_a_client_that_leaves_the_queue_is_dropped_with_its_picture(editor, gate, monkeypatch):
+    decoded = []
+
+    def noting_decode(*args):
+        edit = decode(*args)
+        decoded.append(weakref.ref(edit.image))
+        return edit
+
+    monkeypatch.setattr("spotedit.serve.edits.decode", noting_decode)
+
     async def scenario():
         async with running([editor], replace(SETTINGS, queue=1)) as (client, app):
             first = post(client, seed=0)
@@ -127,6 +141,8 @@ def test_a_client_that_leaves_the_queue_is_dropped(editor, gate):
             await waiting.leave()
             assert waiting.status == 499
             assert value(app, "queue_length") == 0
+            gc.collect()
+            assert [image() is None for image in decoded] == [False, True]
             second = post(client, seed=2)  # takes the free place
             await until(lambda: value(app, "queue_length") == 1)
             gate.opened.set()
@@ -138,6 +154,20 @@ def test_a_client_that_leaves_the_queue_is_dropped(editor, gate):
     answers = asyncio.run(scenario())
     for seed, answer in zip((0, 2), answers, strict=True):
         assert same(pictures(answer)[0], editor.edit(picture(), "add a hat", seed=seed).picture)
+
+
+def test_a_client_that_does_not_read_the_answer_loses_its_place_in_time(editor):
+    async def scenario():
+        settings = replace(SETTINGS, queue=0, transfer_seconds=1)
+        async with running([editor], settings) as (client, app):
+            call = Call(app, num_read=0)
+            await until(lambda: call.status == 200)
+            assert (await client.post(PATH, **form())).status_code == 429
+            await asyncio.wait_for(call.task, DEADLINE)
+            assert value(app, "cancelled_requests_total") == 1
+            assert (await client.post(PATH, **form())).status_code == 200
+
+    asyncio.run(scenario())
 
 
 def test_a_client_that_leaves_ends_its_edit_after_the_step(editor, gate):
@@ -174,7 +204,7 @@ def test_a_slow_upload_is_refused(editor):
         await asyncio.sleep(DEADLINE)
 
     async def scenario():
-        async with running([editor], replace(SETTINGS, upload_seconds=0.05)) as (client, _):
+        async with running([editor], replace(SETTINGS, transfer_seconds=0.05)) as (client, _):
             headers = {"Content-Type": "multipart/form-data; boundary=x"}
             return await client.post(PATH, content=slow_body(), headers=headers)
 
@@ -195,10 +225,10 @@ def test_a_request_that_takes_too_long_ends_its_edit(editor, gate):
     assert "Retry-After" in answer.headers
 
 
-def test_two_devices_edit_at_the_same_time(monkeypatch):
-    editors = [random_editor(monkeypatch) for _ in range(2)]
+def test_two_devices_edit_at_the_same_time(editor, monkeypatch):
+    editors = [editor, random_editor(monkeypatch)]
     serial = [editors[0].edit(picture(seed), f"edit {seed}", seed=seed) for seed in range(4)]
-    gates = [Gate(editor) for editor in editors]
+    gates = [Gate(editor, monkeypatch) for editor in editors]
 
     async def scenario():
         async with running(editors, replace(SETTINGS, queue=8)) as (client, app):

@@ -14,6 +14,7 @@ from serving import (
     Call,
     application,
     client_of,
+    encoded,
     error,
     form,
     picture,
@@ -27,9 +28,10 @@ from spotedit.serve.drafts import draft_steps
 NUM_STEPS = 6
 
 
-@pytest.fixture
-def editor(monkeypatch):
-    return random_editor(monkeypatch, num_inference_steps=NUM_STEPS)
+@pytest.fixture(scope="module")
+def editor():
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return random_editor(monkeypatch, num_inference_steps=NUM_STEPS)
 
 
 @pytest.fixture
@@ -84,15 +86,24 @@ def test_every_picture_has_an_event_of_its_own(stream, editor):
         assert same(picture_of(event), expected.picture)
 
 
-def test_an_error_within_the_stream_is_an_event(stream, editor, monkeypatch):
+@pytest.mark.parametrize(
+    ("problem", "message", "code"),
+    [
+        (BadInput("the call is refused"), "the call is refused", "invalid_edit"),
+        (RuntimeError("secret"), "the server failed; its log has the reason", "internal_error"),
+    ],
+)
+def test_an_error_within_the_stream_is_an_event(
+    stream, editor, monkeypatch, problem, message, code
+):
     def edit(*args, **options):
-        raise BadInput("the pipeline refused the call")
+        raise problem
 
     monkeypatch.setattr(editor, "edit", edit)
     (event,) = stream()
     assert event["type"] == "error"
-    assert event["error"]["message"] == "the pipeline refused the call"
-    assert event["error"]["code"] == "invalid_edit"
+    assert event["error"]["message"] == message
+    assert event["error"]["code"] == code
 
 
 def test_an_error_before_the_stream_has_a_status(editor):
@@ -101,13 +112,26 @@ def test_an_error_before_the_stream_has_a_status(editor):
         error(client.post(PATH, **form(stream="true", partial_images=4)), 400)
 
 
-def test_a_stream_holds_its_place_until_it_ends(editor):
-    with client_of(editor, replace(SETTINGS, queue=0)) as client:
-        for _ in range(3):
-            assert client.post(PATH, **form(stream="true")).status_code == 200
+@pytest.mark.parametrize("num_read", [0, 1])  # the one event has two parts
+def test_a_client_that_does_not_read_loses_its_place_in_time(editor, num_read):
+    image = encoded(picture(width=256, height=128))
+
+    async def scenario():
+        settings = replace(SETTINGS, queue=0, transfer_seconds=0.5, request_seconds=1)
+        app = application([editor], settings)
+        async with app.router.lifespan_context(app):
+            call = Call(app, num_read=num_read, image=image, stream="true", keep="original")
+            registry = app.state.metrics.registry
+            await asyncio.wait_for(call.task, 30)
+            assert registry.get_sample_value("spotedit_cancelled_requests_total") == 1
+            later = Call(app, stream="true")  # the place is free
+            await asyncio.wait_for(later.task, 30)
+            assert later.status == 200
+
+    asyncio.run(scenario())
 
 
-def test_a_client_that_leaves_a_stream_ends_its_edit(editor):
+def test_a_client_that_leaves_a_stream_ends_its_edit(editor, monkeypatch):
     steps = []
     edit = editor.edit
 
@@ -116,7 +140,7 @@ def test_a_client_that_leaves_a_stream_ends_its_edit(editor):
             *args, on_step=lambda step: (steps.append(step.index), on_step(step)), **options
         )
 
-    editor.edit = counting_edit
+    monkeypatch.setattr(editor, "edit", counting_edit)
 
     async def scenario():
         app = application([editor])
