@@ -1,6 +1,7 @@
 """The pictures that `on_step` may read at every step, for every supported pipeline."""
 
 import gc
+import pickle
 import time
 import weakref
 
@@ -260,6 +261,22 @@ def test_a_kept_progress_keeps_the_pictures_that_were_read_and_no_tensors(pipe):
         kept[3].image  # noqa: B018
     with pytest.raises(RuntimeError, match="belongs to no call"):
         spotedit.StepProgress(0, 1, "full", 1.0).image  # noqa: B018
+
+
+def test_a_progress_can_be_pickled_before_and_after_its_picture_is_read(pipe):
+    handle, pickled = spotedit.enable(pipe), []
+
+    def send(progress):
+        pickled.append(pickle.dumps(progress))
+        picture = progress.image
+        received = pickle.loads(pickle.dumps(progress))
+        assert received.image == picture
+        assert received == progress
+
+    with handle.call(on_step=send):
+        pipe(**call_arguments(num_inference_steps=2))
+    with pytest.raises(RuntimeError, match="no longer held"):
+        pickle.loads(pickled[0]).image  # noqa: B018
 
 
 def test_an_error_while_decoding_ends_the_call_and_the_next_is_right(pipe, monkeypatch):
