@@ -52,8 +52,9 @@ def swap_class(pipe: Any, call: Callable[..., Any], owner: object, views: Views)
         "_spotedit": owner,
         "transformer": _view_property("transformer", views),
         "scheduler": _view_property("scheduler", views),
-        "vae": _view_property("vae", views),
     }
+    if not hasattr(base, "vae"):  # a class may have a property of that name
+        namespace["vae"] = _view_property("vae", views)
     if hasattr(base, "components"):
 
         def components(self: Any) -> dict[str, Any]:
