@@ -1,4 +1,4 @@
-"""The pictures that the steps of a call predict, for the caller's `on_step`."""
+"""What the caller's `on_step` is told about a step, with the pictures that it predicts."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,14 +10,29 @@ from PIL.Image import Image
 from ..judge.judges import Prediction
 from ..models.spec import Spec
 from ..options.choices import Grid
+from .call import Loop, Request
+from .record import StepProgress, StepRecord
+
+
+def report_progress(request: Request, loop: Loop, step: StepRecord, prediction: Prediction) -> None:
+    """Tell the caller's `on_step` about a step, and let it decode the clean prediction."""
+    assert request.on_step is not None
+    images = PredictedImages(request.pipe, request.spec, loop.grid, prediction)
+    progress = StepProgress(
+        step.index, loop.num_steps, step.kind, step.sigma, step.computed_share, images
+    )
+    try:
+        request.on_step(progress)
+    finally:
+        images.release()
 
 
 class PredictedImages:
     """Decodes the clean pictures that a step predicts, when they are first asked for.
 
-    Until then it holds the latents and the velocity of that step. The session calls `release` after
-    the caller's `on_step` has returned, so whoever keeps a `StepProgress` keeps neither. Pickles
-    and copies hold only pictures that are decoded already.
+    Until then it holds the latents and the velocity of that step. `release` is called after the
+    caller's `on_step` has returned, so whoever keeps a `StepProgress` keeps neither. Pickles and
+    copies hold only pictures that are decoded already.
     """
 
     def __init__(self, pipe: Any, spec: Spec, grid: Grid, prediction: Prediction) -> None:

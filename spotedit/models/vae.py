@@ -54,7 +54,7 @@ def state_of_vae(pipe: Any) -> tuple[Any, ...]:
         if isinstance(value, bool | int | float) and not name.startswith("_")
     )
     weights = [*vae.parameters(), *vae.buffers()]
-    # offloading to the meta device makes new ones for every forward
-    identities = tuple(WeakIdRef(weight) for weight in weights if not weight.is_meta)
+    # Offloading replaces buffers, and the parameters that it moves to the meta device.
+    parameters = tuple(WeakIdRef(weight) for weight in vae.parameters() if not weight.is_meta)
     num_writes = sum(weight._version for weight in weights if not weight.is_inference())
-    return vae, options, identities, num_writes, getattr(vae, "dtype", None)
+    return vae, options, parameters, num_writes, getattr(vae, "dtype", None)

@@ -71,6 +71,7 @@ def test_reading_every_picture_changes_nothing(name):
     assert_reading_changes_nothing(name, {})
 
 
+@pytest.mark.full
 @each_family_that(lambda family: family.guided)
 def test_reading_every_picture_changes_nothing_with_guidance(name):
     assert_reading_changes_nothing(name, FAMILIES[name].guided)
@@ -103,7 +104,13 @@ def assert_reading_changes_nothing(name, extra):
     assert len({step.image.tobytes() for step in progress}) > 1
 
 
-@pytest.mark.parametrize("options", [{}, {"spatial": False}], ids=["spot", "dense"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="spot"),
+        pytest.param({"spatial": False}, id="dense", marks=pytest.mark.full),
+    ],
+)
 @each_family
 def test_the_last_picture_is_the_result(name, options):
     family, pipe = FAMILIES[name], make(name)
@@ -183,7 +190,9 @@ def test_offloaded_weights_give_the_same_pictures(name, how):
         assert grey_levels_apart(picture, other) <= 1
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.full)]
+)
 @pytest.mark.parametrize("name", ONE_PER_VAE)
 def test_in_half_precision_the_last_picture_is_the_result(name, dtype):
     family, pipe = FAMILIES[name], make(name).to(dtype)

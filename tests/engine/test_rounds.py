@@ -92,6 +92,7 @@ def test_three_rounds_equal_three_calls_and_encode_once(name, monkeypatch):
     assert handle.report.reason is None
 
 
+@pytest.mark.full
 @each_family_that(lambda family: family.guided)
 def test_rounds_with_guidance_equal_calls_of_their_own(name, monkeypatch):
     family, pipe = FAMILIES[name], FAMILIES[name].make(0)
@@ -230,7 +231,10 @@ def darken(vae):
     vae.encode = lambda pixels, **options: stock(pixels / 2, **options)
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    "change",
+    [pytest.param(c, marks=[pytest.mark.full] if "compiled" in c else []) for c in CHANGES],
+)
 @torch.no_grad()
 def test_a_changed_vae_is_noticed(pipe, change, monkeypatch):
     handle, call = spotedit.enable(pipe), call_arguments
@@ -312,10 +316,11 @@ def test_a_session_is_used_once_and_by_its_own_handle(pipe):
         pass
 
 
-@pytest.mark.parametrize("image", [None, [], "dog.png", [torch.zeros(1, 3, 8, 8), "dog.png"]])
-def test_a_session_of_something_else_than_pictures_is_refused(pipe, image):
-    with pytest.raises(TypeError, match="expected a PIL image"):
-        spotedit.enable(pipe).session(image)
+def test_a_session_of_something_else_than_pictures_is_refused(pipe):
+    handle = spotedit.enable(pipe)
+    for image in (None, [], "dog.png", [torch.zeros(1, 3, 8, 8), "dog.png"]):
+        with pytest.raises(TypeError, match="expected a PIL image"):
+            handle.session(image)
 
 
 def test_a_session_without_a_block_serves_calls_of_any_thread(pipe, monkeypatch):
