@@ -177,6 +177,9 @@ class Handle:
 
         Args:
             image: the source, or several pictures in a list, of the types that the pipeline takes.
+
+        Raises:
+            TypeError: that is no PIL image, array or tensor.
         """
         session = Rounds(self, image)
         self._sessions.add(session)

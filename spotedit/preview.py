@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from .engine.call import Hooks, Request
-from .engine.session import Session, with_sample
+from .engine.outputs import with_sample
+from .engine.session import Session
 from .judge.judges import Prediction
 from .models.spec import Arguments
 from .pictures.draw import heat

@@ -9,22 +9,22 @@ our attention processors behave like the stock ones.
 A view is an object of a subclass that shares the original's attributes; its own state is in slots.
 """
 
-import copy
 import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor
 
 from ..models.spec import Arguments, Spec
 from .call import Hooks
+from .component_views import scheduler_view, transformer_view, vae_view
 from .processor import SpotProcessor, spot_processor
 from .rounds import Round
 from .session import Session, no_forward_error
-from .views import subclass, view
+from .views import subclass
 
 Views = dict[str, Any]  # component -> what the running call sees in its place
 
@@ -52,8 +52,9 @@ def swap_class(pipe: Any, call: Callable[..., Any], owner: object, views: Views)
         "_spotedit": owner,
         "transformer": _view_property("transformer", views),
         "scheduler": _view_property("scheduler", views),
-        "vae": _view_property("vae", views),
     }
+    if not hasattr(base, "vae"):  # a class may have a property of that name
+        namespace["vae"] = _view_property("vae", views)
     if hasattr(base, "components"):
 
         def components(self: Any) -> dict[str, Any]:
@@ -161,38 +162,14 @@ def attached(
         )
         call = RunningCall(functools.partial(begin, hooks))
         undo.callback(views.clear)
-        views["transformer"] = _transformer_view(transformer, call, undo)
-        views["scheduler"] = _scheduler_view(scheduler, call, undo)
+        views["transformer"] = transformer_view(transformer, call.run, undo)
+        views["scheduler"] = scheduler_view(scheduler, call.scheduler_step, undo)
         if round is not None and vars(pipe).get("vae") is not None:
-            views["vae"] = _vae_view(pipe, round, undo)
+            views["vae"] = vae_view(pipe, round, undo)
         yield call
 
 
 # -- the transformer, which other pipelines may share
-
-
-@functools.cache
-def _transformer_class(base: Any) -> Any:
-    @functools.wraps(base.__call__)
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if args:
-            kwargs |= zip(inspect.signature(self.forward).parameters, args, strict=False)
-        return self._spotedit_run(kwargs)
-
-    return subclass(base, {"__slots__": ("_spotedit_run",), "__call__": __call__})
-
-
-def _transformer_view(transformer: Any, call: RunningCall, undo: ExitStack) -> Any:
-    """Make a view of the transformer that goes through `call`.
-
-    Whoever keeps the view after the call gets the transformer's own forwards from it.
-    """
-    base: Any = type(transformer)
-    stock = functools.partial(base.__call__, transformer)
-    run = functools.partial(call.run, stock)
-    viewed = view(transformer, _transformer_class(base), _spotedit_run=run)
-    undo.callback(object.__setattr__, viewed, "_spotedit_run", lambda kwargs: stock(**kwargs))
-    return viewed
 
 
 @contextmanager
@@ -288,65 +265,6 @@ def _modulated_input(model: Any, spec: Spec, kwargs: dict[str, Any]) -> Tensor:
             block.__class__ = base
     assert spec.modulated is not None
     return spec.modulated(block, arguments)
-
-
-# -- the scheduler
-
-
-@functools.cache
-def _scheduler_class(base: Any) -> Any:
-    step = property(lambda self: self._spotedit_step)  # hides a `step` of the instance as well
-    return subclass(base, {"__slots__": ("_spotedit_step",), "step": step})
-
-
-def _scheduler_view(scheduler: Any, call: RunningCall, undo: ExitStack) -> Any:
-    """Make a view of the scheduler for one call, whose steps go through `call`.
-
-    The view has a copy of the scheduler's state, because a scheduler counts its steps, and two
-    calls may run at once. It shares the state in two cases: something in it cannot be copied, or
-    `step` was replaced on the instance, and the replacement may be bound to that instance. Such a
-    scheduler must not serve two calls at once.
-    """
-    base: Any = type(scheduler)
-    viewed = view(scheduler, _scheduler_class(base))
-    if "step" not in vars(scheduler):
-        with suppress(TypeError):
-            object.__setattr__(viewed, "__dict__", copy.deepcopy(vars(scheduler)))
-    stock = vars(scheduler).get("step") or functools.partial(base.step, viewed)
-
-    @functools.wraps(base.step)
-    def step(*args: Any, **kwargs: Any) -> Any:
-        return call.scheduler_step(stock, *args, **kwargs)
-
-    # diffusers looks at the parameters of `step`, without `self`
-    step.__signature__ = inspect.signature(scheduler.step)  # type: ignore[attr-defined]
-    object.__setattr__(viewed, "_spotedit_step", step)
-    undo.callback(object.__setattr__, viewed, "_spotedit_step", stock)
-    return viewed
-
-
-# -- the VAE, in a session
-
-
-@functools.cache
-def _vae_class(base: Any) -> Any:
-    encode = property(lambda self: self._spotedit_encode)  # hides an `encode` of the instance too
-    return subclass(base, {"__slots__": ("_spotedit_encode",), "encode": encode})
-
-
-def _vae_view(pipe: Any, round: Round, undo: ExitStack) -> Any:
-    """Make a view of the VAE that encodes what is new in this session, and knows the rest."""
-    vae = pipe.vae
-    base: Any = type(vae)
-    stock = vae.encode
-
-    @functools.wraps(stock)
-    def encode(*args: Any, **kwargs: Any) -> Any:
-        return round.encode(pipe, stock, *args, **kwargs)
-
-    viewed = view(vae, _vae_class(base), _spotedit_encode=encode)
-    undo.callback(object.__setattr__, viewed, "_spotedit_encode", stock)
-    return viewed
 
 
 def _stop(pipe: Any, views: Views, undo: ExitStack) -> None:

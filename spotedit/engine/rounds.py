@@ -19,6 +19,7 @@ from ..models.vae import state_of_vae
 from .record import Elapsed, timestamp
 
 T = TypeVar("T")
+PICTURES = (Image, np.ndarray, Tensor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +52,9 @@ class Round(Reuse):
         self._current: list[Kept] = []
 
     def reuse(self, name: str, like: Tensor, key: tuple[Any, ...], make: Callable[[], T]) -> T:
+        device_type = like.device.type
+        if torch.is_autocast_enabled(device_type):
+            key = (torch.get_autocast_dtype(device_type), *key)
         for kept in self._current:
             if kept.name == name and _equal(kept.key, key):
                 return kept.value
@@ -76,7 +80,7 @@ class Round(Reuse):
         if not isinstance(pixels, Tensor) or torch.is_grad_enabled():
             return stock(pixels, *args, **kwargs)
         options = (*args, *itertools.chain(*sorted(kwargs.items())))
-        key = (*state_of_vae(pipe), torch.is_inference_mode_enabled(), *options)
+        key = (stock, *state_of_vae(pipe), torch.is_inference_mode_enabled(), *options)
         key = (*key, pixels.stride(), pixels)
         encoded = self.reuse("encoding", pixels, key, lambda: stock(pixels, *args, **kwargs))
         return copy.deepcopy(encoded)  # the caller may change it
@@ -113,6 +117,12 @@ class Rounds:
         """Start a session of `owner`; `image` is the source, or several pictures in a list."""
         self._owner = owner
         self._images = list(_pictures(image))
+        others = [type(item).__name__ for item in self._images if not isinstance(item, PICTURES)]
+        if others or not self._images:
+            raise TypeError(
+                f"the image of a session is {', '.join(others) or 'missing'}; expected a PIL "
+                "image, an array or a tensor, or several in a list: open files first"
+            )
         self._lock = threading.Lock()
         self._kept: list[Kept] | None = []  # None after `close`
         self._token: Token[Mapping[object, Rounds]] | None = None
@@ -159,7 +169,9 @@ class Rounds:
 
     def __enter__(self) -> Self:
         if self._token is not None or self._kept is None:
-            raise RuntimeError("this session was entered before; make one with handle.session")
+            raise RuntimeError(
+                "this session was entered or closed before; make one with handle.session"
+            )
         self._token = _OPEN.set({**_OPEN.get(), self._owner: self})
         return self
 

@@ -36,8 +36,9 @@ from .call import (
     read_source_box,
     start_token_reuse,
 )
-from .progress import PredictedImages
-from .record import CallRecord, StepProgress, StepRecord, timestamp
+from .outputs import sample_of, with_sample, with_velocity
+from .progress import report_progress
+from .record import CallRecord, StepRecord, timestamp
 
 # Replaces velocities of exactly 0, because guidance that rescales a token by its norm would divide
 # 0 by 0. Its square is not 0 in float32, and it moves no latent noticeably.
@@ -270,7 +271,12 @@ class Session:
             result = self._restore_source(result)
         self._record_step(num_active, sample)
         if self.request.on_step is not None:
-            self._report_progress(self.request.on_step, output, sample, sample_of(result))
+            recorded = self._step_records[-1]
+            prediction = Prediction(sample, output, recorded.sigma)
+            if self.index == self.loop.num_steps:  # that was the last step
+                prediction = Prediction(sample_of(result))
+            report_progress(self.request, self.loop, recorded, prediction)
+            self._step_start = timestamp(sample)  # the time that `on_step` took is no step's
         return result
 
     def _count_active(self) -> int | Tensor:
@@ -325,34 +331,6 @@ class Session:
         self.branch_index = 0
         self.is_skipping = False
 
-    def _report_progress(
-        self,
-        on_step: Callable[[StepProgress], object],
-        output: Tensor,
-        sample: Tensor,
-        next_sample: Tensor,
-    ) -> None:
-        """Tell the caller's `on_step` about the step that was recorded last.
-
-        Args:
-            output: the velocity of that step, with guidance.
-            sample: the latents before the step.
-            next_sample: the latents after it.
-        """
-        step = self._step_records[-1]
-        is_last = self.index == self.loop.num_steps
-        prediction = Prediction(next_sample) if is_last else Prediction(sample, output, step.sigma)
-        request = self.request
-        images = PredictedImages(request.pipe, request.spec, self.loop.grid, prediction)
-        progress = StepProgress(
-            step.index, self.loop.num_steps, step.kind, step.sigma, step.computed_share, images
-        )
-        try:
-            on_step(progress)
-        finally:
-            images.release()
-        self._step_start = timestamp(sample)  # the time that `on_step` took is no step's
-
     # -- after the call
 
     def record(self) -> CallRecord:
@@ -396,24 +374,3 @@ def no_forward_error() -> RuntimeError:
         "this step ran no forward of the pipeline's transformer; expected one: the "
         "transformer was replaced during the call, or its forward was called directly"
     )
-
-
-def sample_of(result: Any) -> Tensor:
-    """Return the latents of a scheduler's result, which is a tuple or an output object."""
-    return result[0] if isinstance(result, tuple) else result.prev_sample
-
-
-def with_sample(result: Any, sample: Tensor) -> Any:
-    """Put other latents into a scheduler's result, which is a tuple or an output object."""
-    if isinstance(result, tuple):
-        return (sample, *result[1:])
-    result.prev_sample = sample
-    return result
-
-
-def with_velocity(output: Any, velocity: Tensor) -> Any:
-    """Put another velocity into a transformer's result, which is a tuple or an output object."""
-    if isinstance(output, tuple):
-        return (velocity, *output[1:])
-    output.sample = velocity
-    return output

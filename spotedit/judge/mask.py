@@ -1,6 +1,5 @@
 """The user's mask says where the picture may change."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +10,8 @@ import torch.nn.functional as F
 from spotedit_kernels.select_tokens import Mode
 from torch import Tensor
 
-from ..models.spec import Arguments, Spec
-from ..options.choices import Grid, Size
+from ..models.spec import WHOLE, Arguments, Spec
+from ..options.choices import Box, Grid, Size
 
 MODES: tuple[Mode, ...] = ("intersect", "union", "replace")
 KEEPS_ALL = "the mask keeps every token, so the picture is the source"
@@ -213,17 +212,34 @@ def resized(mask: Tensor, size: Size) -> Tensor:
     return F.adaptive_max_pool2d(mask[:, None].float(), size)[:, 0] > 0
 
 
+def cut(mask: Tensor, box: Box) -> Tensor:
+    """Cut bool [B, H, W] to a part of the picture, to the nearest pixel."""
+    _, height, width = mask.shape
+    left, top, right, bottom = box
+    rows = slice(round(top * height), round(bottom * height))
+    columns = slice(round(left * width), round(right * width))
+    return mask[:, rows, columns]
+
+
 def token_mask(
-    mask: Tensor, grid: Grid, batch: int, sizes: Sequence[Size], allow_scaled: bool = True
+    mask: Tensor,
+    grid: Grid,
+    batch: int,
+    output_size: Size,
+    source_size: Size | None,
+    source_box: Box = WHOLE,
 ) -> Tensor:
     """Reduce a mask in pixels to tokens. A token may change if any of its pixels may.
 
     Args:
-        mask: bool [1 or batch, H, W].
+        mask: bool [1 or batch, H, W]. It has the size of the output, of the source or of the grid,
+            or the aspect ratio of one of the first two.
         grid: token grid (rows, cols).
         batch: number of images in the call.
-        sizes: sizes (height, width) that the mask may have, those of the source and of the output.
-        allow_scaled: also accept another size with the same aspect ratio.
+        output_size: (height, width) of the output.
+        source_size: (height, width) of the source. If it is None, a mask that was drawn on the
+            source could not be placed, so the mask must have the size of the output or of the grid.
+        source_box: the part of the source that the output shows.
 
     Returns:
         bool [batch, rows * cols].
@@ -232,7 +248,9 @@ def token_mask(
         ValueError: the mask has another size or another number of images.
     """
     size = (mask.shape[1], mask.shape[2])
+    sizes = [output_size] if source_size is None else [source_size, output_size]
     expected = list(dict.fromkeys([*sizes, grid]))
+    allow_scaled = source_size is not None
     is_scaled = allow_scaled and any(same_aspect(size, other) for other in sizes)
     if size not in expected and not is_scaled:
         raise ValueError(
@@ -246,6 +264,9 @@ def token_mask(
             f"mask is a batch of {mask.shape[0]}; expected 1 mask, or one for each of the {batch} "
             "images"
         )
+    shows_output = size in (output_size, grid)
+    if source_size is not None and not shows_output and same_aspect(size, source_size):
+        mask = cut(mask, source_box)
     return resized(mask, grid).flatten(1).expand(batch, -1)
 
 
@@ -301,10 +322,7 @@ def allowed_tokens(
             return None, None, None
         repeats = batch // len(pipeline_mask)
         mask = UserMask(pipeline_mask.repeat(repeats, 1, 1), "intersect")
-    # `source_size` is None if a mask drawn on the source cannot fit, for example because the model
-    # sees only a part of the source. A scaled mask would be misplaced then.
     source_size = spec.source_size(arguments, source_index)
-    sizes = [output_size] if source_size is None else [source_size, output_size]
-    allow_scaled = source_size is not None
-    allowed = token_mask(mask.pixels, grid, batch, sizes, allow_scaled)
+    source_box = spec.source_box(pipe, arguments, source_index) or WHOLE
+    allowed = token_mask(mask.pixels, grid, batch, output_size, source_size, source_box)
     return mask, allowed, mask_note(allowed, mask.mode)

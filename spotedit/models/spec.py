@@ -132,9 +132,10 @@ class Spec:
         followed: index of the condition image whose size the pipeline's output follows: 0 for the
             first, -1 for the last.
         source_box: takes the pipeline, the call arguments and the index of the condition image that
-            is the source. Returns the part of that picture that the output shows, so that an edit
-            can be put back into it; see `EditReport.composite`. Most pipelines resize the whole
-            picture, which is the default. None if the output cannot be placed on the picture.
+            is the source. Returns the part of that picture that the output shows. A mask of the
+            source's size is cut to it, and `EditReport.composite` puts an edit back there. Most
+            pipelines resize the whole picture, which is the default. None if the output cannot be
+            placed on the picture.
         interleaved: whether a rotary pair is (2i, 2i + 1). Otherwise it is (i, i + D / 2).
     """
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdRef
 
 
 def vae_of(pipe: Any) -> Any:
@@ -42,7 +43,9 @@ def state_of_vae(pipe: Any) -> tuple[Any, ...]:
 
     Weights that were written through `.data`, which PyTorch does not count, are not noticed.
     """
-    vae = vars(pipe).get("vae")  # not the view that a running call may see
+    # not the view that a running call may see
+    vae = vars(pipe).get("vae", getattr(pipe, "vae", None))
+    vae = getattr(vae, "_orig_mod", vae)  # what was compiled
     if not isinstance(vae, nn.Module):
         return (vae,)
     options = tuple(
@@ -51,5 +54,7 @@ def state_of_vae(pipe: Any) -> tuple[Any, ...]:
         if isinstance(value, bool | int | float) and not name.startswith("_")
     )
     weights = [*vae.parameters(), *vae.buffers()]
+    # Offloading replaces buffers, and the parameters that it moves to the meta device.
+    parameters = tuple(WeakIdRef(weight) for weight in vae.parameters() if not weight.is_meta)
     num_writes = sum(weight._version for weight in weights if not weight.is_inference())
-    return vae, options, num_writes, getattr(vae, "dtype", None)
+    return vae, options, parameters, num_writes, getattr(vae, "dtype", None)

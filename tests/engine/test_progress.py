@@ -1,6 +1,7 @@
 """The pictures that `on_step` may read at every step, for every supported pipeline."""
 
 import gc
+import pickle
 import time
 import weakref
 
@@ -70,6 +71,7 @@ def test_reading_every_picture_changes_nothing(name):
     assert_reading_changes_nothing(name, {})
 
 
+@pytest.mark.full
 @each_family_that(lambda family: family.guided)
 def test_reading_every_picture_changes_nothing_with_guidance(name):
     assert_reading_changes_nothing(name, FAMILIES[name].guided)
@@ -102,7 +104,13 @@ def assert_reading_changes_nothing(name, extra):
     assert len({step.image.tobytes() for step in progress}) > 1
 
 
-@pytest.mark.parametrize("options", [{}, {"spatial": False}], ids=["spot", "dense"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="spot"),
+        pytest.param({"spatial": False}, id="dense", marks=pytest.mark.full),
+    ],
+)
 @each_family
 def test_the_last_picture_is_the_result(name, options):
     family, pipe = FAMILIES[name], make(name)
@@ -182,7 +190,9 @@ def test_offloaded_weights_give_the_same_pictures(name, how):
         assert grey_levels_apart(picture, other) <= 1
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.full)]
+)
 @pytest.mark.parametrize("name", ONE_PER_VAE)
 def test_in_half_precision_the_last_picture_is_the_result(name, dtype):
     family, pipe = FAMILIES[name], make(name).to(dtype)
@@ -260,6 +270,22 @@ def test_a_kept_progress_keeps_the_pictures_that_were_read_and_no_tensors(pipe):
         kept[3].image  # noqa: B018
     with pytest.raises(RuntimeError, match="belongs to no call"):
         spotedit.StepProgress(0, 1, "full", 1.0).image  # noqa: B018
+
+
+def test_a_progress_can_be_pickled_before_and_after_its_picture_is_read(pipe):
+    handle, pickled = spotedit.enable(pipe), []
+
+    def send(progress):
+        pickled.append(pickle.dumps(progress))
+        picture = progress.image
+        received = pickle.loads(pickle.dumps(progress))
+        assert received.image == picture
+        assert received == progress
+
+    with handle.call(on_step=send):
+        pipe(**call_arguments(num_inference_steps=2))
+    with pytest.raises(RuntimeError, match="no longer held"):
+        pickle.loads(pickled[0]).image  # noqa: B018
 
 
 def test_an_error_while_decoding_ends_the_call_and_the_next_is_right(pipe, monkeypatch):

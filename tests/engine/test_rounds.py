@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import small_kontext
 import torch
+from diffusers import FluxKontextPipeline
 from families import FAMILIES, each_family, each_family_that
 from families.offload import OFFLOAD, each_vae_and_way_to_offload
 from small_kontext import STOCK_SIZE, guidance, random_kontext
+from torch import nn
 from traces import traces
 
 import spotedit
@@ -90,6 +92,7 @@ def test_three_rounds_equal_three_calls_and_encode_once(name, monkeypatch):
     assert handle.report.reason is None
 
 
+@pytest.mark.full
 @each_family_that(lambda family: family.guided)
 def test_rounds_with_guidance_equal_calls_of_their_own(name, monkeypatch):
     family, pipe = FAMILIES[name], FAMILIES[name].make(0)
@@ -206,20 +209,79 @@ CHANGES = {
     "written": lambda pipe: pipe.vae.encoder.conv_in.weight.mul_(2),
     "loaded": lambda pipe: pipe.vae.load_state_dict(random_kontext(7).vae.state_dict()),
     "replaced": lambda pipe: setattr(pipe, "vae", random_kontext(7).vae),
+    "assigned": lambda pipe: assign(pipe.vae, random_kontext(7).vae),
     "tiled": lambda pipe: pipe.vae.enable_tiling(),
+    "tiled under a compiled one": lambda pipe: pipe.vae._orig_mod.enable_tiling(),
+    "encodes differently": lambda pipe: darken(pipe.vae),
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
+def assign(vae, other):
+    """Replace all parameters by new ones, which were written as often."""
+    for name, parameter in other.named_parameters():
+        module = vae.get_submodule(name.rpartition(".")[0])
+        copied = nn.Parameter(parameter.detach().clone(), False)
+        while copied._version < vae.get_parameter(name)._version:
+            copied.add_(0)
+        setattr(module, name.rpartition(".")[2], copied)
+
+
+def darken(vae):
+    stock = vae.encode
+    vae.encode = lambda pixels, **options: stock(pixels / 2, **options)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [pytest.param(c, marks=[pytest.mark.full] if "compiled" in c else []) for c in CHANGES],
+)
 @torch.no_grad()
 def test_a_changed_vae_is_noticed(pipe, change, monkeypatch):
     handle, call = spotedit.enable(pipe), call_arguments
+    if "compiled" in change:
+        pipe.vae = torch.compile(pipe.vae, backend="eager")
     with handle.session(call()["image"]):
         pipe(**call())
         CHANGES[change](pipe)
         work = Work(pipe, monkeypatch)
         images = pipe(**call()).images
-        assert min(work.read()) >= 1
+        assert work.read()[0] >= 1
+    assert torch.equal(images, pipe(**call()).images)
+
+
+def test_what_was_made_with_autocast_is_not_used_without(pipe):
+    handle, call = spotedit.enable(pipe), call_arguments
+
+    def edit(is_enabled):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_enabled):
+            return pipe(**call()).images
+
+    expected = [edit(False), edit(True)]
+    with handle.session(call()["image"]):
+        for is_enabled in (False, True, False):
+            assert torch.equal(edit(is_enabled), expected[is_enabled])
+
+
+class HasVaeAsProperty(FluxKontextPipeline):
+    @property
+    def vae(self):
+        return vars(self)["autoencoder"]
+
+
+def test_a_pipeline_class_may_have_a_property_for_its_vae(pipe, monkeypatch):
+    """It encodes anew in every round; the judge's layers are kept."""
+    expected = pipe(**call_arguments(**STOCK_SIZE)).images
+    pipe.__class__ = HasVaeAsProperty
+    vars(pipe)["autoencoder"] = vars(pipe).pop("vae")
+    assert torch.equal(pipe(**call_arguments(**STOCK_SIZE)).images, expected)
+    handle, call = spotedit.enable(pipe), call_arguments
+    found = assert_same_rounds(
+        pipe, handle, lambda: [call(0), call(1, image=call(0)["image"])], monkeypatch
+    )
+    assert found == [(1, 1), (1, 0)]
+    vars(pipe)["autoencoder"] = random_kontext(7).vae
+    with handle.session(call()["image"]):
+        images = pipe(**call()).images
     assert torch.equal(images, pipe(**call()).images)
 
 
@@ -252,6 +314,13 @@ def test_a_session_is_used_once_and_by_its_own_handle(pipe):
     other = spotedit.enable(random_kontext())
     with pytest.raises(ValueError, match="another handle"), other.call(session=session):
         pass
+
+
+def test_a_session_of_something_else_than_pictures_is_refused(pipe):
+    handle = spotedit.enable(pipe)
+    for image in (None, [], "dog.png", [torch.zeros(1, 3, 8, 8), "dog.png"]):
+        with pytest.raises(TypeError, match="expected a PIL image"):
+            handle.session(image)
 
 
 def test_a_session_without_a_block_serves_calls_of_any_thread(pipe, monkeypatch):

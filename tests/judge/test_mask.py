@@ -232,8 +232,8 @@ def test_a_black_picture_keeps_everything():
 # -- on tokens
 
 
-def on_tokens(mask, sizes=((HEIGHT, WIDTH),), batch=1):
-    return token_mask(as_mask(mask), GRID, batch, list(sizes))
+def on_tokens(mask, source_size=(HEIGHT, WIDTH), batch=1):
+    return token_mask(as_mask(mask), GRID, batch, (HEIGHT, WIDTH), source_size)
 
 
 def test_one_white_pixel_frees_its_token():
@@ -266,14 +266,35 @@ def test_a_mask_of_the_same_aspect_is_scaled(scale):
     small[3, 5] = 1
     large = np.kron(small, np.ones((scale, scale)))
     assert torch.equal(on_tokens(large), on_tokens(small))
-    assert torch.equal(on_tokens(small, [(HEIGHT * scale, WIDTH * scale)]), on_tokens(small))
+    assert torch.equal(on_tokens(small, (HEIGHT * scale, WIDTH * scale)), on_tokens(small))
+
+
+@pytest.mark.parametrize(
+    ("size", "columns", "expected"),
+    [
+        ((10, 16), slice(3, 5), [0]),  # the source
+        ((10, 16), slice(11, 13), [4]),
+        ((20, 32), slice(6, 10), [0]),  # the source, scaled
+        ((10, 16), slice(0, 3), []),  # what the pipeline cuts off
+        ((10, 16), slice(13, 16), []),
+        ((HEIGHT, WIDTH), slice(0, 2), [0]),  # the output
+        (GRID, slice(4, 5), [4]),
+    ],
+)
+def test_a_mask_of_a_source_that_is_cropped_is_cropped_too(size, columns, expected):
+    """The output shows 6 x 10 pixels from the middle of 10 x 16."""
+    mask = np.zeros(size)
+    mask[:, columns] = 1
+    box = (3 / 16, 2 / 10, 13 / 16, 8 / 10)
+    allowed = token_mask(as_mask(mask), GRID, 1, (HEIGHT, WIDTH), (10, 16), box)
+    assert allowed.view(GRID).any(dim=0).nonzero().flatten().tolist() == expected
 
 
 def test_masks_of_the_wrong_size_or_batch():
     with pytest.raises(ValueError, match=r"7 x 10.*expected.*6 x 10, 3 x 5.*same aspect"):
         on_tokens(np.zeros((7, 10)))
     with pytest.raises(ValueError, match=r"12 x 20.*expected.*6 x 10, 3 x 5$"):
-        token_mask(as_mask(np.zeros((12, 20))), GRID, 1, [(HEIGHT, WIDTH)], allow_scaled=False)
+        on_tokens(np.zeros((12, 20)), source_size=None)
     with pytest.raises(ValueError, match="batch of 3; expected 1 mask, or one for each of the 2"):
         on_tokens(np.zeros((3, 6, 10)), batch=2)
 
@@ -300,7 +321,11 @@ def test_resizing_loses_no_line():
 def test_the_note_about_a_mask_that_keeps_or_frees_all_tokens(share, mode, words):
     pixels = torch.zeros(1, HEIGHT, WIDTH, dtype=torch.bool)
     pixels[:, :, : int(share * WIDTH)] = True
-    spec = SimpleNamespace(token_pixels=lambda pipe: 2, source_size=lambda arguments, index: None)
+    spec = SimpleNamespace(
+        token_pixels=lambda pipe: 2,
+        source_size=lambda arguments, index: None,
+        source_box=lambda pipe, arguments, index: None,
+    )
     _, allowed, note = allowed_tokens(None, spec, {}, UserMask(pixels, mode), GRID, 2, 0)
     assert note == mask_note(allowed, mode)
     assert note is None if words is None else words in note

@@ -180,14 +180,15 @@ def test_inpainting_keeps_what_the_pipelines_mask_keeps():
 
 
 def test_a_mask_may_have_the_size_of_the_chosen_reference():
+    """The pipeline keeps 80 columns in the middle of 85, from the third one on."""
     pipe = random_pipeline(Flux2Pipeline)
     handle = spotedit.enable(pipe, reference=1)
     mask = torch.zeros(75, 85)
-    mask[:, :40] = 1
+    mask[:, 2 + 3 * 16 :] = 1
     handle.set_mask(mask, mode="replace")
     pipe(**arguments(grid=(4, 5), image=[picture(), picture((75, 85))]))
     assert handle.report.region.shape == (4, 5)
-    assert handle.report.region[0].tolist() == [True] * 3 + [False] * 2
+    assert handle.report.region[0].tolist() == [False] * 3 + [True] * 2
 
 
 def test_klein_kv_is_refused_but_its_components_work_in_klein():
