@@ -36,8 +36,8 @@ def rewritten(path: Path, edit: Placed) -> Rewritten:
         )
     if any(segment.marker in (PROGRESSIVE, RESTART_INTERVAL) for segment in segments):
         notes.append(
-            "the JPEG is a sequential one now, without progressive scans and restart markers, "
-            "which changes no pixel"
+            "the JPEG is a plain sequential one now, without progressive scans and restart "
+            "markers, which changes no pixel"
         )
     try:
         result = jpeg_blocks.rewritten(data, segments, scans, kept, edit)
