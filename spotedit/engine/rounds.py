@@ -43,12 +43,13 @@ class Round(Reuse):
     """One call of a session: takes what earlier calls made, and makes the rest.
 
     Attributes:
+        earlier: what the session kept when the call began.
         saved: when what this call took had been made: begin and end of each.
     """
 
     def __init__(self, earlier: list[Kept]) -> None:
+        self.earlier = earlier
         self.saved: list[Elapsed] = []
-        self._earlier = earlier
         self._current: list[Kept] = []
 
     def reuse(self, name: str, like: Tensor, key: tuple[Any, ...], make: Callable[[], T]) -> T:
@@ -58,7 +59,7 @@ class Round(Reuse):
         for kept in self._current:
             if kept.name == name and _equal(kept.key, key):
                 return kept.value
-        for kept in self._earlier:
+        for kept in self.earlier:
             if kept.name == name and _equal(kept.key, key):
                 self._current.append(kept)
                 self.saved.append(kept.elapsed)
@@ -88,7 +89,7 @@ class Round(Reuse):
     def kept(self) -> list[Kept]:
         """Return what later calls may use: of each name, what the last call with it used."""
         names = {kept.name for kept in self._current}
-        return self._current + [kept for kept in self._earlier if kept.name not in names]
+        return self._current + [kept for kept in self.earlier if kept.name not in names]
 
 
 # For each owner, the innermost session around the current code.
@@ -162,9 +163,9 @@ class Rounds:
         return Round(kept) if is_same else None
 
     def end(self, round: Round) -> None:
-        """Take over what a call leaves, unless the session was closed meanwhile."""
+        """Take over what a call leaves, unless the session was cleared or closed meanwhile."""
         with self._lock:
-            if self._kept is not None:
+            if self._kept is round.earlier:
                 self._kept = round.kept()
 
     def __enter__(self) -> Self:

@@ -103,6 +103,7 @@ def test_rounds_with_guidance_equal_calls_of_their_own(name, monkeypatch):
     assert found[1] == (0, 0)
 
 
+@pytest.mark.full
 @each_family_that(lambda family: family.batches)
 def test_rounds_of_a_batch_equal_calls_of_their_own(name, monkeypatch):
     family, pipe = FAMILIES[name], FAMILIES[name].make(0)
@@ -454,12 +455,16 @@ def test_disable_in_the_block_frees_what_is_kept(pipe):
         assert session.nbytes == 0
 
 
-def test_a_closed_session_takes_nothing_from_a_call_that_still_runs(pipe):
+def test_a_cleared_or_closed_session_takes_nothing_from_a_call_that_still_runs(pipe):
     handle = spotedit.enable(pipe)
     session = handle.session(call_arguments()["image"])
-    with handle.call(session=session, on_step=lambda step: session.close()):
-        pipe(**call_arguments())
-    assert session.nbytes == 0
+    for free in (session.clear, session.close):
+        with handle.call(session=session):
+            pipe(**call_arguments())
+        assert session.nbytes > 0
+        with handle.call(session=session, on_step=lambda step, free=free: free()):
+            pipe(**call_arguments())
+        assert session.nbytes == 0
 
 
 def held_bytes():
