@@ -1,16 +1,18 @@
 """conftest.py sets up every process of a test run: interpreted kernels, workers and threads."""
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import conftest
 import pytest
 from spotedit_kernels.impl import HAS_TRITON
 
 TESTS = Path(__file__).parents[1]
+# other folders of tests have a `conftest` as well, so the name could mean theirs
+CONFTEST = runpy.run_path(str(TESTS / "conftest.py"))
 PROBE = """
 import os, pathlib, pytest, triton
 
@@ -70,7 +72,7 @@ def test_all_processes_of_a_run_are_set_up_alike(tmp_path, options, environment,
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
-@pytest.mark.skipif(conftest.available_cores() == 1, reason="one core")
+@pytest.mark.skipif(CONFTEST["available_cores"]() == 1, reason="one core")
 def test_a_run_has_several_workers_if_there_are_several_cores(tmp_path):
     observed = probe(tmp_path)
     assert len(observed) > 1
