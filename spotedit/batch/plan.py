@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..pictures.files import describe_error
-from ..pictures.images import ImageError
+from ..pictures.images import ImageError, load_image
 from ..pictures.lines import digest
 from .jobs import Job
 from .manifest import Manifest, Row
@@ -111,11 +111,23 @@ def _state(job: Job, settings: BatchSettings, manifest: Manifest) -> _State:
         if latest is None and settings.report(job.output).exists():
             return _State("its report is there, and not made by spotedit batch", conflict=True)
         return _State("it failed before" if latest and "problem" in latest else "new")
-    if not rows:
-        if sha256 in manifest.hashes.get(job.output, ()):
-            return _State("it failed before")
+    is_ours = sha256 in {*(row["sha256"] for row in rows), *manifest.hashes.get(job.output, ())}
+    if not is_ours and not rows:
         return _State("already there, and not made by spotedit batch", conflict=True)
-    return _difference(job, rows[0], settings) or _State("its output was changed")
+    if not is_ours and _is_picture(target):
+        return _State("changed since it was made; move it away to keep it", conflict=True)
+    if not rows:
+        return _State("it failed before")
+    return _difference(job, rows[0], settings) or _State("its output is damaged or older")
+
+
+def _is_picture(path: Path) -> bool:
+    """Tell whether a file is a whole picture. What a power failure leaves may be none."""
+    try:
+        load_image(path)
+    except ImageError:
+        return False
+    return True
 
 
 def _finished_rows(job: Job, manifest: Manifest) -> Iterator[Row]:

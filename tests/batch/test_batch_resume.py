@@ -61,11 +61,12 @@ def remake(folder: Path, output: str) -> None:
 
 
 def damage(folder: Path, output: str) -> None:
-    (folder / output).write_bytes((folder / output).read_bytes()[:-20])
+    data = (folder / output).read_bytes()
+    (folder / output).write_bytes(data[: len(data) // 2])
 
 
 @pytest.mark.parametrize("change", [remake, damage])
-def test_an_output_that_is_gone_or_changed_is_made_again(run, photos, out, change):
+def test_an_output_that_is_gone_or_damaged_is_made_again(run, photos, out, change):
     assert run(photos, INSTRUCTION) == 0
     expected, times = pictures(out), change_times(out)
     change(out, "IMG_2.png")
@@ -73,6 +74,22 @@ def test_an_output_that_is_gone_or_changed_is_made_again(run, photos, out, chang
     assert pictures(out) == expected
     changed = {name for name, when in change_times(out).items() if when != times[name]}
     assert changed == {"IMG_2.png"}
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_an_output_that_a_person_retouched_is_not_overwritten(
+    run, photos, out, capsys, is_replaced
+):
+    assert run(photos, INSTRUCTION) == 0
+    save_picture(out / "IMG_2.png", 99)
+    if is_replaced:
+        save_picture(photos / "IMG_2.png", 98)
+    before = pictures(out)
+    assert run(photos, INSTRUCTION) == 2
+    assert "changed since it was made" in capsys.readouterr().err
+    assert pictures(out) == before
+    assert run(photos, INSTRUCTION, options=("--force",)) == 0
+    assert pictures(out) != before
 
 
 def test_a_picture_that_was_replaced_is_made_again(run, photos, out):
