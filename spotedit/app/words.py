@@ -11,6 +11,7 @@ IDLE = "Choose a picture, say what to change, and press Edit."
 READY = "Say what to change, and press Edit. Paint over a part if only that part may change."
 CANCELLED = "Cancelled. Nothing was changed."
 BUSY = "An edit is running: wait for it, or cancel it first."
+FAILED = "It could not be done. Change what the message says, or try again."
 EXPIRED = "This page has expired: reload it."
 
 _KINDS = {
@@ -41,6 +42,9 @@ def progress(step: Progress) -> str:
     if step.kind == "spot":
         computed += f", {step.ratio:.0%} of the picture"
     line = f"Step {done} of {step.total}: computed {computed}"
+    if step.crop is not None:
+        index, total = step.crop
+        line = f"Detail {index + 1} of {total}. {line}"
     return (
         f'<p class="status" aria-hidden="true">{escape(line)}</p>'
         f'<progress value="{done}" max="{step.total}" aria-label="Progress of the edit"></progress>'
@@ -54,6 +58,7 @@ def result(finished: Round) -> str:
     lines += [f"**Check the result:** {_sentence(doubt)}" for doubt in report.doubts]
     if report.mask_note:
         lines.append(_sentence(report.mask_note))
+    lines += [f"About the detail: {_sentence(note)}" for note in finished.detail_notes]
     lines += [f"About the file: {_sentence(note)}" for note in finished.notes]
     return "\n\n".join(lines)
 
@@ -74,7 +79,7 @@ def preview(report: EditReport, share: float) -> str:
 
 def caption(finished: Round) -> str:
     """Return the line below a picture of the history."""
-    start = f"{finished.parent.number} → " if finished.parent else ""
+    start = f"{finished.parent} → " if finished.parent else ""
     return f"{start}{finished.number}: {finished.order.instruction}"
 
 
