@@ -1,6 +1,8 @@
 """Open the page on this machine: without telemetry, and with nothing from other hosts."""
 
 import signal
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -98,8 +100,19 @@ def launch(
     if wait:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # removes all files, as Ctrl-C
         print(f"spotedit app: open {address} in a browser; Ctrl-C ends it", flush=True)
-        app.block_thread()
+        try:
+            app.block_thread()
+        finally:
+            _remove_copies(app)
     return address
+
+
+def _remove_copies(app: gr.Blocks) -> None:
+    """Remove Gradio's copies of all pictures; it does not do so itself while a page is open."""
+    for files in app.temp_file_sets:
+        for file in tuple(files):
+            with suppress(OSError):
+                Path(file).unlink()
 
 
 class _WithHeaders:

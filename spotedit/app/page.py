@@ -1,6 +1,5 @@
 """`create_app` makes the page: it ties what the user does to the handlers."""
 
-import os
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +42,6 @@ def create_app(desk: Desk, samples: Sequence[Sample] | None = None, seed: int = 
     if samples is None:
         samples = tiny_samples() if desk.model == "tiny" else []
     folder = tempfile.TemporaryDirectory(prefix="spotedit-app-")  # is removed with the page
-    os.environ["GRADIO_TEMP_DIR"] = str(Path(folder.name) / "gradio")  # Gradio's copies as well
     app = gr.Blocks(
         title="spotedit",
         analytics_enabled=False,

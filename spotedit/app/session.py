@@ -34,7 +34,7 @@ class Round:
         result: the edited picture.
         thumbnail: the result for the history.
         overlay: the result with the recomputed region tinted, or None without a region.
-        report, seconds: as in `Edited`.
+        report: as in `Edited`.
         notes: sentences about what of the original could not be kept.
         detail_notes: sentences about what was not edited again in crops, and why.
     """
@@ -47,7 +47,6 @@ class Round:
     thumbnail: Image.Image
     overlay: Image.Image | None
     report: EditReport
-    seconds: float
     notes: list[str]
     detail_notes: tuple[str, ...]
 
@@ -124,7 +123,6 @@ class Session:
             thumbnail=thumbnail,
             overlay=overlay,
             report=edited.report,
-            seconds=edited.seconds,
             notes=notes,
             detail_notes=edited.notes if isinstance(edited, Detailed) else (),
         )

@@ -54,7 +54,7 @@ def progress(step: Progress) -> str:
 def result(finished: Round) -> str:
     """Return what an edit did and what may be wrong with it, as Markdown."""
     report = finished.report
-    lines = [_did(report, finished.seconds)]
+    lines = [_did(report)]
     lines += [f"**Check the result:** {_sentence(doubt)}" for doubt in report.doubts]
     if report.mask_note:
         lines.append(_sentence(report.mask_note))
@@ -83,11 +83,11 @@ def caption(finished: Round) -> str:
     return f"{start}{finished.number}: {finished.order.instruction}"
 
 
-def _did(report: EditReport, seconds: float) -> str:
+def _did(report: EditReport) -> str:
     if "spot" not in report.kinds:
-        return f"Done in {seconds:.1f} s. The whole picture was computed in every step."
+        return "Done. The whole picture was computed in every step."
     return (
-        f"Done in {seconds:.1f} s. Most steps computed {report.mean_ratio:.0%} of the picture; "
+        f"Done. Most steps computed {report.mean_ratio:.0%} of the picture; "
         f"{report.flops_saved:.0%} of the model's work was skipped."
     )
 

@@ -101,10 +101,6 @@ def paint_on_page(page) -> float:
     return float(((blue > red + 20) & (blue > green)).mean())
 
 
-def set_seed(page, seed: int) -> None:
-    page.get_by_label("Seed").fill(str(seed))
-
-
 def edit(page) -> None:
     page.locator("#edit").click()
     wait_for_status(page, "The edit is ready")
@@ -208,10 +204,11 @@ def test_a_refused_setting_lets_the_user_go_on(open_page):
     page = open_page()
     open_sample(page)
     page.get_by_text("Settings").click()
-    set_seed(page, -3)
+    seed = page.get_by_label("Seed")
+    seed.fill("-3")
     page.locator("#edit").click()
     wait_for_status(page, "It could not be done")
-    set_seed(page, 3)
+    seed.fill("3")
     edit(page)
 
 
