@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from ..editor.editor import Edited, OnStep
+from ..editor.editor import Edited
 from ..editor.errors import BadInput, Failure
 from ..judge.mask import same_aspect
-from ..pictures.files import OutputError
+from ..pictures.files import OutputError, describe_error
 from ..pictures.images import ImageError
 from ..preview import Preview
 from . import words
@@ -43,6 +43,9 @@ def open_file(session: Session, file: str | None) -> Changes:
         photo = add_photo(Path(file), session.folder, session.next_number())
     except ImageError as error:
         return _warn(str(error)) | {"upload": {"value": None}}
+    except OSError as error:
+        text = f"The picture cannot be kept: {describe_error(error)}"
+        return _warn(text) | {"upload": {"value": None}}
     session.cancel()
     session.open(photo)
     return show_page(session)
@@ -88,27 +91,36 @@ def clear_paint(session: Session) -> Changes:
 
 
 def begin(session: Session) -> Changes:
-    """Show that a preview or an edit waits for its turn."""
-    session.busy = True
+    """Let a preview or an edit wait for its turn."""
+    if not session.begin():
+        return _warn(words.BUSY)
     return _busy(True) | {"status": {"value": words.status(words.WAITING)}}
 
 
 def cancel(session: Session) -> Changes:
     """Cancel the preview or edit that runs or waits for its turn."""
     session.cancel()
-    return _show_outcome(session) | {"status": {"value": words.status(words.CANCELLED)}}
+    return _show_cancelled(session)
+
+
+def fail(session: Session) -> Changes:
+    """Let the user go on after a preview or an edit that Gradio refused, or that has failed."""
+    if session.state == "running":  # another one, which goes on
+        return {}
+    session.cancel()
+    return _show_outcome(session) | {"status": {"value": words.status(words.FAILED)}}
 
 
 def edit(desk: Desk, session: Session, order: Order, with_pictures: bool) -> Iterator[Changes]:
     """Edit the source, and show every step and the result."""
     source = session.source
 
-    def work(on_step: OnStep) -> Edited:
-        return desk.edit(_checked(source, order), order, on_step, job.check)
+    def work(job: Job[Edited]) -> Edited:
+        return desk.edit(_checked(source, order), order, job)
 
-    yield {"tabs": {"selected": RESULT_TAB}}
-    job: Job[Edited] = Job(work, with_pictures)
-    edited = yield from _follow(session, job)
+    if session.state == "waiting":
+        yield {"tabs": {"selected": RESULT_TAB}}
+    edited = yield from _follow(session, Job(work, with_pictures))
     if edited is None or source is None:
         return
     try:
@@ -125,11 +137,12 @@ def preview(desk: Desk, session: Session, order: Order) -> Iterator[Changes]:
     """Run the first steps of an edit of the source, and show what it would recompute."""
     source = session.source
 
-    def work(on_step: OnStep) -> Preview:
-        return desk.preview(_checked(source, order), order, on_step, job.check)
+    def work(job: Job[Preview]) -> Preview:
+        if order.mask is not None and order.mask_mode == "replace":
+            raise BadInput("Exactly the paint is recomputed: there is nothing to find out.")
+        return desk.preview(_checked(source, order), order, job)
 
-    job: Job[Preview] = Job(work, with_pictures=False)
-    found = yield from _follow(session, job)
+    found = yield from _follow(session, Job(work, with_pictures=False))
     if found is None:
         return
     yield _show_outcome(session) | {
@@ -150,17 +163,19 @@ def show_page(session: Session, mask: Image.Image | None = None) -> Changes:
         "upload": {"visible": not has_source, "value": None},
         "samples_box": {"visible": not has_source},
         "other_picture": {"visible": has_source},
+        "scores": {"value": None},
+        "in_crops": {"visible": True} if session.is_large else {"visible": False, "value": False},
         "painting": {"visible": has_source, "value": _canvas(source, mask)},
     }
 
 
 def _show_outcome(session: Session) -> Changes:
     """Return the page without the source, whose paint stays, for a session that does nothing."""
-    gallery = [(round.result.shown, words.caption(round)) for round in session.rounds]
+    gallery = [(round.thumbnail, words.caption(round)) for round in session.rounds]
     changes = _show_result(session, session.shown) | _busy(False)
     return changes | {
         "history": {"value": gallery, "visible": bool(gallery), "selected_index": None},
-        "undo": {"interactive": session.parent is not None},
+        "undo": {"interactive": session.previous is not None},
         "use_result": {"interactive": session.shown is not None},
         "edit": {"interactive": session.source is not None},
         "preview": {"interactive": session.source is not None},
@@ -203,6 +218,7 @@ def _show_round(session: Session, finished: Round) -> Changes:
         "seed": {"value": order.seed},
         "preset": {"value": order.preset},
         "steps": {"value": order.steps},
+        "in_crops": {"visible": session.is_large, "value": order.detail == "crop"},
     }
 
 
@@ -241,23 +257,25 @@ def _follow(session: Session, job: Job[Result]) -> Generator[Changes, None, Resu
     Returns:
         The result of the job, or None if there is none; the page then says why.
     """
-    session.job = job
+    if not session.start(job):
+        return None
+    problem = None
     try:
         for step in job.steps():
             yield _show_step(step)
-        result = job.result()
-        session.busy = False
-        return result
+        return job.result()
     except Cancelled:
-        yield cancel(session)
+        pass
     except (BadInput, Failure, ImageError) as error:
-        yield _stopped(session, str(error))
+        problem = str(error)
     except MemoryError:
-        yield _stopped(session, "Out of memory: choose a smaller picture.")
+        problem = "Out of memory: choose a smaller picture."
     except Exception as error:  # the user cannot mend it; whoever runs the app can
         logger.exception("the app failed")
-        name = type(error).__name__
-        yield _stopped(session, f"The app made a mistake ({name}). Its log says more.")
+        problem = f"The app made a mistake ({type(error).__name__}). Its log says more."
+    finally:
+        session.finish(job)
+    yield _show_cancelled(session) if problem is None else _stopped(session, problem)
     return None
 
 
@@ -271,10 +289,13 @@ def _show_step(step: Progress) -> Changes:
     return changes
 
 
+def _show_cancelled(session: Session) -> Changes:
+    return _show_outcome(session) | {"status": {"value": words.status(words.CANCELLED)}}
+
+
 def _stopped(session: Session, problem: str) -> Changes:
     """Show why nothing came out, and let the user go on."""
-    session.busy = False
-    line = problem.splitlines()[0]
+    line = problem.partition("\n")[0]
     return _show_outcome(session) | {"status": {"value": words.status(line)}} | _warn(line)
 
 

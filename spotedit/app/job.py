@@ -31,6 +31,7 @@ class Progress:
         kind: "dense", "full", "spot" or "skip", as in `EditReport.steps`.
         ratio: the share of the picture's tokens that the step computed.
         picture: the clean picture that is predicted at this step, or None if it was not decoded.
+        crop: (index, number of crops) if a crop of the photograph is edited, otherwise None.
     """
 
     index: int
@@ -38,28 +39,27 @@ class Progress:
     kind: str
     ratio: float
     picture: Image.Image | None
+    crop: tuple[int, int] | None = None
 
 
 class Job(Generic[Result]):
     """Work in a thread of its own, for one user. Several threads may call its methods.
 
     Args:
-        work: is called with the function that it has to call after every step. That function
-            raises `Cancelled` if the job was cancelled.
+        work: is called with this job, whose `on_step` and `on_crop` it calls.
         with_pictures: decode the predicted picture of some steps.
     """
 
-    def __init__(
-        self, work: Callable[[Callable[[StepProgress], None]], Result], with_pictures: bool
-    ) -> None:
+    def __init__(self, work: Callable[["Job[Result]"], Result], with_pictures: bool) -> None:
         self._work = work
         self._decoder = _PacedDecoder() if with_pictures else None
         self._progress: SimpleQueue[Progress | None] = SimpleQueue()  # None wakes the reader
         self._outcome: Future[Result] = Future()
         self._cancelled = threading.Event()
+        self._crop: tuple[int, int] | None = None
 
     def cancel(self) -> None:
-        """Let the work end at its next step. Do nothing if it has ended."""
+        """Let the work end at its next step, and drop its result."""
         self._cancelled.set()
         self._progress.put(None)
 
@@ -67,6 +67,21 @@ class Job(Generic[Result]):
         """Raise `Cancelled` if the job was cancelled."""
         if self._cancelled.is_set():
             raise Cancelled
+
+    def on_crop(self, index: int, total: int) -> None:
+        """Take note that the edit of a crop begins, the 0-based `index` of `total` crops."""
+        self._crop = (index, total)
+
+    def on_step(self, step: StepProgress) -> None:
+        """Take note of a step.
+
+        Raises:
+            Cancelled: the job was cancelled.
+        """
+        self.check()
+        picture = self._decoder.decode(step) if self._decoder else None
+        progress = Progress(step.index, step.total, step.kind, step.ratio, picture, self._crop)
+        self._progress.put(progress)
 
     def steps(self) -> Iterator[Progress]:
         """Start the work, and yield its latest step until it ends or is cancelled.
@@ -84,32 +99,27 @@ class Job(Generic[Result]):
                 if self._outcome.done():
                     return
         finally:
-            self.cancel()
+            if not self._outcome.done():
+                self.cancel()
 
     def result(self) -> Result:
         """Return what the work returned, after `steps` has ended.
 
         Raises:
-            Cancelled: the job was cancelled. Its last step may still be running.
+            Cancelled: the job was cancelled before this call. Its last step may still be running.
             Exception: what the work raised.
         """
-        if not self._outcome.done():
-            raise Cancelled
+        self.check()
         return self._outcome.result()
 
     def _run(self) -> None:
         try:
             self.check()
-            self._outcome.set_result(self._work(self._on_step))
+            self._outcome.set_result(self._work(self))
         except BaseException as error:
             self._outcome.set_exception(error)
         finally:
             self._progress.put(None)
-
-    def _on_step(self, step: StepProgress) -> None:
-        self.check()
-        picture = self._decoder.decode(step) if self._decoder else None
-        self._progress.put(Progress(step.index, step.total, step.kind, step.ratio, picture))
 
     def _latest(self) -> Progress | None:
         """Wait for a message, and return the newest one that is there."""

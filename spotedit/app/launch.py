@@ -1,5 +1,8 @@
 """Open the page on this machine: without telemetry, and with nothing from other hosts."""
 
+import signal
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -29,6 +32,8 @@ _STYLE = """
 #notice { border-left: 4px solid var(--secondary-500); padding: 0.25rem 0.75rem; }
 #status .status { margin: 0 0 0.25rem 0; min-height: 1.5em; }
 #details textarea { font-family: var(--font-mono); }
+/* Undoing also takes the picture away, and Gradio has no option against it. The bin stays. */
+#painting .zoom-number ~ button:not(:last-of-type) { display: none; }
 #history, #history .grid-wrap { min-height: 0 !important; max-height: 28rem; }
 #history .grid-container {
   grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)) !important; padding-top: 2rem;
@@ -93,9 +98,21 @@ def launch(
         raise Failure(f"the page cannot be opened at {host}: {error}") from error
     address = share_url or local_url
     if wait:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # removes all files, as Ctrl-C
         print(f"spotedit app: open {address} in a browser; Ctrl-C ends it", flush=True)
-        app.block_thread()
+        try:
+            app.block_thread()
+        finally:
+            _remove_copies(app)
     return address
+
+
+def _remove_copies(app: gr.Blocks) -> None:
+    """Remove Gradio's copies of all pictures; it does not do so itself while a page is open."""
+    for files in app.temp_file_sets:
+        for file in tuple(files):
+            with suppress(OSError):
+                Path(file).unlink()
 
 
 class _WithHeaders:

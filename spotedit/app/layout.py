@@ -14,7 +14,7 @@ Parts = dict[str, Any]
 SampleRow = tuple[str, str]
 
 MAX_SEED = 2**32 - 1
-_MAX_STEPS = 100
+_MAX_STEPS = 100  # unless the app is started with more
 _MAX_INSTRUCTION = 2000  # characters
 _CANVAS = (1024, 1024)  # pixels, as large as a picture of the page
 _CANVAS_HEIGHT = 460  # on the screen
@@ -123,20 +123,24 @@ def _request(preset: PresetName, steps: int, seed: int) -> Parts:
             [(name.capitalize(), name) for name in get_args(PresetName)],
             value=preset,
             label="Speed",
-            info="Default finds every edit. Fast also skips whole steps.",
+            info="Fast also skips whole steps. Paper has the settings of the article.",
         )
-        parts["steps"] = gr.Slider(
-            1, _MAX_STEPS, value=min(steps, _MAX_STEPS), step=1, label="Steps"
-        )
+        parts["steps"] = gr.Slider(1, max(steps, _MAX_STEPS), value=steps, step=1, label="Steps")
         parts["seed"] = gr.Number(
             value=seed,
             precision=0,
             minimum=0,
-            maximum=MAX_SEED,
+            maximum=max(seed, MAX_SEED),
             label="Seed",
             info="The same seed gives the same picture again.",
         )
         parts["new_seed"] = gr.Button("Another seed", size="sm")
+        parts["in_crops"] = gr.Checkbox(
+            value=False,
+            visible=False,
+            label="Sharper detail in large photographs",
+            info="Edits each changed part again, enlarged. Every part takes as long as an edit.",
+        )
         parts["with_pictures"] = gr.Checkbox(value=True, label="Show the picture while it is made")
     return parts
 

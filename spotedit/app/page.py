@@ -8,7 +8,6 @@ from typing import Any
 
 import gradio as gr
 
-from ..editor.editor import Editor
 from . import handlers, words
 from .desk import Desk, Order
 from .handlers import WARNING, Changes
@@ -30,8 +29,8 @@ _ON_LOAD = "() => document.getElementById('status').setAttribute('aria-live', 'p
 Updates = dict[Any, Any]  # what Gradio wants: the changes of a component by component
 
 
-def create_app(editor: Editor, samples: Sequence[Sample] | None = None, seed: int = 0) -> gr.Blocks:
-    """Make the page that edits with `editor`; `launch.launch` opens it.
+def create_app(desk: Desk, samples: Sequence[Sample] | None = None, seed: int = 0) -> gr.Blocks:
+    """Make the page of `desk`; `launch.launch` opens it.
 
     Several users may open the page. They share the editor, which serves them in turn. Each browser
     tab has a session of its own, whose files are removed an hour after the tab is closed.
@@ -40,7 +39,6 @@ def create_app(editor: Editor, samples: Sequence[Sample] | None = None, seed: in
         samples: pictures to try. None takes the tiny editor's, or none for another model.
         seed: the seed that the page starts with.
     """
-    desk = Desk(editor)
     if samples is None:
         samples = tiny_samples() if desk.model == "tiny" else []
     folder = tempfile.TemporaryDirectory(prefix="spotedit-app-")  # is removed with the page
@@ -53,10 +51,16 @@ def create_app(editor: Editor, samples: Sequence[Sample] | None = None, seed: in
     with app:
         rows = [(_write_sample(sample, folder.name), sample.instruction) for sample in samples]
         parts = lay_out(rows, desk.preset, desk.steps, seed)
-        parts["session"].delete_callback = close_session
 
         def start() -> Session:
-            return open_session(Path(folder.name))
+            return open_session(Path(folder.name), desk.large_from)
+
+        def end(session: Session | None) -> None:
+            if session is not None:
+                close_session(session)
+                desk.forget(session.folder)
+
+        parts["session"].delete_callback = end
 
         app.load(start, outputs=parts["session"], queue=False, **_EVENT)
         app.load(None, js=_ON_LOAD, **_EVENT)
@@ -95,15 +99,16 @@ def _tie_pictures(parts: Parts, samples: Sequence[Sample]) -> None:
 def _tie_work(parts: Parts, desk: Desk) -> None:
     """Let the user preview, edit and cancel."""
     session, outputs = parts["session"], _outputs(parts)
-    names = ("instruction", "painting", "mask_mode", "preset", "steps", "seed", "with_pictures")
+    names = ("instruction", "painting", "mask_mode", "preset", "steps", "seed", "in_crops")
     inputs = [session, *(parts[name] for name in names)]
 
     def edit(session: Session, *values: Any) -> Iterator[Updates]:
-        order, with_pictures = _order(*values)
+        *request, with_pictures = values
+        order = _order(*request)
         yield from _each(parts, session, lambda: handlers.edit(desk, session, order, with_pictures))
 
-    def preview(session: Session, *values: Any) -> Iterator[Updates]:
-        order, _ = _order(*values)
+    def preview(session: Session, *request: Any) -> Iterator[Updates]:
+        order = _order(*request)
         yield from _each(parts, session, lambda: handlers.preview(desk, session, order))
 
     def new_seed() -> int:
@@ -113,8 +118,12 @@ def _tie_work(parts: Parts, desk: Desk) -> None:
     in_turn = {"outputs": outputs, "concurrency_limit": 1, "concurrency_id": "editor", **_EVENT}
     begin = _tied(parts, handlers.begin)
     starts_edit = [parts["edit"].click, parts["instruction"].submit]
-    edits = gr.on(starts_edit, begin, [session], **at_once).then(edit, inputs, **in_turn)
+    edits = gr.on(starts_edit, begin, [session], **at_once).then(
+        edit, [*inputs, parts["with_pictures"]], **in_turn
+    )
     previews = parts["preview"].click(begin, [session], **at_once).then(preview, inputs, **in_turn)
+    for event in (edits, previews):  # a number out of bounds, say, or a full queue
+        event.failure(_tied(parts, handlers.fail), [session], **at_once)
     parts["cancel"].click(
         _tied(parts, handlers.cancel), [session], cancels=[edits, previews], **at_once
     )
@@ -128,19 +137,19 @@ def _order(
     preset: Any,
     steps: int,
     seed: int | None,
-    with_pictures: bool,
-) -> tuple[Order, bool]:
-    """Return what the page asks for, and whether to show the picture while it is made."""
+    in_crops: bool,
+) -> Order:
+    """Return what the page asks for."""
     mask = painted_mask(painting["layers"]) if painting else None
-    order = Order(
+    return Order(
         instruction=instruction or "",
         mask=mask,
         mask_mode=mask_mode,
         seed=int(seed or 0),
         preset=preset,
         steps=int(steps),
+        detail="crop" if in_crops else "model",
     )
-    return order, with_pictures
 
 
 def _outputs(parts: Parts) -> list[Any]:

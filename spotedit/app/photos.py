@@ -13,7 +13,7 @@ from ..pictures.images import decode_image, load_image, save_image
 
 _LONGEST_SHOWN_SIDE = 1024  # pixels
 _SHORTEST_SHOWN_SIDE = 512  # of the longer side: smaller pictures are hard to paint on
-_MAX_NAME_LENGTH = 60
+_MAX_NAME_LENGTH = 40  # characters; a file's name has at most 255 bytes
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def add_edit(source: Photo, edited: Edited, number: int) -> tuple[Photo, list[st
     suffix = source.path.suffix.lower()
     path = source.path.with_name(f"{source.name}-edit-{number}{suffix}")
     problems: list[str] = []
-    for candidate in (path, path.with_suffix(".png")):
+    for candidate in dict.fromkeys((path, path.with_suffix(".png"))):
         try:
             notes = keep_original(source.path, edited, candidate)
             return _open(candidate, source.name), problems + notes

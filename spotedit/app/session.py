@@ -1,13 +1,17 @@
 """What the page of one browser remembers: its picture, its finished edits, and the way back."""
 
+import math
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 
+from ..editor.crop import Detailed
 from ..editor.editor import Edited
 from ..report import EditReport
 from .desk import Order
@@ -15,6 +19,7 @@ from .job import Job
 from .photos import Photo, add_edit, fit_to_page
 
 MAX_ROUNDS = 50
+_THUMBNAIL = (256, 256)  # pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,22 +30,25 @@ class Round:
         number: counts the edits of the session from 1.
         source: the picture before the edit.
         order: what was asked for.
-        parent: the round whose result the source is, or None if the user gave the source.
+        parent: number of the round whose result the source is; None if the user gave the source.
         result: the edited picture.
+        thumbnail: the result for the history.
         overlay: the result with the recomputed region tinted, or None without a region.
-        report, seconds: as in `Edited`.
+        report: as in `Edited`.
         notes: sentences about what of the original could not be kept.
+        detail_notes: sentences about what was not edited again in crops, and why.
     """
 
     number: int
     source: Photo
     order: Order
-    parent: "Round | None"
+    parent: int | None
     result: Photo
+    thumbnail: Image.Image
     overlay: Image.Image | None
     report: EditReport
-    seconds: float
     notes: list[str]
+    detail_notes: tuple[str, ...]
 
 
 @dataclass(eq=False)
@@ -49,22 +57,39 @@ class Session:
 
     Attributes:
         folder: holds the files of the session, and nothing else.
+        large_from: see `Desk.large_from`.
         source: the picture that the next edit changes, or None.
-        parent: the round whose result `source` is, or None if the user gave it.
+        parent: number of the round whose result `source` is, or None if the user gave it.
         shown: the round whose result the page shows, or None.
         rounds: the finished edits, oldest first, at most `MAX_ROUNDS`.
         job: the running preview or edit, or the last one.
-        busy: whether a preview or an edit runs or waits for its turn.
+        state: whether a preview or an edit runs or waits for its turn.
     """
 
     folder: Path
+    large_from: int
     source: Photo | None = None
-    parent: Round | None = None
+    parent: int | None = None
     shown: Round | None = None
     rounds: list[Round] = field(default_factory=list)
     job: Job | None = None
-    busy: bool = False
+    state: Literal["idle", "waiting", "running"] = "idle"
     _numbers: count = field(default_factory=lambda: count(1))
+
+    @property
+    def busy(self) -> bool:
+        """Whether a preview or an edit runs or waits for its turn."""
+        return self.state != "idle"
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the source has so many pixels that its edits can be sharper in crops."""
+        return self.source is not None and math.prod(self.source.size) >= self.large_from
+
+    @property
+    def previous(self) -> Round | None:
+        """The round whose result is the source, unless it is no longer in the history."""
+        return next((round for round in self.rounds if round.number == self.parent), None)
 
     def next_number(self) -> int:
         """Return a number for a new file, which no other file of the session has."""
@@ -72,7 +97,9 @@ class Session:
 
     def open(self, photo: Photo) -> None:
         """Make a picture that the user gave the source."""
+        replaced = [self.source] if self.source else []
         self.source, self.parent, self.shown = photo, None, None
+        self._remove_unused(replaced)
 
     def add(self, source: Photo, order: Order, edited: Edited) -> Round:
         """Keep a finished edit, and show it.
@@ -85,25 +112,30 @@ class Session:
         overlay = None
         if edited.report.region is not None:
             overlay = edited.report.overlay(fit_to_page(edited.picture))
+        thumbnail = result.shown.copy()
+        thumbnail.thumbnail(_THUMBNAIL)
         finished = Round(
             number=number,
             source=source,
             order=order,
             parent=self.parent,
             result=result,
+            thumbnail=thumbnail,
             overlay=overlay,
             report=edited.report,
-            seconds=edited.seconds,
             notes=notes,
+            detail_notes=edited.notes if isinstance(edited, Detailed) else (),
         )
-        self.rounds = [*self.rounds, finished][-MAX_ROUNDS:]
+        rounds = [*self.rounds, finished]
+        dropped, self.rounds = rounds[:-MAX_ROUNDS], rounds[-MAX_ROUNDS:]
         self.shown = finished
+        self._remove_unused([photo for round in dropped for photo in (round.source, round.result)])
         return finished
 
     def use_result(self) -> None:
         """Make the result that is shown the source of the next edit, if there is one."""
         if self.shown is not None:
-            self.source, self.parent, self.shown = self.shown.result, self.shown, None
+            self.source, self.parent, self.shown = self.shown.result, self.shown.number, None
 
     def go_to(self, finished: Round) -> None:
         """Return to a finished edit: its source is the source again, and its result is shown."""
@@ -112,25 +144,53 @@ class Session:
 
     def undo(self) -> Round | None:
         """Return to the round whose result is the source now; return it, or None without one."""
-        previous = self.parent
+        previous = self.previous
         if previous is not None:
             self.go_to(previous)
         return previous
 
+    def begin(self) -> bool:
+        """Let a preview or an edit wait for its turn; return False if there is one already."""
+        if self.busy:
+            return False
+        self.state = "waiting"
+        return True
+
+    def start(self, job: Job) -> bool:
+        """Let a job run; return False if nothing waits for its turn, as after `cancel`."""
+        if self.state != "waiting":
+            return False
+        self.job, self.state = job, "running"
+        return True
+
+    def finish(self, job: Job) -> None:
+        """Take note that a job has ended. Do nothing if it was cancelled and another one waits."""
+        if self.job is job and self.state == "running":
+            self.state = "idle"
+
     def cancel(self) -> None:
         """Cancel the preview or edit of this session, if one runs or waits for its turn."""
-        self.busy = False
+        self.state = "idle"
         if self.job is not None:
             self.job.cancel()
 
+    def _remove_unused(self, photos: list[Photo]) -> None:
+        """Remove the files of these pictures, except for those that the user can return to."""
+        used = {photo.path for round in self.rounds for photo in (round.source, round.result)}
+        if self.source is not None:
+            used.add(self.source.path)
+        for photo in photos:
+            if photo.path not in used:
+                with suppress(OSError):
+                    photo.path.unlink()
 
-def open_session(folder: Path) -> Session:
+
+def open_session(folder: Path, large_from: int) -> Session:
     """Start a session whose files lie in a new folder inside `folder`."""
-    return Session(Path(tempfile.mkdtemp(dir=folder)))
+    return Session(Path(tempfile.mkdtemp(dir=folder)), large_from)
 
 
-def close_session(session: Session | None) -> None:
+def close_session(session: Session) -> None:
     """Cancel what runs, and remove the files of a session."""
-    if session is not None:
-        session.cancel()
-        shutil.rmtree(session.folder, ignore_errors=True)
+    session.cancel()
+    shutil.rmtree(session.folder, ignore_errors=True)

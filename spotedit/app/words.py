@@ -11,6 +11,7 @@ IDLE = "Choose a picture, say what to change, and press Edit."
 READY = "Say what to change, and press Edit. Paint over a part if only that part may change."
 CANCELLED = "Cancelled. Nothing was changed."
 BUSY = "An edit is running: wait for it, or cancel it first."
+FAILED = "It could not be done. Change what the message says, or try again."
 EXPIRED = "This page has expired: reload it."
 
 _KINDS = {
@@ -41,6 +42,9 @@ def progress(step: Progress) -> str:
     if step.kind == "spot":
         computed += f", {step.ratio:.0%} of the picture"
     line = f"Step {done} of {step.total}: computed {computed}"
+    if step.crop is not None:
+        index, total = step.crop
+        line = f"Detail {index + 1} of {total}. {line}"
     return (
         f'<p class="status" aria-hidden="true">{escape(line)}</p>'
         f'<progress value="{done}" max="{step.total}" aria-label="Progress of the edit"></progress>'
@@ -50,10 +54,11 @@ def progress(step: Progress) -> str:
 def result(finished: Round) -> str:
     """Return what an edit did and what may be wrong with it, as Markdown."""
     report = finished.report
-    lines = [_did(report, finished.seconds)]
+    lines = [_did(report)]
     lines += [f"**Check the result:** {_sentence(doubt)}" for doubt in report.doubts]
     if report.mask_note:
         lines.append(_sentence(report.mask_note))
+    lines += [f"About the detail: {_sentence(note)}" for note in finished.detail_notes]
     lines += [f"About the file: {_sentence(note)}" for note in finished.notes]
     return "\n\n".join(lines)
 
@@ -74,15 +79,15 @@ def preview(report: EditReport, share: float) -> str:
 
 def caption(finished: Round) -> str:
     """Return the line below a picture of the history."""
-    start = f"{finished.parent.number} → " if finished.parent else ""
+    start = f"{finished.parent} → " if finished.parent else ""
     return f"{start}{finished.number}: {finished.order.instruction}"
 
 
-def _did(report: EditReport, seconds: float) -> str:
+def _did(report: EditReport) -> str:
     if "spot" not in report.kinds:
-        return f"Done in {seconds:.1f} s. The whole picture was computed in every step."
+        return "Done. The whole picture was computed in every step."
     return (
-        f"Done in {seconds:.1f} s. Most steps computed {report.mean_ratio:.0%} of the picture; "
+        f"Done. Most steps computed {report.mean_ratio:.0%} of the picture; "
         f"{report.flops_saved:.0%} of the model's work was skipped."
     )
 

@@ -15,11 +15,16 @@ def run(options: AppOptions) -> None:
         import gradio  # noqa: F401, found missing before the model is loaded
     except ImportError as error:
         raise Failure(f'Gradio is missing ({error}): pip install "spotedit[app]"') from error
+    from ..app.desk import Desk
     from ..app.launch import launch
     from ..app.page import create_app
 
     settings = options.editor_settings(options.model)
     print(f"spotedit app: loading {options.model}", flush=True)
     with Editor(settings) as editor:
-        app = create_app(editor, seed=options.pipeline.seed)
-        launch(app, options.host, options.port, options.share, options.open)
+        desk = Desk(editor)
+        app = create_app(desk, seed=options.pipeline.seed)
+        try:
+            launch(app, options.host, options.port, options.share, options.open)
+        finally:
+            desk.close()  # the editor cannot be closed while it edits

@@ -97,6 +97,7 @@ def edit_in_crops(
     mask: Any = None,
     mask_mode: Mode = "intersect",
     on_step: OnStep | None = None,
+    on_crop: Callable[[int, int], object] | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> Detailed:
     """Edit what an edit has changed again, in crops of the photograph.
@@ -107,6 +108,7 @@ def edit_in_crops(
         image: the photograph, RGB.
         first: what `editor.edit` returned for the same arguments.
         instruction, seed, mask, mask_mode, on_step, arguments: see `Editor.edit`.
+        on_crop: called before the edit of every crop with its 0-based index and their number.
     """
     reason = _why_not(image, first, {**editor.settings.arguments, **(arguments or {})})
     if reason is not None:
@@ -121,7 +123,11 @@ def edit_in_crops(
     pixels = None if mask is None else resized(as_mask(mask), (image.height, image.width))[0]
     photo = _Photo(image, first, box, pixels, mask_mode)
     plans, notes = plan_crops(region, moved, box, image.size, math.prod(first.picture.size))
-    crops = [_edit_crop(edit, photo, plan) for plan in plans]
+    crops = []
+    for index, plan in enumerate(plans):
+        if on_crop is not None:
+            on_crop(index, len(plans))
+        crops.append(_edit_crop(edit, photo, plan))
     kept, placed = changed_tokens(region, moved), []
     for crop in crops:
         if crop.placed is not None and crop.problem is None:

@@ -1,13 +1,13 @@
 """A desk whose edits take no time: it stands in for the editor where a test needs no model."""
 
 import threading
-from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
 
-from spotedit.editor.editor import Edited
+from spotedit.app.job import Job
+from spotedit.editor.crop import Detailed
 
 GREEN = (0, 200, 0)
 
@@ -37,6 +37,7 @@ class FakeDesk:
 
     Attributes:
         orders: the orders that were carried out, with their sources.
+        notes: what the edits say about their crops.
         error: raised in place of the second step, if it is set.
         go_on: every step waits for it.
     """
@@ -45,21 +46,24 @@ class FakeDesk:
 
     def __init__(self) -> None:
         self.orders: list = []
+        self.notes: tuple[str, ...] = ()
         self.error: BaseException | None = None
         self.go_on = threading.Event()
         self.go_on.set()
         self.ended = threading.Event()
 
-    def edit(self, source, order, on_step: Callable, check: Callable) -> Edited:
-        check()
+    def edit(self, source, order, job: Job) -> Detailed:
+        job.check()
         self.orders.append((source, order))
         try:
             for index, kind in enumerate(FakeReport.kinds):
                 self.go_on.wait(10)
                 if index == 1 and self.error is not None:
                     raise self.error
-                on_step(SimpleNamespace(index=index, total=3, kind=kind, ratio=0.25, image=None))
+                job.on_step(
+                    SimpleNamespace(index=index, total=3, kind=kind, ratio=0.25, image=None)
+                )
         finally:
             self.ended.set()
         picture = Image.new("RGB", source.size, GREEN)
-        return Edited(source.load(), picture, FakeReport(), seconds=0.1)
+        return Detailed(source.load(), picture, FakeReport(), 0.1, notes=self.notes)

@@ -12,6 +12,7 @@ from app_server import running_app
 from PIL import Image, ImageOps
 
 from spotedit.app.samples import tiny_samples
+from spotedit.tiny.scenes import make_scene
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 MISSING = [name for name in ("gradio", "playwright") if importlib.util.find_spec(name) is None]
@@ -197,6 +198,50 @@ def test_a_cancelled_edit_leaves_the_page_usable(open_page, tmp_path):
     edit(page)
     sample = tiny_samples()[0]
     assert greener(Image.open(download(page, tmp_path)), sample.picture).mean() > 0.05
+
+
+def test_a_refused_setting_lets_the_user_go_on(open_page):
+    page = open_page()
+    open_sample(page)
+    page.get_by_text("Settings").click()
+    seed = page.get_by_label("Seed")
+    seed.fill("-3")
+    page.locator("#edit").click()
+    wait_for_status(page, "It could not be done")
+    seed.fill("3")
+    edit(page)
+
+
+def test_the_canvas_cannot_lose_its_picture(open_page):
+    page = open_page()
+    open_sample(page)
+    paint(page)
+    buttons = page.locator("#painting .icon-button-wrapper button:visible")
+    names = [button.get_attribute("aria-label") for button in buttons.all()]
+    assert names == ["Pan", "Zoom out", "Zoom in", "Clear canvas"]
+    buttons.last.click()
+    page.locator("#painting canvas").first.wait_for()
+    page.wait_for_timeout(1500)
+    assert paint_on_page(page) < 0.05
+    edit(page)
+
+
+def test_a_large_photograph_can_be_edited_in_crops(open_page, tmp_path):
+    scene = make_scene(1, kind="recolour", size=512)
+    path = tmp_path / "large.png"
+    scene.source_image.save(path)
+    page = open_page()
+    page.locator("#upload input").set_input_files(path)
+    page.locator("#edit:enabled").wait_for()
+    page.get_by_text("Settings").click()
+    page.get_by_label("Sharper detail in large photographs").check()
+    page.get_by_label("What to change").fill(scene.instruction)
+    page.locator("#edit").click()
+    wait_for_status(page, "Detail 1 of")
+    page.locator("#cancel").click()
+    wait_for_status(page, "Cancelled")
+    edit(page)
+    assert Image.open(download(page, tmp_path / "down")).size == (512, 512)
 
 
 def test_one_users_cancel_does_not_touch_another(open_page):

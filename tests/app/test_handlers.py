@@ -16,14 +16,16 @@ from spotedit.app.session import MAX_ROUNDS, close_session, open_session
 from spotedit.editor.editor import Editor
 from spotedit.editor.errors import BadInput, Failure
 from spotedit.editor.settings import EditorSettings
+from spotedit.tiny.scenes import make_scene
 
 ORDER = Order("add a scarf", seed=7, preset="fast", steps=3)
+LARGE = 600 * 401  # pixels: more than the sample has
 SAMPLE = Sample("grey", Image.new("RGB", (600, 400), "grey"), "add a scarf")
 
 
 @pytest.fixture
 def session(tmp_path):
-    session = open_session(tmp_path)
+    session = open_session(tmp_path, LARGE)
     handlers.open_sample(session, SAMPLE)
     return session
 
@@ -72,6 +74,30 @@ def test_a_bad_file_is_a_warning_and_the_source_stays(session, tmp_path):
     assert session.source is source
 
 
+def test_a_picture_that_cannot_be_kept_is_a_warning(session, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(handlers, "add_photo", refuse)
+    page = handlers.open_file(session, str(tmp_path / "dog.jpg"))
+    assert page[handlers.WARNING]["text"].endswith("No space left on device")
+
+
+def test_another_picture_replaces_the_preview_and_the_file_of_the_one_before(session):
+    first = session.source.path
+    page = handlers.open_sample(session, SAMPLE)
+    assert page["scores"] == {"value": None}
+    assert list(session.folder.iterdir()) == [session.source.path]
+    assert session.source.path != first
+
+
+def test_sharper_detail_is_offered_for_a_large_photograph(session):
+    small = handlers.open_sample(session, SAMPLE)
+    large = handlers.open_sample(session, replace(SAMPLE, picture=Image.new("RGB", (600, 401))))
+    assert small["in_crops"] == {"visible": False, "value": False}
+    assert large["in_crops"] == {"visible": True}
+
+
 def test_an_edit_shows_its_steps_and_its_result(desk, session):
     handlers.begin(session)
     turns = list(handlers.edit(desk, session, ORDER, with_pictures=True))
@@ -81,7 +107,7 @@ def test_an_edit_shows_its_steps_and_its_result(desk, session):
     before, result = page["comparison"]["value"]
     assert before.size == result.size
     assert result.getpixel((10, 10)) == GREEN
-    assert page["report"]["value"].startswith("Done in 0.1 s. Most steps computed 25%")
+    assert page["report"]["value"].startswith("Done. Most steps computed 25%")
     assert page["download"] == {"value": str(session.shown.result.path), "interactive": True}
     assert page["edit"]["interactive"]
     assert not page["cancel"]["interactive"]
@@ -90,6 +116,12 @@ def test_an_edit_shows_its_steps_and_its_result(desk, session):
 
 def test_the_paint_stays_after_an_edit(desk, session):
     assert "painting" not in edit(desk, session)
+
+
+def test_what_was_not_made_sharper_is_said(desk, session):
+    desk.notes = ("no crop was edited: the whole frame changed",)
+    page = edit(desk, session)
+    assert "About the detail: No crop was edited: the whole frame" in page["report"]["value"]
 
 
 def test_doubts_are_shown_with_no_markup_of_their_own(desk, session, monkeypatch):
@@ -131,8 +163,15 @@ def test_a_bad_order_is_refused_before_the_edit(order, line, desk, session):
     assert desk.orders == []
 
 
+def test_a_preview_of_exactly_the_paint_is_refused_in_the_words_of_the_page(desk, session):
+    handlers.begin(session)
+    order = replace(ORDER, mask=mask(), mask_mode="replace")
+    page = after(handlers.preview(desk, session, order))
+    assert "Exactly the paint is recomputed" in page["status"]["value"]
+
+
 def test_without_a_picture_nothing_is_edited(desk, tmp_path):
-    page = edit(desk, open_session(tmp_path))
+    page = edit(desk, open_session(tmp_path, LARGE))
     assert "Choose a picture first" in page["status"]["value"]
 
 
@@ -176,10 +215,16 @@ def test_the_history_returns_to_any_edit(desk, session):
 
 def test_the_history_is_bounded(desk, session):
     edit(desk, session)
-    session.rounds *= MAX_ROUNDS
+    handlers.use_result(session)
+    edit(desk, session)
+    first, second = session.rounds
+    session.rounds = [first] + [second] * (MAX_ROUNDS - 1)
     edit(desk, session)
     assert len(session.rounds) == MAX_ROUNDS
     assert session.rounds[-1] is session.shown
+    assert not first.source.path.exists()
+    assert first.result.path.exists()  # the source of the second edit
+    assert handlers.undo(session) == {}  # the first edit is forgotten
 
 
 def test_a_result_keeps_the_format_of_the_photograph(desk, session, tmp_path):
@@ -220,8 +265,38 @@ def test_cancel_ends_the_edit_and_the_page_is_usable(desk, session):
     assert edit(desk, session)["comparison"]["visible"]
 
 
+def test_a_second_edit_is_refused_while_one_waits_or_runs(desk, session):
+    handlers.begin(session)
+    turns = handlers.edit(desk, session, ORDER, with_pictures=True)
+    for _ in range(2):  # it waits, then it runs
+        assert handlers.begin(session) == {handlers.WARNING: {"text": words.BUSY}}
+        next(turns)
+    after(turns)
+    assert list(handlers.edit(desk, session, ORDER, with_pictures=True)) == []
+    assert len(desk.orders) == 1
+
+
+def test_an_edit_that_was_cancelled_while_it_waited_does_nothing(desk, session):
+    handlers.begin(session)
+    handlers.cancel(session)
+    assert list(handlers.edit(desk, session, ORDER, with_pictures=True)) == []
+    assert desk.orders == []
+
+
+def test_an_order_that_gradio_refuses_lets_the_user_go_on(desk, session):
+    handlers.begin(session)
+    assert handlers.fail(session)["edit"]["interactive"]
+    assert not session.busy
+    handlers.begin(session)
+    turns = handlers.edit(desk, session, ORDER, with_pictures=True)
+    next(turns)  # the tab
+    next(turns)  # a step
+    assert handlers.fail(session) == {}  # the refused one is not the one that runs
+    assert after(turns)["comparison"]["visible"]
+
+
 def test_a_session_does_not_see_another(desk, session, tmp_path):
-    other = open_session(tmp_path)
+    other = open_session(tmp_path, LARGE)
     edit(desk, session)
     assert other.rounds == []
     assert other.folder != session.folder
@@ -233,7 +308,6 @@ def test_a_session_does_not_see_another(desk, session, tmp_path):
 def test_a_closed_session_leaves_no_file(session):
     close_session(session)
     assert not session.folder.exists()
-    close_session(None)
 
 
 # -- with the tiny editor
@@ -244,13 +318,81 @@ def tiny_desk() -> Desk:
     return Desk(Editor(EditorSettings(model="tiny", arguments={"num_inference_steps": 6})))
 
 
+def test_edits_of_one_photograph_share_work_until_its_tab_is_closed(tiny_desk, tmp_path):
+    sessions = [open_session(tmp_path, LARGE) for _ in range(2)]
+    for session in sessions:
+        handlers.open_sample(session, tiny_samples()[0])
+    first, second = sessions
+    order = Order("remove the red triangle", steps=2)
+
+    def seconds_saved(session) -> float:
+        edit(tiny_desk, session, order)
+        return session.shown.report.seconds_saved
+
+    assert seconds_saved(first) == 0
+    assert seconds_saved(first) > 0
+    assert seconds_saved(second) == 0  # the same pixels in another tab
+    kept = tiny_desk._opened.session
+    assert kept.nbytes > 0
+    tiny_desk.forget(first.folder)
+    assert kept.nbytes > 0
+    tiny_desk.forget(second.folder)
+    assert kept.nbytes == 0
+    assert tiny_desk._opened is None
+    first, second = (np.asarray(session.shown.result.load()) for session in sessions)
+    assert (first == second).all()
+
+
+@pytest.mark.full
+def test_a_large_photograph_is_edited_again_in_crops(tiny_desk, tmp_path):
+    scene = make_scene(1, kind="recolour", size=512)
+    session = open_session(tmp_path, tiny_desk.large_from)
+    handlers.open_sample(session, Sample("large", scene.source_image, scene.instruction))
+    assert session.is_large
+    handlers.begin(session)
+    order = Order(scene.instruction, steps=6, detail="crop")
+    turns = list(handlers.edit(tiny_desk, session, order, with_pictures=False))
+    assert any("Detail 1 of 1. Step 6 of 6" in str(turn.get("status")) for turn in turns)
+    assert session.shown.result.size == (512, 512)
+    assert handlers.go_to(session, 0)["in_crops"] == {"visible": True, "value": True}
+
+
+def test_an_edit_of_a_crop_can_be_cancelled(tiny_desk, tmp_path):
+    scene = make_scene(1, kind="recolour", size=512)
+    session = open_session(tmp_path, tiny_desk.large_from)
+    handlers.open_sample(session, Sample("large", scene.source_image, scene.instruction))
+    handlers.begin(session)
+    order = Order(scene.instruction, steps=6, detail="crop")
+    page: dict = {}
+    for changes in handlers.edit(tiny_desk, session, order, with_pictures=False):
+        page |= changes
+        if "Detail 1 of 1. Step" in str(page.get("status")):
+            handlers.cancel(session)
+    assert "Cancelled" in page["status"]["value"]
+    assert session.rounds == []
+
+
+def test_a_closed_desk_ends_its_edit_and_takes_no_other(tmp_path):
+    desk = Desk(Editor(EditorSettings(model="tiny")))
+    session = open_session(tmp_path, LARGE)
+    handlers.open_sample(session, tiny_samples()[0])
+    handlers.begin(session)
+    turns = handlers.edit(desk, session, Order("remove the red triangle"), with_pictures=False)
+    assert any("Step" in str(changes.get("status")) for changes in turns)
+    desk.close()
+    assert "Cancelled" in after(turns)["status"]["value"]
+    desk._editor.close()  # nothing runs
+    assert "Cancelled" in edit(desk, session)["status"]["value"]
+
+
 def test_the_tiny_editor_follows_a_sample_inside_the_paint(tiny_desk, tmp_path):
     assert tiny_desk.steps == 6
-    session = open_session(tmp_path)
+    session = open_session(tmp_path, LARGE)
     handlers.open_sample(session, tiny_samples()[0])
     left = Image.new("L", session.source.shown.size)
     left.paste(255, (0, 0, left.width // 2, left.height))
     order = Order(tiny_samples()[0].instruction, mask=left, preset="fast", steps=6)
+    handlers.begin(session)
     page = after(handlers.preview(tiny_desk, session, order))
     assert page["tabs"]["selected"] == handlers.SCORES_TAB
     assert "of the picture at first" in page["report"]["value"]
@@ -263,9 +405,10 @@ def test_the_tiny_editor_follows_a_sample_inside_the_paint(tiny_desk, tmp_path):
     assert tiny_desk._editor.handle.config.preset == "fast"
 
 
+@pytest.mark.full
 def test_orders_of_several_threads_are_carried_out_in_turn(tiny_desk, tmp_path):
-    sessions = [open_session(tmp_path) for _ in range(2)]
-    order = Order("remove the red triangle", steps=3)
+    sessions = [open_session(tmp_path, LARGE) for _ in range(2)]
+    order = Order("remove the red triangle", steps=2)
     threads = []
     for session in sessions:
         handlers.open_sample(session, tiny_samples()[0])

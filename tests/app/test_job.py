@@ -18,9 +18,9 @@ def step(index: int, picture: Image.Image | None = None) -> SimpleNamespace:
 def test_steps_arrive_one_by_one():
     go_on = threading.Semaphore(0)
 
-    def work(on_step):
+    def work(job):
         for index in range(3):
-            on_step(step(index))
+            job.on_step(step(index))
             go_on.acquire(timeout=10)
         return "done"
 
@@ -36,8 +36,8 @@ def test_steps_arrive_one_by_one():
 def test_the_picture_of_a_step_is_passed_on_if_it_is_wanted():
     picture = Image.new("RGB", (4, 4))
 
-    def work(on_step):
-        on_step(step(0, picture))
+    def work(job):
+        job.on_step(step(0, picture))
 
     (progress,) = Job(work, with_pictures=True).steps()
     assert progress.picture is picture
@@ -46,7 +46,7 @@ def test_the_picture_of_a_step_is_passed_on_if_it_is_wanted():
 
 
 def test_an_error_of_the_work_is_raised_by_the_result():
-    def work(on_step):
+    def work(job):
         raise KeyError("lost")
 
     job = Job(work, with_pictures=False)
@@ -66,10 +66,10 @@ def test_decoding_pictures_takes_a_small_share_of_the_time():
             time.sleep(0.02)
             return Image.new("RGB", (4, 4))
 
-    def work(on_step):
+    def work(job):
         for _ in range(20):
             time.sleep(0.005)
-            on_step(SlowStep())
+            job.on_step(SlowStep())
 
     job = Job(work, with_pictures=True)
     list(job.steps())
@@ -81,11 +81,11 @@ def test_decoding_pictures_takes_a_small_share_of_the_time():
 def test_cancelling_ends_the_work_at_its_next_step(how):
     go_on, ended = threading.Event(), threading.Event()
 
-    def work(on_step):
-        on_step(step(0))
+    def work(job):
+        job.on_step(step(0))
         go_on.wait(10)
         try:
-            on_step(step(1))
+            job.on_step(step(1))
         except Cancelled:
             ended.set()
             raise
@@ -102,6 +102,14 @@ def test_cancelling_ends_the_work_at_its_next_step(how):
         job.result()
     go_on.set()
     assert ended.wait(10)
+
+
+def test_a_result_that_comes_after_cancelling_is_dropped():
+    job = Job(lambda job: "done", with_pictures=False)
+    assert list(job.steps()) == []
+    job.cancel()
+    with pytest.raises(Cancelled):
+        job.result()
 
 
 def test_a_job_that_was_cancelled_before_it_started_does_nothing():

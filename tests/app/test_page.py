@@ -24,7 +24,8 @@ from spotedit.editor.settings import EditorSettings
 def app(monkeypatch_module):
     """Return the page of an editor that has no model."""
     monkeypatch_module.setattr(page.Desk, "steps", 12)
-    return page.create_app(SimpleNamespace(settings=EditorSettings(model="tiny")), seed=5)
+    editor = SimpleNamespace(settings=EditorSettings(model="tiny"))
+    return page.create_app(page.Desk(editor), seed=5)
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ def test_a_mask_is_the_same_after_painting_it():
 
 @pytest.mark.parametrize(
     ("size", "expected"),
-    [((100, 50), (512, 256)), ((4000, 3000), (1024, 768)), ((600, 700), (600, 700))],
+    [((100, 50), (512, 256)), ((2000, 1500), (1024, 768)), ((600, 700), (600, 700))],
 )
 def test_a_picture_fits_the_page(size, expected):
     assert photos.fit_to_page(Image.new("RGB", size)).size == expected
@@ -68,16 +68,12 @@ def test_transparency_is_shown_on_white(tmp_path):
     assert photo.shown.getpixel((5, 5)) == (255, 255, 255)
 
 
-@pytest.mark.parametrize("kind", ["text", "cut short", "too large"])
+@pytest.mark.parametrize("kind", ["text", "cut short"])
 def test_a_bad_file_is_refused_without_a_path(kind, tmp_path):
     encoded = io.BytesIO()
     Image.effect_noise((64, 64), 50).save(encoded, "PNG")
-    data = {"text": b"hello", "cut short": encoded.getvalue()[:500], "too large": b""}[kind]
     file = tmp_path / "bad.png"
-    if data:
-        file.write_bytes(data)
-    else:
-        Image.new("1", (12_000, 12_000)).save(file)
+    file.write_bytes(b"hello" if kind == "text" else encoded.getvalue()[:500])
     with pytest.raises(ImageError, match=r"^bad\.png: ") as caught:
         photos.add_photo(file, tmp_path, 1)
     assert str(tmp_path) not in str(caught.value)
