@@ -329,8 +329,8 @@ def test_a_profile_of_another_colour_space_is_not_used(tmp_path):
 def test_without_imagecodecs_16_bits_become_8(file, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
     out = tmp_path / file.path.name
-    (note,) = keep_original(file.path, edit_of(load_image(file.path)), out)
-    assert "16 bits a channel and keeps 8" in note
+    notes = keep_original(file.path, edit_of(load_image(file.path)), out)
+    assert any("16 bits a channel and keeps 8" in note for note in notes)
     assert load_image(out).size == load_image(file.path).size
 
 
@@ -357,6 +357,23 @@ def test_a_disk_that_fills_up_is_not_called_a_damaged_picture(files, tmp_path, m
     monkeypatch.setattr(Path, "write_bytes", write)
     with pytest.raises(OutputError, match="No space"):
         keep_original(path, edited, tmp_path / "out.png")
+
+
+@pytest.mark.parametrize("options", [{"compression": "jpeg"}, {"compression": "group4"}])
+def test_a_tiff_that_is_written_anew_is_said(options, tmp_path):
+    path, out = tmp_path / "in.tif", tmp_path / "out.tif"
+    mode = "1" if options["compression"] == "group4" else "RGB"
+    photographs.scene_8_bit().convert(mode).save(path, **options)
+    notes = keep_original(path, edit_of(load_image(path)), out)
+    assert any("written anew" in note for note in notes)
+
+
+@each(["photo.heic"])
+def test_heic_keeps_the_sampling_of_its_colours(file, tmp_path):
+    out = tmp_path / "out.heic"
+    keep_original(file.path, edit_of(load_image(file.path)), out)
+    with Image.open(file.path) as before, Image.open(out) as after:
+        assert after.info["chroma"] == before.info["chroma"] == 420
 
 
 def peak_of(program: str) -> int:

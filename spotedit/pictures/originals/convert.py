@@ -31,6 +31,11 @@ def converted(path: Path, edit: Placed, out_format: str) -> Rewritten:
             pixels, notes = png.read(path.read_bytes())
         elif image.format == "TIFF":
             pixels, notes = tiff.read(path, image)
+            if out_format == "TIFF":
+                notes.append(
+                    "this TIFF file had to be written anew: compression, order of the samples and "
+                    "private tags are not kept"
+                )
         else:
             pixels, notes = pixels_of(image), []
         if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":

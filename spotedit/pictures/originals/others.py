@@ -32,6 +32,7 @@ def rewritten(path: Path, edit: Placed) -> Rewritten:
         is_animation = getattr(image, "n_frames", 1) > 1
         depth = _bits(data, image)
         metadata = metadata_of(image)
+        chroma = image.info.get("chroma")  # of HEIC: 420, 422 or 444
         pixels = pixels_of(image)
     notes = []
     if is_animation:
@@ -46,12 +47,25 @@ def rewritten(path: Path, edit: Placed) -> Rewritten:
             "region differ by little; write to a .png or .tif file to keep them exactly"
         )
     notes += paste(pixels, edit)
-    return Rewritten(encode(pixels, metadata, image_format, is_lossless), notes)
+    return Rewritten(encode(pixels, metadata, image_format, is_lossless, chroma), notes)
 
 
-def encode(pixels: Pixels, metadata: Metadata, image_format: str, is_lossless: bool) -> bytes:
-    """Make a file of pixels that the format can hold."""
+def encode(
+    pixels: Pixels,
+    metadata: Metadata,
+    image_format: str,
+    is_lossless: bool,
+    chroma: int | None = None,
+) -> bytes:
+    """Make a file of pixels that the format can hold.
+
+    Args:
+        chroma: sampling of the colours in a HEIC file. Many viewers open no other than 420, which
+            cameras write, so an original's own is kept.
+    """
     options = dict((_LOSSLESS if is_lossless else _LOSSY)[image_format])
+    if chroma is not None and image_format == "HEIF":
+        options["chroma"] = chroma
     if image_format == "BMP":
         if metadata.dpi:
             options["dpi"] = metadata.dpi
