@@ -60,15 +60,16 @@ def converted(path: Path, edit: Placed, out_format: str) -> Rewritten:
 def fitted(pixels: Pixels, out_format: str) -> tuple[Pixels, list[str]]:
     """Return pixels that a format can hold, and sentences about what they lost."""
     notes = []
+    name = "HEIC" if out_format == "HEIF" else out_format
     if pixels.mode == "CMYK" and out_format not in _CMYK:
         pixels = _cmyk_to_srgb(pixels.to_8_bit())
-        notes.append(f"{out_format} holds no CMYK: the colours are sRGB now")
+        notes.append(f"{name} holds no CMYK: the colours are sRGB now")
     if pixels.is_deep and out_format not in _DEEP:
         pixels = pixels.to_8_bit()
-        notes.append(f"{out_format} holds 8 of the 16 bits a channel")
+        notes.append(f"{name} holds 8 of the 16 bits a channel")
     if pixels.has_alpha and out_format not in _WITH_ALPHA:
         pixels = _on_white(pixels)
-        notes.append(f"{out_format} holds no transparency: it is on white now")
+        notes.append(f"{name} holds no transparency: it is on white now")
     if pixels.mode == "LA" and out_format not in _GREY_ALPHA:
         values = pixels.values[..., [0, 0, 0, 1]]
         pixels = Pixels(values, "RGBA")
