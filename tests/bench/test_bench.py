@@ -288,6 +288,7 @@ def check_profile(listed):
     assert [row["samples"] for row in first] == [5]
 
 
+@pytest.mark.full
 def test_the_compiled_twin_shares_the_weights():
     torch._dynamo.reset()  # other tests compile the same blocks
     graphs = []

@@ -237,6 +237,7 @@ def script(tmp_path, *options, **settings):
     )  # fmt: skip
 
 
+@pytest.mark.full
 def test_the_script_with_wheels(tmp_path):
     """Rehearse only the first parts; `-m full` rehearses all."""
     wheel(tmp_path)

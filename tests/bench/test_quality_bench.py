@@ -246,6 +246,7 @@ def stored(folder):
     return {place: {k: v for k, v in row.items() if k not in TIMES} for place, row in rows.items()}
 
 
+@pytest.mark.full
 def test_an_interrupted_run_continues_and_ends_with_the_same_records(
     random_editor, tmp_path, monkeypatch
 ):

@@ -127,6 +127,7 @@ def test_a_signal_ends_training_with_a_checkpoint_of_whole_steps(tmp_path, numbe
     assert torch.equal(again.model.weight, whole.model.weight)
 
 
+@pytest.mark.full
 def test_a_killed_run_resumes_from_its_checkpoint(tmp_path):
     program = (
         "import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"

@@ -70,7 +70,7 @@ QWEN = (qwen.random_qwen, guided_edit)
     ("pipeline", "compile_pipeline"),
     [
         pytest.param(KONTEXT, compile_blocks, id="blocks"),
-        pytest.param(KONTEXT, compile_transformer, id="transformer"),
+        pytest.param(KONTEXT, compile_transformer, id="transformer", marks=pytest.mark.full),
         pytest.param(KONTEXT, wrap_transformer, id="wrapped", marks=pytest.mark.full),
         pytest.param(LORA, compile_blocks, id="LoRA-blocks", marks=pytest.mark.full),
         pytest.param(LORA, compile_transformer, id="LoRA-transformer", marks=pytest.mark.full),

@@ -145,8 +145,11 @@ def test_no_state_is_kept_after_fifty_calls(pipe, monkeypatch):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"cache_dtype": "int8"}, {"temporal": spotedit.TaylorSeer()}],
-    ids=["default", "int8", "temporal"],
+    [
+        pytest.param({}, id="default"),
+        pytest.param({"cache_dtype": "int8"}, id="int8", marks=pytest.mark.full),
+        pytest.param({"temporal": spotedit.TaylorSeer()}, id="temporal", marks=pytest.mark.full),
+    ],
 )
 def test_a_call_leaves_only_the_numbers_of_its_report(pipe, options):
     arguments = call_arguments(**STOCK_SIZE)

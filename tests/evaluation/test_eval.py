@@ -100,6 +100,7 @@ def copy(finished, tmp_path) -> Path:
 # -- kill and resume
 
 
+@pytest.mark.full
 def test_a_run_killed_three_times_ends_with_the_same_rows(data, start, finished, tmp_path):
     moments = random.Random(0)
     total = lines_in(finished)
