@@ -13,7 +13,6 @@ from .painting import BRUSH, BRUSH_OPACITY
 Parts = dict[str, Any]
 SampleRow = tuple[str, str]
 
-MAX_SEED = 2**32 - 1
 _MAX_STEPS = 100  # unless the app is started with more
 _MAX_INSTRUCTION = 2000  # characters
 _CANVAS = (1024, 1024)  # pixels, as large as a picture of the page
@@ -129,8 +128,6 @@ def _request(preset: PresetName, steps: int, seed: int) -> Parts:
         parts["seed"] = gr.Number(
             value=seed,
             precision=0,
-            minimum=0,
-            maximum=max(seed, MAX_SEED),
             label="Seed",
             info="The same seed gives the same picture again.",
         )
