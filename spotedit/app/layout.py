@@ -54,7 +54,11 @@ def _source(samples: Sequence[SampleRow]) -> Parts:
     )
     parts: Parts = {
         "upload": gr.File(
-            label="Your photograph", file_types=["image"], height=170, elem_id="upload"
+            label="Your photograph",
+            file_types=["image"],
+            height=170,
+            visible=False,  # until the page has a session
+            elem_id="upload",
         ),
         "painting": gr.ImageEditor(
             label="Paint where it may change (optional)",
@@ -79,7 +83,7 @@ def _source(samples: Sequence[SampleRow]) -> Parts:
         visible=False,
         elem_id="other_picture",
     )
-    with gr.Column(visible=bool(samples)) as parts["samples_box"]:
+    with gr.Column(visible=False) as parts["samples_box"]:
         parts["samples"] = gr.Dataset(
             label="Or a sample: press one",
             components=[gr.Image(render=False), gr.Textbox(render=False)],

@@ -52,8 +52,11 @@ def create_app(desk: Desk, samples: Sequence[Sample] | None = None, seed: int = 
         rows = [(_write_sample(sample, folder.name), sample.instruction) for sample in samples]
         parts = lay_out(rows, desk.preset, desk.steps, seed)
 
-        def start() -> Session:
-            return open_session(Path(folder.name), desk.large_from)
+        def start() -> Updates:
+            """Let the user choose a picture, now that there is a session."""
+            session = open_session(Path(folder.name), desk.large_from)
+            shown = {"upload": {"visible": True}, "samples_box": {"visible": bool(samples)}}
+            return {parts["session"]: session} | _updates(parts, shown)
 
         def end(session: Session | None) -> None:
             if session is not None:
@@ -62,7 +65,7 @@ def create_app(desk: Desk, samples: Sequence[Sample] | None = None, seed: int = 
 
         parts["session"].delete_callback = end
 
-        app.load(start, outputs=parts["session"], queue=False, **_EVENT)
+        app.load(start, outputs=[parts["session"], *_outputs(parts)], queue=False, **_EVENT)
         app.load(None, js=_ON_LOAD, **_EVENT)
         _tie_pictures(parts, samples)
         _tie_work(parts, desk)
