@@ -26,6 +26,7 @@ from ..tiny.pipeline import NATIVE_SIZE
 from .job import Cancelled, Job
 from .photos import Photo
 
+MAX_SEED = 2**53 - 1  # larger numbers are not exact in a browser
 _MODEL_PIXELS = 1024**2  # what the published models work with
 
 

@@ -19,7 +19,7 @@ from ..pictures.files import OutputError, describe_error
 from ..pictures.images import ImageError
 from ..preview import Preview
 from . import words
-from .desk import Desk, Order
+from .desk import MAX_SEED, Desk, Order
 from .job import Cancelled, Job, Progress
 from .painting import paint
 from .photos import Photo, add_photo, add_picture, fit_to_page
@@ -101,14 +101,6 @@ def cancel(session: Session) -> Changes:
     """Cancel the preview or edit that runs or waits for its turn."""
     session.cancel()
     return _show_cancelled(session)
-
-
-def fail(session: Session) -> Changes:
-    """Let the user go on after a preview or an edit that Gradio refused, or that has failed."""
-    if session.state == "running":  # another one, which goes on
-        return {}
-    session.cancel()
-    return _show_outcome(session) | {"status": {"value": words.status(words.FAILED)}}
 
 
 def edit(desk: Desk, session: Session, order: Order, with_pictures: bool) -> Iterator[Changes]:
@@ -245,6 +237,8 @@ def _checked(source: Photo | None, order: Order) -> Photo:
         raise BadInput("Choose a picture first.")
     if not order.instruction.strip():
         raise BadInput("Write what to change first, such as: add a scarf to the dog.")
+    if not 0 <= order.seed <= MAX_SEED:
+        raise BadInput(f"The seed is {order.seed}: choose one from 0 to {MAX_SEED}.")
     mask = order.mask
     if mask is not None and not same_aspect(mask.size, source.shown.size):
         raise BadInput("The paint does not fit the picture: press the bin above it, paint again.")

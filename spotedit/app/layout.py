@@ -13,7 +13,6 @@ from .painting import BRUSH, BRUSH_OPACITY
 Parts = dict[str, Any]
 SampleRow = tuple[str, str]
 
-MAX_SEED = 2**32 - 1
 _MAX_STEPS = 100  # unless the app is started with more
 _MAX_INSTRUCTION = 2000  # characters
 _CANVAS = (1024, 1024)  # pixels, as large as a picture of the page
@@ -55,7 +54,11 @@ def _source(samples: Sequence[SampleRow]) -> Parts:
     )
     parts: Parts = {
         "upload": gr.File(
-            label="Your photograph", file_types=["image"], height=170, elem_id="upload"
+            label="Your photograph",
+            file_types=["image"],
+            height=170,
+            visible=False,  # until the page has a session
+            elem_id="upload",
         ),
         "painting": gr.ImageEditor(
             label="Paint where it may change (optional)",
@@ -80,7 +83,7 @@ def _source(samples: Sequence[SampleRow]) -> Parts:
         visible=False,
         elem_id="other_picture",
     )
-    with gr.Column(visible=bool(samples)) as parts["samples_box"]:
+    with gr.Column(visible=False) as parts["samples_box"]:
         parts["samples"] = gr.Dataset(
             label="Or a sample: press one",
             components=[gr.Image(render=False), gr.Textbox(render=False)],
@@ -129,8 +132,6 @@ def _request(preset: PresetName, steps: int, seed: int) -> Parts:
         parts["seed"] = gr.Number(
             value=seed,
             precision=0,
-            minimum=0,
-            maximum=max(seed, MAX_SEED),
             label="Seed",
             info="The same seed gives the same picture again.",
         )

@@ -11,13 +11,13 @@ import gradio as gr
 from . import handlers, words
 from .desk import Desk, Order
 from .handlers import WARNING, Changes
-from .layout import MAX_SEED, Parts, lay_out
+from .layout import Parts, lay_out
 from .painting import painted_mask
 from .samples import Sample, tiny_samples
 from .session import Session, close_session, open_session
 
 _CACHE_CHECKED_EVERY, _CACHE_KEPT = 3600, 24 * 3600  # seconds
-_MAX_WAITING = 32  # previews and edits; further ones are refused
+_NUM_RANDOM_SEEDS = 2**32
 _NUM_READERS = 4  # pictures that are read at the same time
 
 # What every event of the page has in common.
@@ -52,8 +52,11 @@ def create_app(desk: Desk, samples: Sequence[Sample] | None = None, seed: int = 
         rows = [(_write_sample(sample, folder.name), sample.instruction) for sample in samples]
         parts = lay_out(rows, desk.preset, desk.steps, seed)
 
-        def start() -> Session:
-            return open_session(Path(folder.name), desk.large_from)
+        def start() -> Updates:
+            """Let the user choose a picture, now that there is a session."""
+            session = open_session(Path(folder.name), desk.large_from)
+            shown = {"upload": {"visible": True}, "samples_box": {"visible": bool(samples)}}
+            return {parts["session"]: session} | _updates(parts, shown)
 
         def end(session: Session | None) -> None:
             if session is not None:
@@ -62,11 +65,11 @@ def create_app(desk: Desk, samples: Sequence[Sample] | None = None, seed: int = 
 
         parts["session"].delete_callback = end
 
-        app.load(start, outputs=parts["session"], queue=False, **_EVENT)
+        app.load(start, outputs=[parts["session"], *_outputs(parts)], queue=False, **_EVENT)
         app.load(None, js=_ON_LOAD, **_EVENT)
         _tie_pictures(parts, samples)
         _tie_work(parts, desk)
-    app.queue(max_size=_MAX_WAITING)
+    app.queue()
     return app
 
 
@@ -112,7 +115,7 @@ def _tie_work(parts: Parts, desk: Desk) -> None:
         yield from _each(parts, session, lambda: handlers.preview(desk, session, order))
 
     def new_seed() -> int:
-        return random.randint(0, MAX_SEED)
+        return random.randrange(_NUM_RANDOM_SEEDS)
 
     at_once = {"outputs": outputs, "queue": False, **_EVENT}
     in_turn = {"outputs": outputs, "concurrency_limit": 1, "concurrency_id": "editor", **_EVENT}
@@ -122,8 +125,6 @@ def _tie_work(parts: Parts, desk: Desk) -> None:
         edit, [*inputs, parts["with_pictures"]], **in_turn
     )
     previews = parts["preview"].click(begin, [session], **at_once).then(preview, inputs, **in_turn)
-    for event in (edits, previews):  # a number out of bounds, say, or a full queue
-        event.failure(_tied(parts, handlers.fail), [session], **at_once)
     parts["cancel"].click(
         _tied(parts, handlers.cancel), [session], cancels=[edits, previews], **at_once
     )

@@ -11,7 +11,6 @@ IDLE = "Choose a picture, say what to change, and press Edit."
 READY = "Say what to change, and press Edit. Paint over a part if only that part may change."
 CANCELLED = "Cancelled. Nothing was changed."
 BUSY = "An edit is running: wait for it, or cancel it first."
-FAILED = "It could not be done. Change what the message says, or try again."
 EXPIRED = "This page has expired: reload it."
 
 _KINDS = {

