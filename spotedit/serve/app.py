@@ -4,7 +4,9 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -58,7 +60,7 @@ def _edits(service: Service) -> APIRouter:
 
     async def check_client(request: Request) -> None:
         _check_key(request, service.settings.api_key)
-        _check_origin(request)
+        _check_origin(request, has_key=service.settings.api_key is not None)
 
     router = APIRouter(prefix="/v1", dependencies=[Depends(check_client)])
 
@@ -118,16 +120,33 @@ def _check_key(request: Request, key: str | None) -> None:
     )
 
 
-def _check_origin(request: Request) -> None:
-    """Refuse requests from web pages of other sites, which a visitor's browser sends unasked."""
+def _check_origin(request: Request, has_key: bool) -> None:
+    """Refuse requests from web pages of other sites, which a visitor's browser sends unasked.
+
+    A site can let its own name mean this machine (DNS rebinding), and then the page seems to be
+    ours. Without a key, only pages whose address is no such name are ours.
+    """
     origin = request.headers.get("origin")
-    if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
+    if origin is None:
+        return
+    place = origin.partition("://")[2]
+    is_own = place == request.headers.get("host") and (has_key or _is_address(place))
+    if not is_own:
         raise ApiError(
             403,
             "the request comes from a web page of another site; send it from a program, or through "
             "a proxy that removes the header Origin",
             code="foreign_origin",
         )
+
+
+def _is_address(place: str) -> bool:
+    """Tell whether HOST or HOST:PORT is an IP address or this machine's own name."""
+    try:
+        host = urlsplit(f"//{place}").hostname or ""
+        return host == "localhost" or bool(ip_address(host))
+    except ValueError:
+        return False
 
 
 def _form_schema() -> dict[str, Any]:

@@ -134,6 +134,15 @@ def test_web_pages_of_other_sites_are_refused(client, origin):
     assert "access-control-allow-origin" not in answer.headers
 
 
-def test_a_page_of_the_same_site_is_answered(client):
-    headers = {"Origin": "http://testserver"}
+@pytest.mark.parametrize("host", ["127.0.0.1:8000", "localhost", "[::1]:8000"])
+def test_a_page_of_the_same_address_is_answered(client, host):
+    headers = {"Origin": f"http://{host}", "Host": host}
     assert client.get("/v1/models", headers=headers).status_code == 200
+
+
+def test_a_site_whose_name_means_this_machine_needs_the_key(client, editor):
+    headers = {"Origin": "http://example.org", "Host": "example.org"}
+    assert error(client.get("/v1/models", headers=headers), 403)["code"] == "foreign_origin"
+    with client_of(editor, replace(SETTINGS, api_key="secret")) as client_with_key:
+        headers |= {"Authorization": "Bearer secret"}
+        assert client_with_key.get("/v1/models", headers=headers).status_code == 200
