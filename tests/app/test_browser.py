@@ -255,12 +255,10 @@ def test_one_users_cancel_does_not_touch_another(open_page):
     wait_for_status(second, "Waiting")
     second.locator("#cancel").click()
     wait_for_status(second, "Cancelled")
-    second.locator("#edit").click()
-    wait_for_status(second, "Waiting")
     wait_for_status(first, f"of {LONG}")
     first.locator("#cancel").click()
     wait_for_status(first, "Cancelled")
-    wait_for_status(second, "The edit is ready")
+    edit(second)
     assert first.locator("#history img").count() == 0
 
 
