@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 MAX_SECONDS = 120  # to load the model and to open the page
-MAX_SECONDS_TO_END = 30
+MAX_SECONDS_TO_END = 60
 
 
 @contextmanager
