@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from app_server import running_app
+from app_server import ROOT, running_app
 from PIL import Image, ImageOps
 
 from spotedit.app.samples import tiny_samples
@@ -35,7 +35,8 @@ def address(tmp_path_factory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("app") / "log.txt"
     with running_app(log, "--steps", str(NUM_STEPS)) as url:
         yield url
-    assert "Traceback" not in log.read_text()
+    # Gradio may report a browser that left in the middle of a request
+    assert f'File "{ROOT / "spotedit"}' not in log.read_text()
 
 
 @pytest.fixture(scope="module")
