@@ -500,7 +500,7 @@ def test_teacache_finds_offloaded_weights(how):
 @pytest.mark.parametrize(
     "how",
     [
-        "transformer",
+        pytest.param("transformer", marks=pytest.mark.full),
         pytest.param("blocks", marks=pytest.mark.full),
         pytest.param("wrapped", marks=pytest.mark.full),
     ],

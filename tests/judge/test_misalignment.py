@@ -179,6 +179,7 @@ def test_a_moved_frame_is_computed_whole_and_the_report_says_so(run):
     assert json.loads(json.dumps(report.to_dict()))["misalignment"]["kind"] == "shift"
 
 
+@pytest.mark.full
 def test_a_moved_frame_runs_dense_if_asked_to(run):
     report, error = run(view(tiny.heldout_photos()[0], shift=(8, 8)), on_misaligned="dense")
     assert error < 1e-3
@@ -186,6 +187,7 @@ def test_a_moved_frame_runs_dense_if_asked_to(run):
     assert "the remaining steps ran dense" in report.summary()
 
 
+@pytest.mark.full
 def test_the_frame_is_only_checked_if_many_tokens_change(run, monkeypatch):
     checks = []
     monkeypatch.setattr("spotedit.judge.judging.detect", lambda *args: checks.append(args))
