@@ -380,7 +380,7 @@ def detail_comparison() -> list[str]:
 
 
 def detail_origin() -> list[str]:
-    """Where the rows of `detail` come from."""
+    """Say where the rows of `detail` come from."""
     return origin(run("detail"), "python -m bench.detail")
 
 

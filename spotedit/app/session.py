@@ -78,12 +78,12 @@ class Session:
 
     @property
     def busy(self) -> bool:
-        """Whether a preview or an edit runs or waits for its turn."""
+        """Tell whether a preview or an edit runs or waits for its turn."""
         return self.state != "idle"
 
     @property
     def is_large(self) -> bool:
-        """Whether the source has so many pixels that its edits can be sharper in crops."""
+        """Tell whether the source is so large that crops can make its edits sharper."""
         return self.source is not None and math.prod(self.source.size) >= self.large_from
 
     @property

@@ -1,4 +1,4 @@
-"""Where a photograph changes, in pixels, and the crops in which it is edited again."""
+"""Find where a photograph changes, in pixels, and choose the crops to edit again."""
 
 import math
 from typing import NamedTuple

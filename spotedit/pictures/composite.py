@@ -58,7 +58,7 @@ class PlacedEdit:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the original stays as it is."""
+        """Tell whether the original stays as it is."""
         return not self.region.any()
 
     def transposed(self, method: Image.Transpose) -> "PlacedEdit":

@@ -19,7 +19,7 @@ class Layers:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the original stays as it is."""
+        """Tell whether the original stays as it is."""
         return all(edit.is_empty for edit in self.edits)
 
     def transposed(self, method: Image.Transpose) -> "Layers":

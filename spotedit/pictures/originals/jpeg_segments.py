@@ -28,7 +28,7 @@ class Segment(NamedTuple):
 
     @property
     def says_how_to_decode(self) -> bool:
-        """Whether it is the JFIF or the Adobe segment, which say what the colours are."""
+        """Tell whether this is the JFIF or the Adobe segment, which describe the colours."""
         return self.marker in (_APP0, _APP14)
 
 
