@@ -90,13 +90,6 @@ def clear_paint(session: Session) -> Changes:
     return {"painting": {"value": _canvas(session.source, None)}}
 
 
-def begin(session: Session) -> Changes:
-    """Let a preview or an edit wait for its turn."""
-    if not session.begin():
-        return _warn(words.BUSY)
-    return _busy(True) | {"status": {"value": words.status(words.WAITING)}}
-
-
 def cancel(session: Session) -> Changes:
     """Cancel the preview or edit that runs or waits for its turn."""
     session.cancel()
@@ -110,8 +103,7 @@ def edit(desk: Desk, session: Session, order: Order, with_pictures: bool) -> Ite
     def work(job: Job[Edited]) -> Edited:
         return desk.edit(_checked(source, order), order, job)
 
-    if session.state == "waiting":
-        yield {"tabs": {"selected": RESULT_TAB}}
+    yield {"tabs": {"selected": RESULT_TAB}}
     edited = yield from _follow(session, Job(work, with_pictures))
     if edited is None or source is None:
         return
@@ -246,15 +238,17 @@ def _checked(source: Photo | None, order: Order) -> Photo:
 
 
 def _follow(session: Session, job: Job[Result]) -> Generator[Changes, None, Result | None]:
-    """Run a job and show its steps.
+    """Let a job wait for its turn, run it and show its steps.
 
     Returns:
         The result of the job, or None if there is none; the page then says why.
     """
-    if not session.start(job):
+    if not session.begin(job):
+        yield _warn(words.BUSY)
         return None
     problem = None
     try:
+        yield _busy(True) | {"status": {"value": words.status(words.WAITING)}}
         for step in job.steps():
             yield _show_step(step)
         return job.result()
@@ -268,8 +262,11 @@ def _follow(session: Session, job: Job[Result]) -> Generator[Changes, None, Resu
         logger.exception("the app failed")
         problem = f"The app made a mistake ({type(error).__name__}). Its log says more."
     finally:
-        session.finish(job)
-    yield _show_cancelled(session) if problem is None else _stopped(session, problem)
+        session.end(job)
+    if problem is not None:
+        yield _stopped(session, problem)
+    elif not session.busy:  # otherwise the page already shows the next job
+        yield _show_cancelled(session)
     return None
 
 

@@ -19,6 +19,7 @@ from .session import Session, close_session, open_session
 _CACHE_CHECKED_EVERY, _CACHE_KEPT = 3600, 24 * 3600  # seconds
 _NUM_RANDOM_SEEDS = 2**32
 _NUM_READERS = 4  # pictures that are read at the same time
+_MAX_JOBS = 24  # edits and previews that run or wait for the editor; Gradio has 40 threads
 
 # What every event of the page has in common.
 _EVENT: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -117,17 +118,20 @@ def _tie_work(parts: Parts, desk: Desk) -> None:
     def new_seed() -> int:
         return random.randrange(_NUM_RANDOM_SEEDS)
 
-    at_once = {"outputs": outputs, "queue": False, **_EVENT}
-    in_turn = {"outputs": outputs, "concurrency_limit": 1, "concurrency_id": "editor", **_EVENT}
-    begin = _tied(parts, handlers.begin)
+    # One event is a whole job. Neither a chain of events nor Gradio's way to cancel one will do: a
+    # browser that is slow to send the second event sends it after the user has cancelled the first.
+    options = {
+        "outputs": outputs,
+        "concurrency_limit": _MAX_JOBS,  # the desk gives them their turns
+        "concurrency_id": "editor",
+        "trigger_mode": "multiple",  # the session refuses a second job, and says so
+        **_EVENT,
+    }
     starts_edit = [parts["edit"].click, parts["instruction"].submit]
-    edits = gr.on(starts_edit, begin, [session], **at_once).then(
-        edit, [*inputs, parts["with_pictures"]], **in_turn
-    )
-    previews = parts["preview"].click(begin, [session], **at_once).then(preview, inputs, **in_turn)
-    parts["cancel"].click(
-        _tied(parts, handlers.cancel), [session], cancels=[edits, previews], **at_once
-    )
+    gr.on(starts_edit, edit, [*inputs, parts["with_pictures"]], **options)
+    parts["preview"].click(preview, inputs, **options)
+    cancel = _tied(parts, handlers.cancel)
+    parts["cancel"].click(cancel, [session], outputs, queue=False, **_EVENT)
     parts["new_seed"].click(new_seed, outputs=parts["seed"], queue=False, **_EVENT)
 
 

@@ -3,11 +3,11 @@
 import math
 import shutil
 import tempfile
+import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Literal
 
 from PIL import Image
 
@@ -62,8 +62,7 @@ class Session:
         parent: number of the round whose result `source` is, or None if the user gave it.
         shown: the round whose result the page shows, or None.
         rounds: the finished edits, oldest first, at most `MAX_ROUNDS`.
-        job: the running preview or edit, or the last one.
-        state: whether a preview or an edit runs or waits for its turn.
+        job: the preview or edit that runs or waits for its turn, or None.
     """
 
     folder: Path
@@ -73,13 +72,13 @@ class Session:
     shown: Round | None = None
     rounds: list[Round] = field(default_factory=list)
     job: Job | None = None
-    state: Literal["idle", "waiting", "running"] = "idle"
+    _lock: threading.Lock = field(default_factory=threading.Lock)
     _numbers: count = field(default_factory=lambda: count(1))
 
     @property
     def busy(self) -> bool:
         """Tell whether a preview or an edit runs or waits for its turn."""
-        return self.state != "idle"
+        return self.job is not None
 
     @property
     def is_large(self) -> bool:
@@ -149,30 +148,26 @@ class Session:
             self.go_to(previous)
         return previous
 
-    def begin(self) -> bool:
-        """Let a preview or an edit wait for its turn; return False if there is one already."""
-        if self.busy:
-            return False
-        self.state = "waiting"
-        return True
+    def begin(self, job: Job) -> bool:
+        """Take note that a job begins; return False if the session has one already."""
+        with self._lock:
+            if self.busy:
+                return False
+            self.job = job
+            return True
 
-    def start(self, job: Job) -> bool:
-        """Let a job run; return False if nothing waits for its turn, as after `cancel`."""
-        if self.state != "waiting":
-            return False
-        self.job, self.state = job, "running"
-        return True
-
-    def finish(self, job: Job) -> None:
-        """Take note that a job has ended. Do nothing if it was cancelled and another one waits."""
-        if self.job is job and self.state == "running":
-            self.state = "idle"
+    def end(self, job: Job) -> None:
+        """Take note that a job has ended. Do nothing if it was cancelled and another one runs."""
+        with self._lock:
+            if self.job is job:
+                self.job = None
 
     def cancel(self) -> None:
         """Cancel the preview or edit of this session, if one runs or waits for its turn."""
-        self.state = "idle"
-        if self.job is not None:
-            self.job.cancel()
+        with self._lock:
+            job, self.job = self.job, None
+        if job is not None:
+            job.cancel()
 
     def _remove_unused(self, photos: list[Photo]) -> None:
         """Remove the files of these pictures, except for those that the user can return to."""

@@ -263,15 +263,17 @@ def test_one_users_cancel_does_not_touch_another(open_page):
     assert first.locator("#history img").count() == 0
 
 
-def test_a_closed_tab_gives_the_editor_back(open_page):
-    first, second = open_page(), open_page()
-    open_sample(first)
-    set_steps(first, LONG)
-    first.locator("#edit").click()
-    first.locator("#status progress").wait_for()
-    first.close()
-    open_sample(second)
-    edit(second)
+def test_closed_tabs_give_the_editor_back(open_page):
+    running, waiting, page = open_page(), open_page(), open_page()
+    for closed in (running, waiting):
+        open_sample(closed)
+        set_steps(closed, LONG)
+        closed.locator("#edit").click()
+        closed.get_by_text("Step 1 of" if closed is running else "Waiting").first.wait_for()
+    running.close()
+    waiting.close()
+    open_sample(page)
+    edit(page)
 
 
 def test_bad_files_are_refused_in_a_line(open_page, tmp_path):

@@ -45,8 +45,15 @@ def after(changes_in_turn) -> dict:
 
 
 def edit(desk, session, order=ORDER) -> dict:
-    handlers.begin(session)
     return after(handlers.edit(desk, session, order, with_pictures=True))
+
+
+def begun_edit(desk, session):
+    """Return the turns of an edit that waits for the desk."""
+    turns = handlers.edit(desk, session, ORDER, with_pictures=True)
+    while not session.busy:
+        next(turns)
+    return turns
 
 
 def mask() -> Image.Image:
@@ -99,7 +106,6 @@ def test_sharper_detail_is_offered_for_a_large_photograph(session):
 
 
 def test_an_edit_shows_its_steps_and_its_result(desk, session):
-    handlers.begin(session)
     turns = list(handlers.edit(desk, session, ORDER, with_pictures=True))
     shown = [turn["status"]["value"] for turn in turns if "status" in turn]
     assert any('value="3" max="3"' in status for status in shown)
@@ -165,7 +171,6 @@ def test_a_bad_order_is_refused_before_the_edit(order, line, desk, session):
 
 
 def test_a_preview_of_exactly_the_paint_is_refused_in_the_words_of_the_page(desk, session):
-    handlers.begin(session)
     order = replace(ORDER, mask=mask(), mask_mode="replace")
     page = after(handlers.preview(desk, session, order))
     assert "Exactly the paint is recomputed" in page["status"]["value"]
@@ -247,9 +252,7 @@ def test_a_format_that_cannot_be_written_becomes_png(desk, session, tmp_path):
 
 
 def test_cancel_ends_the_edit_and_the_page_is_usable(desk, session):
-    handlers.begin(session)
-    turns = handlers.edit(desk, session, ORDER, with_pictures=True)
-    next(turns)
+    turns = begun_edit(desk, session)
     desk.go_on.clear()
     waiting = threading.Thread(target=lambda: page.update(after(turns)))
     page: dict = {}
@@ -267,21 +270,31 @@ def test_cancel_ends_the_edit_and_the_page_is_usable(desk, session):
 
 
 def test_a_second_edit_is_refused_while_one_waits_or_runs(desk, session):
-    handlers.begin(session)
-    turns = handlers.edit(desk, session, ORDER, with_pictures=True)
+    turns = begun_edit(desk, session)
     for _ in range(2):  # it waits, then it runs
-        assert handlers.begin(session) == {handlers.WARNING: {"text": words.BUSY}}
+        page = edit(desk, session)
+        assert page[handlers.WARNING] == {"text": words.BUSY}
+        assert "status" not in page
         next(turns)
     after(turns)
-    assert list(handlers.edit(desk, session, ORDER, with_pictures=True)) == []
     assert len(desk.orders) == 1
 
 
-def test_an_edit_that_was_cancelled_while_it_waited_does_nothing(desk, session):
-    handlers.begin(session)
+def test_an_edit_that_is_cancelled_while_it_waits_does_nothing(desk, session):
+    turns = begun_edit(desk, session)
     handlers.cancel(session)
-    assert list(handlers.edit(desk, session, ORDER, with_pictures=True)) == []
+    assert "Cancelled" in after(turns)["status"]["value"]
     assert desk.orders == []
+    assert session.rounds == []
+
+
+def test_a_cancelled_edit_does_not_hide_the_next_one(desk, session):
+    cancelled = begun_edit(desk, session)
+    handlers.cancel(session)
+    following = begun_edit(desk, session)
+    assert list(cancelled) == []
+    assert after(following)["comparison"]["visible"]
+    assert len(desk.orders) == 1
 
 
 def test_a_session_does_not_see_another(desk, session, tmp_path):
@@ -289,9 +302,10 @@ def test_a_session_does_not_see_another(desk, session, tmp_path):
     edit(desk, session)
     assert other.rounds == []
     assert other.folder != session.folder
-    handlers.begin(session)
+    turns = begun_edit(desk, session)
     handlers.cancel(other)
     assert session.busy
+    assert after(turns)["comparison"]["visible"]
 
 
 def test_a_closed_session_leaves_no_file(session):
@@ -338,7 +352,6 @@ def test_a_large_photograph_is_edited_again_in_crops(tiny_desk, tmp_path):
     session = open_session(tmp_path, tiny_desk.large_from)
     handlers.open_sample(session, Sample("large", scene.source_image, scene.instruction))
     assert session.is_large
-    handlers.begin(session)
     order = Order(scene.instruction, steps=6, detail="crop")
     turns = list(handlers.edit(tiny_desk, session, order, with_pictures=False))
     assert any("Detail 1 of 1. Step 6 of 6" in str(turn.get("status")) for turn in turns)
@@ -350,7 +363,6 @@ def test_an_edit_of_a_crop_can_be_cancelled(tiny_desk, tmp_path):
     scene = make_scene(1, kind="recolour", size=512)
     session = open_session(tmp_path, tiny_desk.large_from)
     handlers.open_sample(session, Sample("large", scene.source_image, scene.instruction))
-    handlers.begin(session)
     order = Order(scene.instruction, steps=6, detail="crop")
     page: dict = {}
     for changes in handlers.edit(tiny_desk, session, order, with_pictures=False):
@@ -365,7 +377,6 @@ def test_a_closed_desk_ends_its_edit_and_takes_no_other(tmp_path):
     desk = Desk(Editor(EditorSettings(model="tiny")))
     session = open_session(tmp_path, LARGE)
     handlers.open_sample(session, tiny_samples()[0])
-    handlers.begin(session)
     turns = handlers.edit(desk, session, Order("remove the red triangle"), with_pictures=False)
     assert any("Step" in str(changes.get("status")) for changes in turns)
     desk.close()
@@ -381,7 +392,6 @@ def test_the_tiny_editor_follows_a_sample_inside_the_paint(tiny_desk, tmp_path):
     left = Image.new("L", session.source.shown.size)
     left.paste(255, (0, 0, left.width // 2, left.height))
     order = Order(tiny_samples()[0].instruction, mask=left, preset="fast", steps=6)
-    handlers.begin(session)
     page = after(handlers.preview(tiny_desk, session, order))
     assert page["tabs"]["selected"] == handlers.SCORES_TAB
     assert "of the picture at first" in page["report"]["value"]

@@ -73,10 +73,11 @@ def test_gradio_reports_nothing_and_offers_no_api(app):
     assert {event["api_visibility"] for event in events} == {"private"}
 
 
-def test_previews_and_edits_of_all_users_share_one_queue(app):
+def test_jobs_that_wait_leave_threads_for_cancelling_them(app):
     functions = [event for event in app.fns.values() if event.concurrency_id == "editor"]
     assert len(functions) == 2
-    assert {event.concurrency_limit for event in functions} == {1}
+    assert {event.concurrency_limit for event in functions} == {page._MAX_JOBS}
+    assert app.max_threads > page._MAX_JOBS + page._NUM_READERS
 
 
 def test_the_page_starts_with_the_settings_of_the_command(app):
