@@ -3,6 +3,7 @@
 This file itself imports neither at the top, so that with xdist the workers start at once.
 """
 
+import gc
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -93,6 +94,15 @@ def arguments() -> Callable[..., dict]:
     from small_kontext import call_arguments
 
     return call_arguments
+
+
+@pytest.fixture
+def only_new_tensors() -> Iterator[None]:
+    """Let `live_tensors` leave out what exists before the test; it may be freed at any time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The memory of the cache: estimated before a call, halved by int8, and freed after the call."""
 
-import gc
 import weakref
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from diffusers import (
     QwenImageEditPlusPipeline,
     QwenImageTransformer2DModel,
 )
+from live_tensors import held_bytes, live_tensors
 from small_kontext import (
     HEAD_DIM,
     HEIGHT,
@@ -109,19 +109,7 @@ def test_quantised_rows_come_back_within_half_a_step():
     assert torch.equal(unwritten, torch.zeros(5, heads, head_dim, dtype=torch.int8))
 
 
-def live_tensors():
-    gc.collect()
-    # `isinstance` would ask proxies for their class, and some objects fail at that.
-    return [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
-
-
-def held_bytes():
-    """Count the bytes of all live tensors on the CPU, once for tensors that share a storage."""
-    storages = [x.untyped_storage() for x in live_tensors() if x.device.type == "cpu"]
-    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
-
-
-def test_no_state_is_kept_after_fifty_calls(pipe, monkeypatch):
+def test_no_state_is_kept_after_fifty_calls(pipe, monkeypatch, only_new_tensors):
     branches = []  # weak references to the state of every guidance branch
     init = Branch.__init__
 
@@ -135,8 +123,7 @@ def test_no_state_is_kept_after_fifty_calls(pipe, monkeypatch):
     tensor_counts = set()
     for call in range(50):
         pipe(**call_arguments(num_inference_steps=3))
-        # The first calls may still free what other tests of this process have left.
-        if call >= 10 and call % 10 == 4:
+        if call % 10 == 4:
             tensor_counts.add(len(live_tensors()))
     assert len(branches) == 50
     assert all(reference() is None for reference in branches)
@@ -151,7 +138,7 @@ def test_no_state_is_kept_after_fifty_calls(pipe, monkeypatch):
         pytest.param({"temporal": spotedit.TaylorSeer()}, id="temporal", marks=pytest.mark.full),
     ],
 )
-def test_a_call_leaves_only_the_numbers_of_its_report(pipe, options):
+def test_a_call_leaves_only_the_numbers_of_its_report(pipe, options, only_new_tensors):
     arguments = call_arguments(**STOCK_SIZE)
     pipe(**arguments)  # the stock pipeline keeps some tensors after its first call
     handle = spotedit.enable(pipe, **options)

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import gc
 import threading
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from diffusers import FluxKontextPipeline
 from families import FAMILIES, each_family, each_family_that
 from families.offload import OFFLOAD, each_vae_and_way_to_offload
+from live_tensors import held_bytes
 from small_kontext import STOCK_SIZE, guidance, random_kontext
 from torch import nn
 from traces import traces
@@ -467,15 +467,8 @@ def test_a_cleared_or_closed_session_takes_nothing_from_a_call_that_still_runs(p
         assert session.nbytes == 0
 
 
-def held_bytes():
-    gc.collect()
-    tensors = [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
-    storages = [x.untyped_storage() for x in tensors if x.device.type == "cpu"]
-    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
-
-
 @pytest.mark.full
-def test_the_bytes_are_those_that_are_held_and_do_not_grow(pipe):
+def test_the_bytes_are_those_that_are_held_and_do_not_grow(pipe, only_new_tensors):
     handle, source = spotedit.enable(pipe), call_arguments()["image"]
     pipe(**call_arguments())
     handle.report = None
