@@ -1,4 +1,4 @@
-"""Convert the colours of an edit, which are sRGB, to those of the picture that it goes into."""
+"""Convert colours to sRGB, which edits have, and back to those of the edited picture."""
 
 from functools import cached_property
 from io import BytesIO
@@ -7,8 +7,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
+# There and back, so that colours return as they were. The tables for printing that profiles hold
+# for the perceptual intent are not inverse to each other: a CMYK picture comes back darker.
+_INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
 
-def icc_profile(data: bytes | None) -> ImageCms.ImageCmsProfile | None:
+
+def _opened_profile(data: bytes | None) -> ImageCms.ImageCmsProfile | None:
     """Return the profile, or None if there is none, if it is sRGB, or if it cannot be read."""
     if not data:
         return None
@@ -19,8 +23,21 @@ def icc_profile(data: bytes | None) -> ImageCms.ImageCmsProfile | None:
         return None
 
 
+def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Convert an RGB or CMYK picture with this ICC profile to sRGB; others keep their numbers."""
+    source = _opened_profile(profile) if image.mode in ("RGB", "CMYK") else None
+    if source is not None:
+        target = ImageCms.createProfile("sRGB")
+        try:
+            converted = ImageCms.profileToProfile(image, source, target, _INTENT, "RGB")
+            image = converted or image  # None would mean a conversion in place, which this is not
+        except (ImageCms.PyCMSError, OSError):
+            pass  # the profile does not fit the picture, so the numbers are taken as they are
+    return image.convert("RGB")
+
+
 class ColourSpace:
-    """The colours of a picture, for conversions from sRGB; the inverse of `load_image`'s.
+    """The colours of a picture, for conversions from sRGB; the inverse of `to_srgb`.
 
     Args:
         mode: "L", "RGB" or "CMYK".
@@ -30,7 +47,7 @@ class ColourSpace:
 
     def __init__(self, mode: str, dtype: np.dtype, profile: bytes | None) -> None:
         self.mode, self.dtype = mode, np.dtype(dtype)
-        self._profile = profile if mode != "L" and icc_profile(profile) else None
+        self._profile = profile if mode != "L" and _opened_profile(profile) else None
 
     def from_srgb(self, image: Image.Image) -> np.ndarray:
         """Return the picture in this colour space: [H, W, C] of `dtype`."""
@@ -48,7 +65,8 @@ class ColourSpace:
     @cached_property
     def _transform(self) -> Any:
         target = ImageCms.ImageCmsProfile(BytesIO(self._profile or b""))
-        return ImageCms.buildTransform(ImageCms.createProfile("sRGB"), target, "RGB", self.mode)
+        srgb = ImageCms.createProfile("sRGB")
+        return ImageCms.buildTransform(srgb, target, "RGB", self.mode, _INTENT)
 
     def _deep(self, image: Image.Image) -> np.ndarray:
         """Convert with 16 bits a channel, because 8 would show steps in linear colour spaces."""
@@ -63,6 +81,7 @@ class ColourSpace:
             colorspace="rgb",
             outcolorspace=space,
             outdtype=self.dtype,
+            intent=int(_INTENT),
         )
         return converted
 

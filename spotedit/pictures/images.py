@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageOps
 
+from .colour import to_srgb
 from .files import OutputError, atomic_write, describe_error, try_writing
 
 __all__ = [
@@ -159,6 +160,11 @@ def _opened(
             yield opened
         except ImageError as error:
             raise ImageError(f"{name}: {error}") from None
+        except MemoryError as error:
+            raise ImageError(
+                f"{name}: there is too little memory for {opened.width} x {opened.height} pixels; "
+                "scale it down first"
+            ) from error
         except Exception as error:
             raise ImageError(
                 f"{name}: the {opened.format} data is damaged or cut short ({error}); "
@@ -194,17 +200,7 @@ def _too_large(name: str, size: str, max_pixels: int) -> ImageError:
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Convert any picture to sRGB with 8 bits a channel, on white if it is transparent."""
     flat = _flatten(_to_8_bit(image))
-    profile = image.info.get("icc_profile")
-    if profile and flat.mode in ("RGB", "CMYK"):
-        try:
-            source = ImageCms.ImageCmsProfile(BytesIO(profile))
-            if "sRGB" not in ImageCms.getProfileDescription(source):
-                target = ImageCms.createProfile("sRGB")
-                # the result is None only if the conversion is in place, which this one is not
-                flat = ImageCms.profileToProfile(flat, source, target, outputMode="RGB") or flat
-        except (ImageCms.PyCMSError, OSError):
-            pass  # the profile is unreadable, so the numbers are taken as they are
-    return flat.convert("RGB")
+    return to_srgb(flat, image.info.get("icc_profile"))
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:

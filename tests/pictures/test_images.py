@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from spotedit.pictures.colour import ColourSpace
 from spotedit.pictures.images import (
     MAX_PIXELS,
     ImageError,
@@ -16,6 +17,7 @@ from spotedit.pictures.images import (
     atomic_write,
     check_output,
     load_image,
+    open_image,
     save_image,
 )
 
@@ -108,6 +110,64 @@ def test_icc_profile_is_converted_to_srgb(tmp_path):
     red, _, blue = pixel(load_image(saved(tmp_path, image, "swapped.png", icc_profile=swapped)))
     assert blue > 250
     assert red < 5
+
+
+def printer_profile() -> bytes:
+    """Return an ICC profile of CMYK that shows everything darker with the perceptual intent.
+
+    Black ink alone makes greys, and all other inks are ignored. Only the tables of the relative
+    colorimetric intent are inverse to each other.
+    """
+
+    def table(num_in: int, num_out: int, points: np.ndarray) -> bytes:
+        """Return a table with two points for each channel that goes in, as ICC's type lut8."""
+        identity = np.eye(3, dtype=">i4").tobytes().replace(b"\0\0\0\1", b"\0\1\0\0")
+        ramp = bytes(range(256))
+        start = b"mft1" + struct.pack(">4x3Bx", num_in, num_out, 2) + identity
+        return start + ramp * num_in + points.astype(np.uint8).tobytes() + ramp * num_out
+
+    cmyk, lab = (np.stack(np.indices((2,) * n), axis=-1).reshape(-1, n) for n in (4, 3))
+    lightness = 255 * (1 - cmyk[:, 3])
+    neutral = np.full_like(lightness, 128)
+    to_lab = np.stack([lightness, neutral, neutral], axis=-1)
+    darker = np.stack([lightness // 2, neutral, neutral], axis=-1)
+    to_cmyk = np.zeros((len(lab), 4))
+    to_cmyk[:, 3] = 255 * (1 - lab[:, 0])
+    tags = {
+        b"desc": b"desc" + struct.pack(">4xI", 8) + b"printer\0" + bytes(78),
+        b"wtpt": b"XYZ " + struct.pack(">4x3i", 63190, 65536, 54061),
+        b"A2B0": table(4, 3, darker),
+        b"A2B1": table(4, 3, to_lab),
+        b"B2A0": table(3, 4, to_cmyk),
+        b"B2A1": table(3, 4, to_cmyk),
+    }
+    offset = 128 + 4 + 12 * len(tags)
+    directory, data = struct.pack(">I", len(tags)), b""
+    for name, tag in tags.items():
+        directory += name + struct.pack(">2I", offset + len(data), len(tag))
+        data += tag + bytes(-len(tag) % 4)
+    header = struct.pack(
+        ">I4xI4s4s4s12x4s", offset + len(data), 0x02400000, b"prtr", b"CMYK", b"Lab ", b"acsp"
+    )
+    header = header.ljust(68, b"\0") + struct.pack(">3i", 63190, 65536, 54061)
+    return header.ljust(128, b"\0") + directory + data
+
+
+def test_a_picture_for_printing_is_as_bright_as_it_was_after_the_way_there_and_back(tmp_path):
+    image = Image.new("CMYK", (4, 4), (0, 0, 0, 102))
+    path = saved(tmp_path, image, "print.tif", icc_profile=printer_profile())
+    loaded = load_image(path)
+    assert pixel(loaded) == pytest.approx((145, 145, 145), abs=2)  # L* of 60
+    for dtype, levels in ((np.uint8, 255), (np.uint16, 65535)):
+        back = ColourSpace("CMYK", np.dtype(dtype), printer_profile()).from_srgb(loaded)
+        assert back[0, 0] * (255.0 / levels) == pytest.approx((0, 0, 0, 102), abs=2)
+
+
+def test_too_little_memory_is_said(tmp_path):
+    path = saved(tmp_path, Image.new("RGB", (3, 2)))
+    problem = "too little memory for 3 x 2 pixels; scale it down first"
+    with pytest.raises(ImageError, match=problem), open_image(path):
+        raise MemoryError
 
 
 def test_a_broken_icc_profile_is_ignored(tmp_path):

@@ -4,9 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image
 
-from ..colour import icc_profile
+from ..colour import to_srgb
 from ..composite import Placed, paste
 from ..pixels import Pixels, pixels_of
 from . import jpeg, others, png, tiff
@@ -86,12 +86,7 @@ def _fitting_jpeg(metadata: Metadata) -> tuple[Metadata, list[str]]:
 
 
 def _cmyk_to_srgb(pixels: Pixels) -> Pixels:
-    image = pixels.to_image()
-    profile = icc_profile(pixels.profile)
-    if profile is not None:
-        srgb = ImageCms.createProfile("sRGB")
-        image = ImageCms.profileToProfile(image, profile, srgb, outputMode="RGB") or image
-    return Pixels(np.array(image.convert("RGB")), "RGB")
+    return Pixels(np.array(to_srgb(pixels.to_image(), pixels.profile)), "RGB")
 
 
 def _on_white(pixels: Pixels) -> Pixels:
