@@ -55,7 +55,8 @@ def edit_one(
         return _edit(editor, job, settings, row, on_step)
     except Exception as error:  # one picture must not end the others' work
         if isinstance(error, OutputError) and _stops_all(error):
-            raise
+            made, target = settings.unfinished(job.output), settings.target(job.output)
+            raise OutputError(str(error).replace(str(made), str(target))) from error.__cause__
         problem = first_line(error).removeprefix(f"{job.image}: ")
         took_too_much = isinstance(error.__cause__ or error, torch.OutOfMemoryError | MemoryError)
     finally:

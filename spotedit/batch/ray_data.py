@@ -6,8 +6,6 @@ same paths. The rows return to the process that started the batch.
 """
 
 import json
-import logging
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..editor.editor import Editor
-from ..editor.errors import BadInput, Failure
+from ..editor.errors import Failure
 from ..pictures.files import OutputError, make_folder
 from ..pictures.lines import append_line, read_lines
 from .jobs import Job
@@ -24,7 +22,7 @@ from .manifest import Row
 from .one import asked, edit_one, first_line
 from .settings import BatchSettings
 
-_OBJECT_STORE_BYTES = 128 * 2**20  # only rows pass through it
+OBJECT_STORE_BYTES = 128 * 2**20  # only rows pass through it
 _MAX_BLOCKS = 4096
 _MAX_ATTEMPTS = 3  # at a picture during which the process was killed; it may be the cause
 
@@ -68,56 +66,6 @@ def _attempt(job: Job, settings: BatchSettings) -> Iterator[int]:
     append_line(path, {})
     yield len(list(read_lines(path)))
     path.unlink(missing_ok=True)
-
-
-@contextmanager
-def ray_cluster(address: str | None, num_actors: int | None) -> Iterator[Any]:
-    """Connect to Ray during the block.
-
-    Args:
-        address: of a cluster, or None to start Ray on this machine alone and stop it afterwards.
-        num_actors: the processor cores that a Ray on this machine may use. None: all.
-
-    Raises:
-        BadInput: Ray is not installed, or there is no cluster at `address`.
-    """
-    try:
-        import ray
-        import ray.data
-        from ray._common.usage import usage_lib
-    except ImportError as error:
-        raise BadInput(f'--ray needs Ray Data ({error}): pip install "spotedit[ray]"') from error
-    if ray.is_initialized():
-        yield ray
-        return
-    start: dict[str, Any] = {"address": address}
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    if address is None:
-        usage_lib.set_usage_stats_enabled_via_env_var(False)  # nothing is sent to other hosts
-        start = {
-            "address": "local",
-            "num_cpus": num_actors,
-            "include_dashboard": False,
-            "object_store_memory": _OBJECT_STORE_BYTES,
-            "_node_ip_address": "127.0.0.1",
-        }
-    try:
-        ray.init(**start, log_to_driver=False, configure_logging=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise BadInput(f"--ray {address or ''}: {error}") from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
-
-
-def check_address(address: str) -> None:
-    """Raise `BadInput` if `address` is neither empty nor the address of a cluster."""
-    if address not in ("", "auto") and not re.fullmatch(r"(ray://)?[^/\s]+:[0-9]+", address):
-        raise BadInput(
-            f'--ray {address}: expected an address, such as "auto" or HOST:PORT; put --ray last if '
-            "it is to have none"
-        )
 
 
 def edit_on_ray(ray: Any, settings: BatchSettings, num_actors: int | None) -> EditAll:

@@ -14,12 +14,13 @@ from ..batch.loop import EditAll, edit_here, record_all
 from ..batch.manifest import Manifest, Row, locked
 from ..batch.one import remove_unfinished
 from ..batch.plan import Plan, make_plan
-from ..batch.ray_data import check_address, edit_on_ray, ray_cluster
+from ..batch.ray_data import OBJECT_STORE_BYTES, edit_on_ray
 from ..batch.settings import BatchSettings
 from ..batch.summary import dry_run, say, summary
 from ..editor.editor import Editor
 from ..editor.errors import BadInput, Failure
 from ..editor.loading import choose_device
+from ..editor.ray_cluster import check_address, ray_cluster
 from ..pictures.files import OutputError, describe_error, make_folder, try_writing
 from ..pictures.images import IMAGE_SUFFIXES, ImageError, open_image
 from .commands import BatchOptions
@@ -162,7 +163,11 @@ def _way_to_edit(options: BatchOptions, settings: BatchSettings) -> Iterator[Edi
         with Editor(settings.editor) as editor:
             yield edit_here(editor, settings)
     else:
-        with ray_cluster(options.ray or None, options.ray_actors or os.cpu_count()) as ray:
+        alone = {
+            "num_cpus": options.ray_actors or os.cpu_count(),
+            "object_store_memory": OBJECT_STORE_BYTES,
+        }
+        with ray_cluster(options.ray or None, "data", **alone) as ray:
             yield edit_on_ray(ray, settings, options.ray_actors)
 
 

@@ -2,15 +2,15 @@
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
 
 from ..editor.editor import Editor
-from ..editor.errors import BadInput, Failure
+from ..editor.errors import Failure
+from ..editor.ray_cluster import ray_cluster
 from ..editor.settings import EditorSettings
 from .app import create_app
 from .settings import ServeSettings
@@ -45,7 +45,7 @@ def serve_with_ray(settings: EditorSettings, limits: ServeSettings, place: RayPl
         BadInput: Ray Serve is not installed, or there is no cluster at the address.
         Failure: the replicas did not start.
     """
-    with _ray(place.address):
+    with ray_cluster(place.address, "serve"):
         from ray import serve
 
         try:
@@ -92,33 +92,6 @@ def _resources(settings: EditorSettings) -> dict[str, int]:
     has_gpus = ray.cluster_resources().get("GPU", 0) >= 1
     uses_gpu = has_gpus and settings.device in (None, "cuda")
     return {"num_cpus": 1, "num_gpus": int(uses_gpu)}
-
-
-@contextmanager
-def _ray(address: str | None) -> Iterator[None]:
-    """Connect to Ray inside the block."""
-    try:
-        import ray
-        import ray.serve
-        from ray._common.usage import usage_lib
-    except ImportError as error:
-        raise BadInput(f'--ray needs Ray Serve ({error}): pip install "spotedit[ray]"') from error
-    start: dict[str, Any] = {"address": address}
-    if address is None:
-        usage_lib.set_usage_stats_enabled_via_env_var(False)  # nothing is sent to other hosts
-        start = {
-            "address": "local",
-            "include_dashboard": False,
-            "_node_ip_address": "127.0.0.1",
-        }
-    try:
-        ray.init(**start, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise BadInput(f"--ray {address or ''}: {error}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _wait_for_a_signal() -> None:

@@ -247,6 +247,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(run, photos, out, monkeypat
         assert run(photos, INSTRUCTION) == 1
     said = capsys.readouterr()
     assert "No space left on device" in said.err
+    assert ".unfinished" not in said.err
     assert "2 edited" in said.out
     assert len(written) == 3
     assert len(pictures(out)) == len(rows(out)) == 2

@@ -27,6 +27,7 @@ NUM_STEPS = 4
     [
         (["--ray", "--devices", "cpu"], "exclude each other"),
         (["--ray", "--port", "0"], "name one"),
+        (["--ray", "nowhere"], "--ray nowhere: expected an address"),
         (["--ray", "--device", "nonsense"], "--device nonsense"),
     ],
 )
