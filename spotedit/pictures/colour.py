@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-# There and back, so that colours return as they were. The tables for printing that profiles hold
-# for the perceptual intent are not inverse to each other: a CMYK picture comes back darker.
+# Both conversions use this intent, so that colours return as they were. Printers' profiles have
+# other tables for the perceptual intent, with which a CMYK picture would come back darker.
 _INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
 
 
