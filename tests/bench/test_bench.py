@@ -257,6 +257,7 @@ PIPELINE += ["--layers", "1", "1", "--steps", "4", "--ratio", "0.25", "1", "--ju
 PIPELINE += ["--unfused", "0.25", "--profile"]
 
 
+@pytest.mark.full
 def test_pipeline_command(tmp_path):
     pipeline.main([*PIPELINE, "0.25", "--out", str(tmp_path)])
     written = json.loads((tmp_path / "pipeline.json").read_text())

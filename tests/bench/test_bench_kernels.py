@@ -213,6 +213,7 @@ def test_the_command_needs_no_diffusers_and_writes_rows_and_plots(tmp_path):
         assert (tmp_path / f"kernels_{name}.png").stat().st_size > 10_000
 
 
+@pytest.mark.full
 def test_the_microbenchmarks_run():
     options = ("-v", "-p", "no:cacheprovider", "--benchmark-disable")
     text = without_interpreter("pytest", *options, "bench/bench_ops.py")

@@ -80,6 +80,7 @@ def test_the_encoder_is_the_components_and_the_still_decoder_the_stock_one():
     assert torch.allclose(still.clamp(-1, 1), decoded, atol=1e-5)
 
 
+@pytest.mark.full
 def test_training_makes_weights_that_load(tmp_path):
     for i, photo in enumerate(tiny.heldout_photos()[:2]):
         Image.fromarray(photo).resize((360, 260)).save(tmp_path / f"{i}.png")

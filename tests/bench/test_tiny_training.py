@@ -247,6 +247,7 @@ def test_a_failing_process_ends_fresh_scenes_only(capsys):
     fresh.close()
 
 
+@pytest.mark.full
 def test_a_timed_run_leaves_weights_and_figures(untrained, tmp_path):
     from bench.tiny_editor.train import main
     from spotedit import tiny

@@ -66,16 +66,17 @@ LORA = (kontext_with_lora, edit)
 QWEN = (qwen.random_qwen, guided_edit)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("pipeline", "compile_pipeline"),
     [
         pytest.param(KONTEXT, compile_blocks, id="blocks"),
-        pytest.param(KONTEXT, compile_transformer, id="transformer", marks=pytest.mark.full),
-        pytest.param(KONTEXT, wrap_transformer, id="wrapped", marks=pytest.mark.full),
-        pytest.param(LORA, compile_blocks, id="LoRA-blocks", marks=pytest.mark.full),
-        pytest.param(LORA, compile_transformer, id="LoRA-transformer", marks=pytest.mark.full),
-        pytest.param(QWEN, compile_blocks, id="Qwen-CFG-blocks", marks=pytest.mark.full),
-        pytest.param(QWEN, compile_transformer, id="Qwen-CFG-transformer", marks=pytest.mark.full),
+        pytest.param(KONTEXT, compile_transformer, id="transformer"),
+        pytest.param(KONTEXT, wrap_transformer, id="wrapped"),
+        pytest.param(LORA, compile_blocks, id="LoRA-blocks"),
+        pytest.param(LORA, compile_transformer, id="LoRA-transformer"),
+        pytest.param(QWEN, compile_blocks, id="Qwen-CFG-blocks"),
+        pytest.param(QWEN, compile_transformer, id="Qwen-CFG-transformer"),
     ],
 )
 def test_compiled_equals_eager_and_compiles_no_more_after_warming_up(

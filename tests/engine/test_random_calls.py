@@ -156,7 +156,7 @@ AFTERWARDS = st.sampled_from(["nothing", "nothing", "again", "abort", "stock"])
 ABORT_AT = st.integers(0, 4)
 
 
-@settings(SETTINGS, max_examples=220)
+@settings(SETTINGS, max_examples=100)
 @given(calls(), AFTERWARDS, ABORT_AT)
 def test_any_call_is_right_and_leaves_nothing_behind(call, afterwards, abort_at):
     check_call(call, afterwards, abort_at)
@@ -171,7 +171,7 @@ def check_identity(call: Call) -> None:
     spotedit.disable(pipeline(call.name))
 
 
-@settings(SETTINGS, max_examples=60)
+@settings(SETTINGS, max_examples=30)
 @given(calls(exact=True))
 def test_a_call_that_computes_every_token_gives_the_stock_picture(call):
     check_identity(call)

@@ -97,6 +97,7 @@ def answers(pipe):
     return of_frames, of_edits
 
 
+@pytest.mark.full
 def test_no_edit_is_taken_for_a_misalignment(answers):
     """All 48 answers are right."""
     _, of_edits = answers
@@ -104,6 +105,7 @@ def test_no_edit_is_taken_for_a_misalignment(answers):
     assert [(name, str(found)) for name, found in of_edits if found is not None] == []
 
 
+@pytest.mark.full
 def test_most_misalignments_are_found_and_described(answers):
     """49 of 54 answers are right: the kind, the shift within 2 px and the scale within 0.015.
 

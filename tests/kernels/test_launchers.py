@@ -314,6 +314,7 @@ def graphs_of_every_op() -> list[tuple[int, int]]:
     return counts
 
 
+@pytest.mark.full
 def test_attention_is_two_graphs_whatever_the_number_of_rows():
     results = in_a_process(graphs_of_attention, 80, 89, 90)
     assert len(results) == 12

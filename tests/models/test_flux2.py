@@ -77,13 +77,9 @@ class Stop(Exception):
     pass
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
-    ("name", "reference"),
-    [
-        ("Flux2Pipeline", "auto"),
-        pytest.param("Flux2Pipeline", 1, marks=pytest.mark.full),
-        *(pytest.param(n, "auto", marks=pytest.mark.full) for n in FLUX2 if n != "Flux2Pipeline"),
-    ],
+    ("name", "reference"), [("Flux2Pipeline", 1), *((name, "auto") for name in FLUX2)]
 )
 def test_every_size_gives_equal_grids(name, reference, monkeypatch):
     """The pipelines take the size of the first image, even if they shrink it to a megapixel."""
