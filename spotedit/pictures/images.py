@@ -54,8 +54,8 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
 
     Raises:
         ImageError: the file does not exist, is no picture or is damaged; it has more than
-            `MAX_PIXELS` pixels, which is checked before anything is decoded; or its pixels are
-            floats, or integers outside 0..65535.
+            `MAX_PIXELS` pixels, which is checked before anything is decoded, or more than there is
+            memory for; or its pixels are floats, or integers outside 0..65535.
     """
     return _load(Path(path), _to_rgb)
 
@@ -87,7 +87,7 @@ def load_mask(path: str | os.PathLike[str]) -> Image.Image:
 
     Raises:
         ImageError: the file does not exist, is no picture or is damaged, or it has more than
-            `MAX_PIXELS` pixels.
+            `MAX_PIXELS` pixels, or more than there is memory for.
     """
     return _load(Path(path), lambda image: image)
 
@@ -118,11 +118,11 @@ def _decode(
 
 
 def open_image(path: str | os.PathLike[str]) -> AbstractContextManager[Image.Image]:
-    """Open a picture for the block. What fails in the block is a damaged picture.
+    """Open a picture for a block of `with`. An exception there means damage, or too little memory.
 
     Raises:
         ImageError: the file does not exist, is no picture or is damaged, or it has more than
-            `MAX_PIXELS` pixels.
+            `MAX_PIXELS` pixels, or more than there is memory for.
     """
     path = Path(path)
     return _opened(path, str(path), _num_bytes(path))

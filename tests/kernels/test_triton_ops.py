@@ -188,18 +188,14 @@ for name in OPS:
     uninterpreted("-c", code, timeout=240)
 
 
-def faults_by_schedule(*targets):
-    """Compile every schedule for `targets`; return a pair (its faults, its name) for each."""
+@pytest.mark.full
+def test_every_schedule_compiles_without_spills():
     code = (
         "import json, sys; from bench.compiled import usages, faults\n"
         "pairs = [(faults(*usage), usage[0].name) for usage in usages(sys.argv[1:])]\n"
         "print(json.dumps(pairs))"
     )
-    return json.loads(uninterpreted("-c", code, *targets, timeout=1200).splitlines()[-1])
-
-
-@pytest.mark.full
-def test_every_schedule_compiles_without_spills():
-    pairs = faults_by_schedule("sm_80", "sm_89", "sm_90", "sm_100", "gfx942")
+    targets = ("sm_80", "sm_89", "sm_90", "sm_100", "gfx942")
+    pairs = json.loads(uninterpreted("-c", code, *targets, timeout=1200).splitlines()[-1])
     assert {name.split()[0] for _, name in pairs} == {op.removesuffix("_out") for op in OPS}
     assert not [fault for faults, _ in pairs for fault in faults]

@@ -113,15 +113,17 @@ def test_icc_profile_is_converted_to_srgb(tmp_path):
 
 
 def printer_profile() -> bytes:
-    """Return an ICC profile of CMYK that shows everything darker with the perceptual intent.
+    """Return an ICC profile of CMYK whose perceptual tables are not inverse to each other.
 
-    Black ink alone makes greys, and all other inks are ignored. Only the tables of the relative
-    colorimetric intent are inverse to each other.
+    Black ink alone makes greys, and all other inks are ignored. The tables of the perceptual intent
+    make everything darker on the way to sRGB, and use half the ink on the way back. Those of the
+    relative colorimetric intent are inverse to each other.
     """
+    d50 = (63190, 65536, 54061)  # the white of all profiles, XYZ * 65536
 
     def table(num_in: int, num_out: int, points: np.ndarray) -> bytes:
         """Return a table with two points for each channel that goes in, as ICC's type lut8."""
-        identity = np.eye(3, dtype=">i4").tobytes().replace(b"\0\0\0\1", b"\0\1\0\0")
+        identity = (65536 * np.eye(3)).astype(">i4").tobytes()
         ramp = bytes(range(256))
         start = b"mft1" + struct.pack(">4x3Bx", num_in, num_out, 2) + identity
         return start + ramp * num_in + points.astype(np.uint8).tobytes() + ramp * num_out
@@ -135,10 +137,10 @@ def printer_profile() -> bytes:
     to_cmyk[:, 3] = 255 * (1 - lab[:, 0])
     tags = {
         b"desc": b"desc" + struct.pack(">4xI", 8) + b"printer\0" + bytes(78),
-        b"wtpt": b"XYZ " + struct.pack(">4x3i", 63190, 65536, 54061),
+        b"wtpt": b"XYZ " + struct.pack(">4x3i", *d50),
         b"A2B0": table(4, 3, darker),
         b"A2B1": table(4, 3, to_lab),
-        b"B2A0": table(3, 4, to_cmyk),
+        b"B2A0": table(3, 4, to_cmyk // 2),
         b"B2A1": table(3, 4, to_cmyk),
     }
     offset = 128 + 4 + 12 * len(tags)
@@ -149,7 +151,7 @@ def printer_profile() -> bytes:
     header = struct.pack(
         ">I4xI4s4s4s12x4s", offset + len(data), 0x02400000, b"prtr", b"CMYK", b"Lab ", b"acsp"
     )
-    header = header.ljust(68, b"\0") + struct.pack(">3i", 63190, 65536, 54061)
+    header = header.ljust(68, b"\0") + struct.pack(">3i", *d50)
     return header.ljust(128, b"\0") + directory + data
 
 
